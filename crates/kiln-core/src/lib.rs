@@ -1,0 +1,21 @@
+//! The words of kiln: digests, names, references, sizes, recipes, revision manifests and machine records.
+//!
+//! Everything here is a value: it is parsed once, at the edge, into a type with private fields, and printed back.
+//! No file is opened, no clock is read and no environment is consulted in this crate.
+
+pub mod arch;
+pub mod digest;
+pub mod machine;
+pub mod name;
+pub mod recipe;
+pub mod reference;
+pub mod revision;
+pub mod size;
+pub mod text;
+pub mod variant;
+
+pub use arch::Arch;
+pub use digest::Digest;
+pub use name::{ArtifactRole, MachineId, MachineName, Tag, TemplateName, VariantName};
+pub use reference::{Reference, RevisionSelector};
+pub use size::ByteSize;

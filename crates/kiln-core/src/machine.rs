@@ -1,0 +1,309 @@
+//! Machine records: what a machine is (written once), and how it does (replaced as it changes).
+
+use crate::arch::Arch;
+use crate::digest::Digest;
+use crate::name::{MachineId, MachineName, VariantName};
+use crate::revision::ArtifactFormat;
+use crate::size::ByteSize;
+use crate::variant::{MachineShape, ReadyProbe};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// The version of the record this program writes and reads.
+pub const RECORD_VERSION: u32 = 1;
+/// The largest record or status that is read, in bytes.
+pub const RECORD_BYTES_MAX: usize = 256 << 10;
+/// The most port forwards of a machine.
+pub const FORWARDS_MAX: usize = 64;
+
+/// What a machine is: written once, when it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// The machine's identity.
+    pub id: MachineId,
+    /// The machine's name, unique among the machines of a store.
+    pub name: MachineName,
+    /// The reference it was made from, as the user wrote it.
+    pub reference: String,
+    /// The revision it runs.
+    pub revision: Digest,
+    /// The variant it runs, where one was named.
+    pub variant: Option<VariantName>,
+    /// The guest's architecture.
+    pub arch: Arch,
+    /// What it is made of.
+    pub shape: MachineShape,
+    /// The kernel artifact.
+    pub kernel: Digest,
+    /// What the kernel's bytes are.
+    pub kernel_format: ArtifactFormat,
+    /// The initramfs artifact.
+    pub initrd: Option<Digest>,
+    /// The recipe's kernel arguments.
+    pub boot_args: Vec<String>,
+    /// When it counts as ready.
+    pub ready: Option<ReadyProbe>,
+    /// How it is connected.
+    pub network: Network,
+    /// The accelerator asked for: `auto`, `kvm` or `tcg`.
+    pub accelerator: String,
+    /// How its disk came to be.
+    pub clone: CloneRecord,
+    /// Whether the machine is removed when it ends.
+    pub remove_on_exit: bool,
+    /// When it was made, in milliseconds since 1970 (UTC).
+    pub created_unix_ms: u64,
+}
+
+/// How a machine's private disk was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRecord {
+    /// The artifact it is a copy of.
+    pub artifact: Digest,
+    /// The disk's length in bytes.
+    pub size: ByteSize,
+    /// `reflink` or `copy`.
+    pub method: CloneMethod,
+}
+
+/// The ways to make a private disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum CloneMethod {
+    /// Shared extents, by the file system.
+    Reflink,
+    /// A copy that keeps holes.
+    Copy,
+}
+
+impl fmt::Display for CloneMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reflink => "reflink",
+            Self::Copy => "copy",
+        })
+    }
+}
+
+/// How a machine is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Network {
+    /// No network device.
+    #[default]
+    None,
+    /// User-mode networking by the machine monitor, no privilege needed.
+    User {
+        /// Host ports that reach the guest.
+        forwards: Vec<Forward>,
+        /// Whether the guest may open connections to the outside, the host's loopback included.
+        outbound: bool,
+    },
+}
+
+/// A TCP port of the host's loopback address that leads to a port of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// The port on 127.0.0.1.
+    pub host: u16,
+    /// The port in the guest.
+    pub guest: u16,
+}
+
+/// A text that is not a port forward.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a port forward: HOST:GUEST is, two numbers from 1 to 65535, such as 8080:80")]
+pub struct InvalidForward(String);
+
+impl FromStr for Forward {
+    type Err = InvalidForward;
+
+    fn from_str(text: &str) -> Result<Self, InvalidForward> {
+        let port = |part: &str| {
+            part.bytes()
+                .all(|b| b.is_ascii_digit())
+                .then(|| part.parse().ok())
+                .flatten()
+                .filter(|port| *port != 0_u16)
+        };
+        text.split_once(':')
+            .and_then(|(host, guest)| Some(Self { host: port(host)?, guest: port(guest)? }))
+            .ok_or_else(|| InvalidForward(crate::text::clip(text)))
+    }
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.guest)
+    }
+}
+
+/// How a machine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Phase {
+    /// Made, never started.
+    Created,
+    /// The machine monitor was started, the guest is not ready.
+    Starting,
+    /// The guest is ready.
+    Running,
+    /// An end was asked for.
+    Stopping,
+    /// Ended as asked for, or by the guest.
+    Stopped,
+    /// Ended otherwise; the report says how.
+    Failed,
+}
+
+impl Phase {
+    /// Whether a machine in this phase has processes.
+    pub fn is_live(self) -> bool {
+        matches!(self, Self::Starting | Self::Running | Self::Stopping)
+    }
+    /// Returns the word users see.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "cause", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum EndCause {
+    /// The guest powered off or asked for a reboot by itself.
+    GuestShutdown,
+    /// The image's entrypoint ended and the machine with it.
+    EntrypointExited {
+        /// The exit code, or 128 and the signal's number.
+        code: i32,
+    },
+    /// A user asked for it.
+    Requested,
+    /// The guest's kernel panicked.
+    GuestPanic {
+        /// The console's words about it.
+        message: String,
+    },
+    /// The guest did not become ready in time.
+    NeverReady {
+        /// What was waited for, and how long.
+        reason: String,
+    },
+    /// The machine monitor could not be started or ended with an error.
+    VmmExited {
+        /// Its exit code.
+        code: i32,
+        /// Its last words.
+        message: String,
+    },
+    /// The machine monitor was killed by a signal.
+    VmmKilled {
+        /// The signal's number.
+        signal: i32,
+    },
+    /// The supervisor of the machine is gone without a word: it was killed, or the host restarted.
+    SupervisorLost,
+    /// The client that owned the machine went away.
+    ClientLost,
+    /// The machine could not be started.
+    StartFailed {
+        /// Why.
+        message: String,
+    },
+}
+
+impl fmt::Display for EndCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GuestShutdown => f.write_str("the guest shut down"),
+            Self::EntrypointExited { code } => write!(f, "its entrypoint exited with {code}"),
+            Self::Requested => f.write_str("stopped on request"),
+            Self::GuestPanic { message } => write!(f, "the guest's kernel panicked: {message}"),
+            Self::NeverReady { reason } => write!(f, "it never became ready: {reason}"),
+            Self::VmmExited { code, message } if message.is_empty() => {
+                write!(f, "the machine monitor exited with {code}")
+            }
+            Self::VmmExited { code, message } => {
+                write!(f, "the machine monitor exited with {code}: {message}")
+            }
+            Self::VmmKilled { signal } => write!(f, "the machine monitor was killed by signal {signal}"),
+            Self::SupervisorLost => f.write_str("its supervisor was killed or the host restarted"),
+            Self::ClientLost => f.write_str("the client that owned it went away"),
+            Self::StartFailed { message } => write!(f, "it could not be started: {message}"),
+        }
+    }
+}
+
+/// How a machine does: replaced by its supervisor at every change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// [`RECORD_VERSION`].
+    pub version: u32,
+    /// The phase.
+    pub phase: Phase,
+    /// The supervisor's process id, while it lives.
+    pub supervisor_pid: Option<u32>,
+    /// The machine monitor's process id, while it lives.
+    pub vmm_pid: Option<u32>,
+    /// The accelerator in use.
+    pub accelerator: Option<String>,
+    /// When it was last started, in milliseconds since 1970 (UTC).
+    pub started_unix_ms: Option<u64>,
+    /// Milliseconds from the supervisor's start to readiness.
+    pub ready_after_ms: Option<u64>,
+    /// When it ended, in milliseconds since 1970 (UTC).
+    pub ended_unix_ms: Option<u64>,
+    /// Why it ended.
+    pub end: Option<EndCause>,
+}
+
+impl MachineStatus {
+    /// Returns the status of a machine that was never started.
+    pub fn created() -> Self {
+        Self {
+            version: RECORD_VERSION,
+            phase: Phase::Created,
+            supervisor_pid: None,
+            vmm_pid: None,
+            accelerator: None,
+            started_unix_ms: None,
+            ready_after_ms: None,
+            ended_unix_ms: None,
+            end: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forwards_are_two_ports() {
+        assert_eq!("8080:80".parse::<Forward>().unwrap(), Forward { host: 8080, guest: 80 });
+        for text in ["", "80", "0:80", "80:0", "70000:1", "a:b", "1:2:3", "+1:2", " 1:2"] {
+            assert!(text.parse::<Forward>().is_err(), "{text}");
+        }
+    }
+}

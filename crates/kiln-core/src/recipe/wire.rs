@@ -1,0 +1,377 @@
+//! The recipe as written: every key of `kiln.toml`, and the checks that make it a [`Recipe`].
+
+use super::{
+    AgentOptions, BOOT_ARGS_BYTES_MAX, DebianSource, Entrypoint, Init, PACKAGES_MAX, PathSource, Recipe,
+    RecipeError, Source,
+};
+use crate::revision::VARIANTS_MAX;
+use crate::size::ByteSize;
+use crate::variant::{Board, MachineShape, ReadyProbe, Variant};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A kiln recipe: bakes one template.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RecipeFile {
+    /// The template's name: 1 to 63 of a-z, 0-9, `.`, `_`, `-`.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{0,62}$"))]
+    name: String,
+    /// The build profile, for sources that know profiles.
+    profile: Option<String>,
+    /// Where the content comes from.
+    source: SourceTable,
+    /// The machine.
+    #[serde(default)]
+    machine: MachineTable,
+    /// The kernel's command line.
+    #[serde(default)]
+    boot: BootTable,
+    /// When a machine is ready. Without it: when the guest agent answers.
+    ready: Option<ReadyTable>,
+    /// How the guest starts.
+    #[serde(default)]
+    agent: AgentTable,
+    /// The command that is the machine's purpose. The machine ends when it does.
+    entrypoint: Option<EntrypointTable>,
+    /// Variants of the template: what one leaves out comes from the template.
+    #[serde(default)]
+    variant: Vec<VariantTable>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum SourceTable {
+    /// Debian packages.
+    Debian(DebianTable),
+    /// A directory that holds the root file system.
+    Directory(PathTable),
+    /// A tar file (plain, gzip or zstd) that holds the root file system.
+    Tar(PathTable),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct DebianTable {
+    /// The release's code name, such as `bookworm`.
+    suite: String,
+    /// Packages to install beyond the package set.
+    #[serde(default)]
+    packages: Vec<String>,
+    /// The package set to begin with: `essential`, `minbase` (default), `apt`, `standard`.
+    variant: Option<String>,
+    /// The archive's components. Default: `main`.
+    components: Option<Vec<String>>,
+    /// The archive's URL. Default: what the host's apt uses.
+    mirror: Option<String>,
+    /// The package that brings the kernel. Default: `linux-image-cloud-ARCH`.
+    kernel: Option<String>,
+    /// Whether manual pages, documents and translations are kept. Default: false.
+    #[serde(default)]
+    docs: bool,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct PathTable {
+    /// The directory or tar file, relative to the recipe.
+    path: PathBuf,
+    /// The kernel: an uncompressed ELF or a bzImage, relative to the recipe.
+    kernel: PathBuf,
+    /// The directory of the kernel's modules, `…/lib/modules/VERSION`. Default: the kernel needs none.
+    modules: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct MachineTable {
+    /// Virtual processors. Default: 1.
+    vcpus: Option<u32>,
+    /// Memory, such as `"256M"` (the default) or `"2G"`.
+    memory: Option<String>,
+    /// The least size of the root disk, such as `"4G"`. Default: content and some slack.
+    disk: Option<String>,
+    /// The size of a second, blank disk. Default: none.
+    data_disk: Option<String>,
+    /// The board. Default: `pc`.
+    board: Option<Board>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct BootTable {
+    /// Kernel arguments added to those kiln needs.
+    #[serde(default)]
+    args: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ReadyTable {
+    /// A command in the guest that succeeds once the machine is ready.
+    command: Vec<String>,
+    /// Time between two tries, such as `"500ms"` (the default) or `"2s"`.
+    interval: Option<String>,
+    /// Time after which the machine counts as never ready. Default: `"120s"`.
+    timeout: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct AgentTable {
+    /// Process 1: `auto` (the image's init, else the agent), `agent`, or a path in the image. Default: `auto`.
+    init: Option<String>,
+    /// Kernel modules loaded besides those kiln needs, by name.
+    #[serde(default)]
+    modules: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct EntrypointTable {
+    /// Program and arguments.
+    command: Vec<String>,
+    /// Environment variables.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// The working directory. Default: `/`.
+    workdir: Option<String>,
+    /// Who runs it: `name`, `uid`, `name:group` or `uid:gid`. Default: root.
+    user: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct VariantTable {
+    /// The variant's name.
+    name: String,
+    /// What the variant is for, a label.
+    role: Option<String>,
+    /// The build profile. Default: the template's.
+    profile: Option<String>,
+    /// Virtual processors.
+    vcpus: Option<u32>,
+    /// Memory.
+    memory: Option<String>,
+    /// The size of a second, blank disk.
+    data_disk: Option<String>,
+    /// The board.
+    board: Option<Board>,
+    /// Kernel arguments, in place of the template's.
+    boot_args: Option<Vec<String>>,
+}
+
+fn value(field: &str, reason: impl Display) -> RecipeError {
+    RecipeError::Value { field: field.to_owned(), reason: reason.to_string() }
+}
+
+fn parsed<T: FromStr>(field: &str, text: &str) -> Result<T, RecipeError>
+where
+    T::Err: Display,
+{
+    text.parse().map_err(|error| value(field, error))
+}
+
+fn parsed_opt<T: FromStr>(field: &str, text: Option<&str>) -> Result<Option<T>, RecipeError>
+where
+    T::Err: Display,
+{
+    text.map(|text| parsed(field, text)).transpose()
+}
+
+impl TryFrom<RecipeFile> for Recipe {
+    type Error = RecipeError;
+
+    fn try_from(file: RecipeFile) -> Result<Self, RecipeError> {
+        let machine = MachineShape {
+            vcpus: file.machine.vcpus.unwrap_or(1),
+            memory: parsed_opt("machine.memory", file.machine.memory.as_deref())?
+                .unwrap_or(ByteSize::from_mib(256)),
+            data_disk: parsed_opt("machine.data_disk", file.machine.data_disk.as_deref())?,
+            board: file.machine.board.unwrap_or_default(),
+        }
+        .checked()
+        .map_err(|error| value("machine", error))?;
+        let disk_size_min: Option<ByteSize> = parsed_opt("machine.disk", file.machine.disk.as_deref())?;
+        if disk_size_min.is_some_and(|size| size.mib() > 16 << 20) {
+            return Err(value("machine.disk", "at most 16T are possible"));
+        }
+        Ok(Self {
+            name: parsed("name", &file.name)?,
+            profile: parsed_opt("profile", file.profile.as_deref())?,
+            source: source(file.source)?,
+            disk_size_min,
+            boot_args: boot_args("boot.args", file.boot.args)?,
+            ready: file.ready.map(ready).transpose()?,
+            agent: agent(file.agent, file.entrypoint)?,
+            variants: variants(file.variant, &machine)?,
+            machine,
+        })
+    }
+}
+
+fn source(table: SourceTable) -> Result<Source, RecipeError> {
+    Ok(match table {
+        SourceTable::Debian(table) => Source::Debian(debian(table)?),
+        SourceTable::Directory(table) => Source::Directory(path(table)?),
+        SourceTable::Tar(table) => Source::Tar(path(table)?),
+    })
+}
+
+fn path(table: PathTable) -> Result<PathSource, RecipeError> {
+    for (field, path) in [("source.path", &table.path), ("source.kernel", &table.kernel)] {
+        if path.as_os_str().is_empty() {
+            return Err(value(field, "a path is wanted"));
+        }
+    }
+    Ok(PathSource { path: table.path, kernel: table.kernel, modules: table.modules })
+}
+
+/// Words that are handed to package tools as arguments: nothing that could be an option, a path or a list.
+fn word(field: &str, text: String, extra: &[char]) -> Result<String, RecipeError> {
+    let ok = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.len() <= 128
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(&c));
+    if ok {
+        Ok(text)
+    } else {
+        Err(value(field, format_args!("`{}` is not a name", crate::text::clip(&text))))
+    }
+}
+
+fn words(field: &str, texts: Vec<String>, extra: &[char]) -> Result<Vec<String>, RecipeError> {
+    if texts.len() > PACKAGES_MAX {
+        return Err(value(field, format_args!("{} entries, more than {PACKAGES_MAX}", texts.len())));
+    }
+    texts.into_iter().map(|text| word(field, text, extra)).collect()
+}
+
+fn debian(table: DebianTable) -> Result<DebianSource, RecipeError> {
+    const PACKAGE: &[char] = &['+', '-', '.', ':', '='];
+    if let Some(mirror) = &table.mirror {
+        let plain = mirror.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '[' | ']' | '"' | '\''));
+        let known =
+            ["http://", "https://", "file:///", "copy:/", "cdrom:"].iter().any(|s| mirror.starts_with(s));
+        if !plain || !known {
+            return Err(value("source.mirror", "a URL without spaces is wanted, http, https or file"));
+        }
+    }
+    Ok(DebianSource {
+        suite: word("source.suite", table.suite, &['-', '.'])?,
+        packages: words("source.packages", table.packages, PACKAGE)?,
+        variant: word("source.variant", table.variant.unwrap_or_else(|| "minbase".to_owned()), &['-'])?,
+        components: words(
+            "source.components",
+            table.components.unwrap_or_else(|| vec!["main".to_owned()]),
+            &['-'],
+        )?,
+        mirror: table.mirror,
+        kernel_package: table.kernel.map(|text| word("source.kernel", text, PACKAGE)).transpose()?,
+        docs: table.docs,
+    })
+}
+
+fn boot_args(field: &str, args: Vec<String>) -> Result<Vec<String>, RecipeError> {
+    if args.iter().map(|arg| arg.len() + 1).sum::<usize>() > BOOT_ARGS_BYTES_MAX {
+        return Err(value(field, format_args!("more than {BOOT_ARGS_BYTES_MAX} bytes in all")));
+    }
+    match args.iter().find(|arg| arg.is_empty() || !arg.chars().all(|c| c.is_ascii_graphic())) {
+        Some(arg) => {
+            Err(value(field, format_args!("`{}` is not one kernel argument", crate::text::clip(arg))))
+        }
+        None => Ok(args),
+    }
+}
+
+/// Parses `500ms`, `2s`, `3m` to milliseconds.
+fn duration_ms(field: &str, text: &str) -> Result<u64, RecipeError> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let factor = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => 0,
+    };
+    match text[..digits].parse::<u64>().ok().and_then(|n| n.checked_mul(factor)) {
+        Some(ms) if (1..=86_400_000).contains(&ms) => Ok(ms),
+        _ => Err(value(
+            field,
+            format_args!("`{}` is not a time: 500ms, 30s and 2m are", crate::text::clip(text)),
+        )),
+    }
+}
+
+fn command(field: &str, command: Vec<String>) -> Result<Vec<String>, RecipeError> {
+    match command.first() {
+        Some(program) if !program.is_empty() && command.iter().all(|word| !word.contains('\0')) => {
+            Ok(command)
+        }
+        _ => Err(value(field, "a list of program and arguments is wanted")),
+    }
+}
+
+fn ready(table: ReadyTable) -> Result<ReadyProbe, RecipeError> {
+    Ok(ReadyProbe {
+        command: command("ready.command", table.command)?,
+        interval_ms: duration_ms("ready.interval", table.interval.as_deref().unwrap_or("500ms"))?,
+        timeout_ms: duration_ms("ready.timeout", table.timeout.as_deref().unwrap_or("120s"))?,
+    })
+}
+
+fn agent(table: AgentTable, entrypoint: Option<EntrypointTable>) -> Result<AgentOptions, RecipeError> {
+    let init = match table.init.as_deref() {
+        None | Some("auto") => Init::Auto,
+        Some("agent") => Init::Agent,
+        Some(path) if path.starts_with('/') && path.len() > 1 && !path.contains('\0') => {
+            Init::Image(path.to_owned())
+        }
+        Some(_) => {
+            return Err(value("agent.init", "`auto`, `agent` or an absolute path in the image is wanted"));
+        }
+    };
+    let entrypoint = entrypoint
+        .map(|table| {
+            Ok(Entrypoint {
+                command: command("entrypoint.command", table.command)?,
+                env: table.env,
+                workdir: table.workdir,
+                user: table.user,
+            })
+        })
+        .transpose()?;
+    if let (Init::Image(path), Some(_)) = (&init, &entrypoint) {
+        return Err(value("agent.init", format_args!("`{path}` and an entrypoint cannot both be process 1")));
+    }
+    Ok(AgentOptions { init, entrypoint, modules: words("agent.modules", table.modules, &['-', '_'])? })
+}
+
+fn variants(tables: Vec<VariantTable>, base: &MachineShape) -> Result<Vec<Variant>, RecipeError> {
+    if tables.len() > VARIANTS_MAX {
+        return Err(value("variant", format_args!("{} variants, more than {VARIANTS_MAX}", tables.len())));
+    }
+    let mut variants = Vec::with_capacity(tables.len());
+    for table in tables {
+        let field = |name: &str| format!("variant.{}.{name}", crate::text::clip(&table.name));
+        let variant = Variant {
+            name: parsed("variant.name", &table.name)?,
+            role: parsed_opt(&field("role"), table.role.as_deref())?,
+            profile: parsed_opt(&field("profile"), table.profile.as_deref())?,
+            vcpus: table.vcpus,
+            memory: parsed_opt(&field("memory"), table.memory.as_deref())?,
+            data_disk: parsed_opt(&field("data_disk"), table.data_disk.as_deref())?,
+            board: table.board,
+            boot_args: table.boot_args.map(|args| boot_args(&field("boot_args"), args)).transpose()?,
+        };
+        variant.shape(base).checked().map_err(|error| value(&format!("variant.{}", variant.name), error))?;
+        variants.push(variant);
+    }
+    variants.sort_by(|a, b| a.name.cmp(&b.name));
+    match variants.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        Some(pair) => Err(value("variant.name", format_args!("`{}` is given twice", pair[0].name))),
+        None => Ok(variants),
+    }
+}

@@ -1,0 +1,49 @@
+//! Showing words from outside inside messages: bounded, and without control characters.
+
+/// The longest piece of foreign text that a message repeats, in characters.
+pub const CLIP_CHARS_MAX: usize = 80;
+
+/// Returns `text` fit for a one-line message: control characters escaped, cut at [`CLIP_CHARS_MAX`].
+pub fn clip(text: &str) -> String {
+    let mut out = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == CLIP_CHARS_MAX {
+            out.push('…');
+            break;
+        }
+        if c.is_control() {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// Returns the candidate nearest to `typed`, when it is near enough to be a likely slip.
+pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(typed, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.chars().count() / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_finds_slips_and_nothing_else() {
+        assert_eq!(nearest("memroy", ["vcpus", "memory"]), Some("memory"));
+        assert_eq!(nearest("vcpu", ["vcpus", "memory"]), Some("vcpus"));
+        assert_eq!(nearest("kernel", ["vcpus", "memory"]), None);
+    }
+
+    #[test]
+    fn clip_escapes_and_cuts() {
+        assert_eq!(clip("a\nb"), "a\\nb");
+        assert_eq!(clip(&"x".repeat(100)).chars().count(), CLIP_CHARS_MAX + 1);
+    }
+}

@@ -1,0 +1,134 @@
+//! Artifacts: files named by the digest of their index.
+
+use crate::error::{StoreError, StoreResult};
+use crate::hash::hash_file;
+use crate::index::{INDEX_BYTES_MAX, Index};
+use crate::layout::Store;
+use crate::staging::Staging;
+use kiln_core::{ByteSize, Digest};
+use kiln_sys::commit::{Existing, commit_file, write_file};
+use kiln_sys::{Cancel, copy, fs};
+use std::path::Path;
+
+/// The mode of artifacts: nobody writes to them.
+const ARTIFACT_MODE: u32 = 0o444;
+/// Free space that stays after a copy, in bytes.
+const SPACE_MARGIN: u64 = 16 << 20;
+
+/// What becomes of the source of an ingest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IngestFrom {
+    /// A file in a staging directory of this store: it is moved.
+    Staging,
+    /// Anybody's file: it is copied, with shared extents where the file system can.
+    Outside,
+}
+
+/// What an ingest found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ingested {
+    /// The artifact's digest.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub size: ByteSize,
+    /// The bytes of its segments that are not all zero.
+    pub data: ByteSize,
+    /// Whether the store had it already.
+    pub known: bool,
+}
+
+impl Store {
+    /// Takes a file into the store. The caller holds the store's lock until a revision refers to the artifact.
+    pub fn ingest(
+        &self,
+        path: &Path,
+        from: IngestFrom,
+        staging: &Staging,
+        cancel: &Cancel,
+    ) -> StoreResult<Ingested> {
+        let own = match from {
+            IngestFrom::Staging => path.to_owned(),
+            IngestFrom::Outside => self.copy_in(path, staging, cancel)?,
+        };
+        let file = fs::open(&own)?;
+        let index = hash_file(&file, &own, cancel)?;
+        let digest = index.digest();
+        let ingested = Ingested {
+            digest,
+            size: ByteSize::from_bytes(index.length()),
+            data: ByteSize::from_bytes(index.data_bytes()),
+            known: self.has_artifact(&digest)?,
+        };
+        if ingested.known {
+            fs::remove_file(&own)?;
+            return Ok(ingested);
+        }
+        write_file(&self.index_path(&digest), &index.to_bytes(), ARTIFACT_MODE, Existing::Keep)?;
+        commit_file(&file, &own, &self.artifact_path(&digest), ARTIFACT_MODE, Existing::Keep)?;
+        Ok(ingested)
+    }
+
+    fn copy_in(&self, path: &Path, staging: &Staging, cancel: &Cancel) -> StoreResult<std::path::PathBuf> {
+        let source = fs::open(path)?;
+        let own = staging.path().join(format!("in-{}", kiln_sys::clock::random_hex::<8>()));
+        let target = fs::create_new(&own)?;
+        if !copy::reflink(&source, &target) {
+            self.need_space(copy::allocated_bytes(path)?)?;
+            copy::sparse_copy(&source, &target, &own, Some(cancel))?;
+        }
+        Ok(own)
+    }
+
+    /// Returns whether the store has an artifact.
+    pub fn has_artifact(&self, digest: &Digest) -> StoreResult<bool> {
+        Ok(fs::exists(&self.artifact_path(digest))? && fs::exists(&self.index_path(digest))?)
+    }
+
+    /// Reads the index of an artifact and checks that it is the one.
+    pub fn index(&self, digest: &Digest) -> StoreResult<Index> {
+        let path = self.index_path(digest);
+        let Some(bytes) = fs::read_optional(&path, INDEX_BYTES_MAX)? else {
+            return Err(StoreError::NotFound {
+                kind: "index",
+                name: digest.to_string(),
+                similar: Vec::new(),
+            });
+        };
+        if Digest::of(&bytes) != *digest {
+            return Err(StoreError::Damaged { path, reason: "its content has another digest".to_owned() });
+        }
+        Index::parse(&bytes).map_err(|error| StoreError::Damaged { path, reason: error.to_string() })
+    }
+
+    /// Checks cheaply that an artifact is there with the length a manifest states, and was not made writable.
+    pub fn check_artifact(&self, digest: &Digest, size: ByteSize) -> StoreResult<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.artifact_path(digest);
+        let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else {
+            return Err(StoreError::NotFound {
+                kind: "artifact",
+                name: digest.to_string(),
+                similar: Vec::new(),
+            });
+        };
+        let reason = if !meta.is_file() {
+            "it is not a regular file".to_owned()
+        } else if meta.len() != size.bytes() {
+            format!("it has {} bytes, its manifest says {}", meta.len(), size.bytes())
+        } else if meta.permissions().mode() & 0o222 != 0 {
+            "somebody made it writable".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(StoreError::Damaged { path, reason })
+    }
+
+    /// Checks that the store's file system has room for `need` more bytes.
+    pub fn need_space(&self, need: u64) -> StoreResult<()> {
+        let have = fs::space(self.root())?.available;
+        if have < need.saturating_add(SPACE_MARGIN) {
+            return Err(StoreError::NoSpace { path: self.root().to_owned(), need, have });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! What can go wrong in a store.
+
+use kiln_core::name::InvalidName;
+use kiln_core::revision::InvalidManifest;
+use kiln_core::{Digest, Reference, Tag, TemplateName};
+use kiln_sys::IoError;
+use kiln_sys::lock::LockError;
+use std::path::PathBuf;
+
+/// The result of a store's work.
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// Why a store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Nothing has that name.
+    #[error("{kind} `{name}` not found")]
+    NotFound {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Names like it that exist.
+        similar: Vec<String>,
+    },
+    /// A digest prefix fits more than one revision.
+    #[error("reference `{reference}` fits {} revisions", candidates.len())]
+    Ambiguous {
+        /// The reference.
+        reference: Reference,
+        /// The revisions it fits.
+        candidates: Vec<Digest>,
+    },
+    /// A tag moved away from the digest that the reference pins.
+    #[error("revision {digest} was never one of template `{template}`")]
+    NotOfTemplate {
+        /// The template.
+        template: TemplateName,
+        /// The pinned digest.
+        digest: Digest,
+    },
+    /// Machines still use it.
+    #[error("revision {} is in use by {}", revision.short(), machines.join(", "))]
+    InUse {
+        /// The revision.
+        revision: Digest,
+        /// The machines' names.
+        machines: Vec<String>,
+    },
+    /// A file is not what the store wrote.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A manifest is not one.
+    #[error("revision {id} is damaged")]
+    BadManifest {
+        /// The revision.
+        id: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidManifest,
+    },
+    /// The store was written by a newer kiln.
+    #[error("store {} has format version {found}, this kiln knows up to {known}", path.display())]
+    NewerStore {
+        /// The store's directory.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest known version.
+        known: u32,
+    },
+    /// The store has a feature this kiln does not know and may not ignore.
+    #[error("store {} uses the feature `{feature}`, unknown to this kiln", path.display())]
+    UnknownFeature {
+        /// The store's directory.
+        path: PathBuf,
+        /// The feature.
+        feature: String,
+    },
+    /// The directory holds something else.
+    #[error("{} is not a kiln store: {reason}", path.display())]
+    NotAStore {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// There is too little room.
+    #[error("not enough space in {}: {need} bytes needed, {have} free", path.display())]
+    NoSpace {
+        /// Where.
+        path: PathBuf,
+        /// Bytes needed.
+        need: u64,
+        /// Bytes free.
+        have: u64,
+    },
+    /// A file changed while it was read.
+    #[error("{} changed while it was read", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is too large for an index.
+    #[error("{} has {len} bytes, more than an index can hold", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+    /// A tag that templates of this store do not have.
+    #[error("template `{template}` has no tag `{tag}`")]
+    NoTag {
+        /// The template.
+        template: TemplateName,
+        /// The tag.
+        tag: Tag,
+    },
+    /// A name in the store is not a name.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// The work was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A lock was not to be had.
+    #[error(transparent)]
+    Lock(LockError),
+    /// A file could not be used.
+    #[error(transparent)]
+    Io(IoError),
+}
+
+impl From<IoError> for StoreError {
+    fn from(error: IoError) -> Self {
+        if kiln_sys::lock::is_cancelled(&error.source) { Self::Cancelled } else { Self::Io(error) }
+    }
+}
+
+impl From<LockError> for StoreError {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Io(error) => Self::Io(error),
+            error @ LockError::Cancelled { .. } => Self::Lock(error),
+            error => Self::Lock(error),
+        }
+    }
+}
+
+impl From<kiln_sys::cancel::Cancelled> for StoreError {
+    fn from(_: kiln_sys::cancel::Cancelled) -> Self {
+        Self::Cancelled
+    }
+}

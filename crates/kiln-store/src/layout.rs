@@ -1,0 +1,177 @@
+//! Where things lie in a store, and who may work in it.
+
+use crate::error::{StoreError, StoreResult};
+use kiln_core::{Digest, MachineId, TemplateName};
+use kiln_sys::commit::{Existing, write_file};
+use kiln_sys::lock::{FileLock, Holder, Share};
+use kiln_sys::{Cancel, fs};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The version of the store's format that this program writes.
+pub const STORE_VERSION: u32 = 1;
+/// The largest `meta.json` that is read, in bytes.
+const META_BYTES_MAX: usize = 64 << 10;
+const FORMAT: &str = "kiln.store";
+const DIRECTORIES: [&str; 9] = [
+    "artifacts",
+    "indexes",
+    "revisions",
+    "snapshots",
+    "templates",
+    "leases",
+    "machines",
+    "staging",
+    "cache/v1/builds",
+];
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Meta {
+    format: String,
+    version: u32,
+    features: Features,
+}
+
+/// Features beyond the version: compatible ones may be ignored, read-only ones when nothing is written, incompatible
+/// ones never.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Features {
+    #[serde(default)]
+    compatible: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
+    read_only_compatible: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
+    incompatible: BTreeMap<String, serde_json::Value>,
+}
+
+/// An open store.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A hold on the store: shared by those who add, alone for those who remove.
+#[derive(Debug)]
+pub struct StoreLock {
+    _lock: FileLock,
+}
+
+impl Store {
+    /// Opens the store at `root`, making it when the directory is new or empty.
+    pub fn open(root: &Path) -> StoreResult<Self> {
+        let meta = root.join("meta.json");
+        let store = Self { root: root.to_owned() };
+        match fs::read_optional(&meta, META_BYTES_MAX)? {
+            Some(bytes) => store.check(&bytes)?,
+            None => store.create(&meta)?,
+        }
+        Ok(store)
+    }
+
+    fn create(&self, meta: &Path) -> StoreResult<()> {
+        if let Some(stranger) = self.stranger()? {
+            let reason = format!("it has no meta.json, but holds `{stranger}`");
+            return Err(StoreError::NotAStore { path: self.root.clone(), reason });
+        }
+        for directory in DIRECTORIES {
+            fs::create_dir_all(&self.root.join(directory))?;
+        }
+        let content =
+            Meta { format: FORMAT.to_owned(), version: STORE_VERSION, features: Features::default() };
+        #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
+        let bytes = serde_json::to_vec_pretty(&content).unwrap();
+        write_file(meta, &bytes, 0o644, Existing::Keep)?;
+        Ok(())
+    }
+
+    /// Returns a name in the root that no interrupted creation of a store leaves.
+    fn stranger(&self) -> StoreResult<Option<String>> {
+        let known = |name: &std::ffi::OsStr| {
+            kiln_sys::commit::is_aside(name)
+                || DIRECTORIES.iter().any(|directory| directory.split('/').next() == name.to_str())
+        };
+        let names = fs::list_dir(&self.root)?;
+        Ok(names.iter().find(|name| !known(name)).map(|name| name.to_string_lossy().into_owned()))
+    }
+
+    fn check(&self, bytes: &[u8]) -> StoreResult<()> {
+        let path = || self.root.clone();
+        let meta: Meta = serde_json::from_slice(bytes)
+            .map_err(|error| StoreError::NotAStore { path: path(), reason: format!("meta.json: {error}") })?;
+        if meta.format != FORMAT {
+            let reason = format!("meta.json names the format `{}`", kiln_core::text::clip(&meta.format));
+            return Err(StoreError::NotAStore { path: path(), reason });
+        }
+        if meta.version > STORE_VERSION {
+            return Err(StoreError::NewerStore { path: path(), found: meta.version, known: STORE_VERSION });
+        }
+        let unknown =
+            meta.features.incompatible.keys().chain(meta.features.read_only_compatible.keys()).next();
+        match unknown {
+            Some(feature) => {
+                Err(StoreError::UnknownFeature { path: path(), feature: kiln_core::text::clip(feature) })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the store's lock. `waiting` is told when somebody else has it.
+    pub fn lock(
+        &self,
+        share: Share,
+        work: &str,
+        cancel: &Cancel,
+        waiting: &mut dyn FnMut(&Holder),
+    ) -> StoreResult<StoreLock> {
+        let lock = FileLock::take_as(share, &self.root.join("store.lock"), work, cancel, waiting)?;
+        Ok(StoreLock { _lock: lock })
+    }
+
+    /// Takes the lock of one template, for builds and moves of its tags.
+    pub fn lock_template(
+        &self,
+        name: &TemplateName,
+        work: &str,
+        cancel: &Cancel,
+        waiting: &mut dyn FnMut(&Holder),
+    ) -> StoreResult<FileLock> {
+        fs::create_dir_all(&self.template_dir(name))?;
+        Ok(FileLock::take(&self.template_dir(name).join("lock"), work, cancel, waiting)?)
+    }
+
+    /// Returns the store's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns the file of an artifact, there or not.
+    pub fn artifact_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("artifacts").join(digest.hex())
+    }
+
+    pub(crate) fn index_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("indexes").join(digest.hex())
+    }
+
+    pub(crate) fn revision_path(&self, id: &Digest) -> PathBuf {
+        self.root.join("revisions").join(format!("{}.json", id.hex()))
+    }
+
+    pub(crate) fn build_record_path(&self, id: &Digest) -> PathBuf {
+        self.root.join("revisions").join(format!("{}.build.json", id.hex()))
+    }
+
+    pub(crate) fn template_dir(&self, name: &TemplateName) -> PathBuf {
+        self.root.join("templates").join(name.as_str())
+    }
+
+    pub(crate) fn cache_path(&self, key: &Digest) -> PathBuf {
+        self.root.join("cache/v1/builds").join(key.hex())
+    }
+
+    /// Returns the directory of a machine, there or not.
+    pub fn machine_dir(&self, id: &MachineId) -> PathBuf {
+        self.root.join("machines").join(id.as_str())
+    }
+}

@@ -1,0 +1,28 @@
+//! The store: artifacts named by their content, revisions, tags, the cache of builds, and private clones.
+//!
+//! `docs/formats/store.md` describes the files. Nothing is visible before it is complete: everything is written in a
+//! staging directory or aside and moved into place by [`kiln_sys::commit`]. Writers that add hold the store's lock
+//! shared; removal holds it alone.
+
+mod artifact;
+mod clone;
+mod error;
+mod hash;
+pub mod index;
+mod layout;
+mod machine;
+mod remove;
+mod revision;
+mod staging;
+mod tag;
+
+pub use artifact::{IngestFrom, Ingested};
+pub use error::{StoreError, StoreResult};
+pub use hash::hash_file;
+pub use index::Index;
+pub use layout::{STORE_VERSION, Store, StoreLock};
+pub use machine::MachineEntry;
+pub use remove::Removed;
+pub use revision::{BuildRecord, Revision};
+pub use staging::Staging;
+pub use tag::{TagMove, TagRecord, TemplateEntry};

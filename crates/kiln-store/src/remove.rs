@@ -1,0 +1,63 @@
+//! Removing revisions: only what nothing else refers to goes.
+
+use crate::error::{StoreError, StoreResult};
+use crate::layout::{Store, StoreLock};
+use kiln_core::Digest;
+use kiln_sys::fs;
+use std::collections::BTreeSet;
+
+/// What a removal freed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Removed {
+    /// The artifacts that went.
+    pub artifacts: Vec<Digest>,
+    /// The bytes they took up.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// Returns the names of the machines that run a revision or could.
+    pub fn machines_of(&self, revision: &Digest) -> StoreResult<Vec<String>> {
+        let mut names = Vec::new();
+        for (id, entry) in self.machines()? {
+            match entry {
+                Ok(entry) if entry.record.revision == *revision => names.push(entry.record.name.to_string()),
+                Ok(_) => {}
+                // A machine that cannot be read may use anything.
+                Err(_) => names.push(format!("{id} (damaged)")),
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes a revision without tags and machines, and the artifacts only it had. `_alone` is the store's lock,
+    /// held exclusively: nobody can begin to use them meanwhile.
+    pub fn remove_revision(&self, id: &Digest, _alone: &StoreLock) -> StoreResult<Removed> {
+        let machines = self.machines_of(id)?;
+        if !machines.is_empty() {
+            return Err(StoreError::InUse { revision: *id, machines });
+        }
+        let revision = self.revision(id)?;
+        let mut kept = BTreeSet::new();
+        for other in self.revision_ids()? {
+            if other != *id {
+                kept.extend(self.revision(&other)?.manifest.artifacts.iter().map(|artifact| artifact.digest));
+            }
+        }
+        fs::remove_file(&self.revision_path(id))?;
+        fs::remove_file(&self.build_record_path(id))?;
+        fs::sync_dir(&self.root().join("revisions"))?;
+        let mut removed = Removed::default();
+        for artifact in revision.manifest.artifacts {
+            if kept.contains(&artifact.digest) {
+                continue;
+            }
+            let path = self.artifact_path(&artifact.digest);
+            removed.bytes += kiln_sys::copy::allocated_bytes(&path).unwrap_or(0);
+            fs::remove_file(&path)?;
+            fs::remove_file(&self.index_path(&artifact.digest))?;
+            removed.artifacts.push(artifact.digest);
+        }
+        Ok(removed)
+    }
+}

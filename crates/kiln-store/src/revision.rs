@@ -1,0 +1,171 @@
+//! Revisions: manifests named by their own digest, and beside each a record of its build that is not part of it.
+
+use crate::error::{StoreError, StoreResult};
+use crate::layout::Store;
+use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
+use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
+use kiln_sys::commit::{Existing, write_file};
+use kiln_sys::fs;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The largest build record that is read, in bytes.
+const BUILD_RECORD_BYTES_MAX: usize = 1 << 20;
+/// The most candidates that are named when nothing has the wanted name.
+const SIMILAR_MAX: usize = 3;
+
+/// A revision: its id and content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revision {
+    /// The digest of the manifest.
+    pub id: Digest,
+    /// The manifest.
+    pub manifest: Manifest,
+}
+
+/// When, from what and how long a revision was built: kept beside it, never part of its identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildRecord {
+    /// The record's version, 1.
+    pub version: u32,
+    /// The template it was built as.
+    pub template: TemplateName,
+    /// The cache key of the build.
+    pub key: Digest,
+    /// When it was finished, in milliseconds since 1970 (UTC).
+    pub built_unix_ms: u64,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Facts of the build, such as versions of kernel and tools.
+    pub facts: BTreeMap<String, String>,
+}
+
+impl Store {
+    /// Publishes a revision whose artifacts are in the store, and returns its id.
+    pub fn commit_revision(&self, manifest: &Manifest, record: &BuildRecord) -> StoreResult<Digest> {
+        for artifact in &manifest.artifacts {
+            self.check_artifact(&artifact.digest, artifact.size)?;
+        }
+        let id = manifest.id();
+        #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
+        let record = serde_json::to_vec_pretty(record).unwrap();
+        write_file(&self.build_record_path(&id), &record, 0o644, Existing::Replace)?;
+        write_file(&self.revision_path(&id), &manifest.to_bytes(), 0o444, Existing::Keep)?;
+        Ok(id)
+    }
+
+    /// Reads a revision and checks it against its id.
+    pub fn revision(&self, id: &Digest) -> StoreResult<Revision> {
+        let path = self.revision_path(id);
+        let Some(bytes) = fs::read_optional(&path, MANIFEST_BYTES_MAX)? else {
+            return Err(StoreError::NotFound { kind: "revision", name: id.to_string(), similar: Vec::new() });
+        };
+        if Digest::of(&bytes) != *id {
+            return Err(StoreError::Damaged { path, reason: "its content has another digest".to_owned() });
+        }
+        let manifest =
+            Manifest::parse(&bytes).map_err(|source| StoreError::BadManifest { id: *id, source })?;
+        Ok(Revision { id: *id, manifest })
+    }
+
+    /// Reads the record of a revision's build, if there is one that can be read.
+    pub fn build_record(&self, id: &Digest) -> StoreResult<Option<BuildRecord>> {
+        let path = self.build_record_path(id);
+        let Some(bytes) = fs::read_optional(&path, BUILD_RECORD_BYTES_MAX)? else { return Ok(None) };
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|error| StoreError::Damaged { path, reason: error.to_string() })
+    }
+
+    /// Lists the ids of all revisions.
+    pub fn revision_ids(&self) -> StoreResult<Vec<Digest>> {
+        let names = fs::list_dir(&self.root().join("revisions"))?;
+        Ok(names
+            .iter()
+            .filter_map(|name| Digest::from_hex(name.to_str()?.strip_suffix(".json")?).ok())
+            .collect())
+    }
+
+    /// Finds the revision a reference means.
+    pub fn resolve(&self, reference: &Reference) -> StoreResult<Revision> {
+        let revision = self.revision(&self.resolve_id(reference)?)?;
+        if let Some(variant) = &reference.variant
+            && revision.manifest.variant(variant).is_none()
+        {
+            return Err(StoreError::NotFound {
+                kind: "variant",
+                name: reference.to_string(),
+                similar: revision.manifest.variants.iter().map(|v| v.name.to_string()).collect(),
+            });
+        }
+        Ok(revision)
+    }
+
+    fn resolve_id(&self, reference: &Reference) -> StoreResult<Digest> {
+        match &reference.revision {
+            RevisionSelector::Digest(id) => Ok(*id),
+            RevisionSelector::DigestPrefix(prefix) => {
+                let mut ids = self.revision_ids()?;
+                ids.retain(|id| id.hex().starts_with(prefix));
+                match ids.as_slice() {
+                    [id] => Ok(*id),
+                    [] => Err(StoreError::NotFound {
+                        kind: "revision",
+                        name: reference.to_string(),
+                        similar: Vec::new(),
+                    }),
+                    _ => Err(StoreError::Ambiguous { reference: reference.clone(), candidates: ids }),
+                }
+            }
+            RevisionSelector::Tagged { template, tag, digest } => self.resolve_tag(template, tag, *digest),
+            _ => Err(StoreError::NotFound {
+                kind: "revision",
+                name: reference.to_string(),
+                similar: Vec::new(),
+            }),
+        }
+    }
+
+    fn resolve_tag(&self, template: &TemplateName, tag: &Tag, pinned: Option<Digest>) -> StoreResult<Digest> {
+        let Some(entry) = self.template(template)? else {
+            let names: Vec<String> =
+                self.templates()?.into_iter().map(|entry| entry.name.as_str().to_owned()).collect();
+            let near = kiln_core::text::nearest(template.as_str(), names.iter().map(String::as_str));
+            let similar = near.map(str::to_owned).into_iter().take(SIMILAR_MAX).collect();
+            return Err(StoreError::NotFound { kind: "template", name: template.to_string(), similar });
+        };
+        match (pinned, entry.tags.get(tag)) {
+            (Some(digest), _) if entry.tags.values().any(|record| record.mentions(&digest)) => Ok(digest),
+            (Some(digest), _) => Err(StoreError::NotOfTemplate { template: template.clone(), digest }),
+            (None, Some(record)) => Ok(record.revision),
+            (None, None) => Err(StoreError::NoTag { template: template.clone(), tag: tag.clone() }),
+        }
+    }
+
+    /// Returns the revision that a build with this key made, if the cache knows and the store still has it whole.
+    pub fn cached_build(&self, key: &Digest) -> StoreResult<Option<Revision>> {
+        let Some(bytes) = fs::read_optional(&self.cache_path(key), 128)? else { return Ok(None) };
+        let Some(id) = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()) else {
+            return Ok(None);
+        };
+        let revision = match self.revision(&id) {
+            Ok(revision) => revision,
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        for artifact in &revision.manifest.artifacts {
+            match self.check_artifact(&artifact.digest, artifact.size) {
+                Ok(()) => {}
+                Err(StoreError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Some(revision))
+    }
+
+    /// Remembers which revision a build with this key made.
+    pub fn remember_build(&self, key: &Digest, id: &Digest) -> StoreResult<()> {
+        fs::create_dir_all(&self.root().join("cache/v1/builds"))?;
+        Ok(write_file(&self.cache_path(key), format!("{id}\n").as_bytes(), 0o644, Existing::Replace)?)
+    }
+}

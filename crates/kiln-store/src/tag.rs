@@ -1,0 +1,156 @@
+//! Templates and their tags. A tag's file holds where it points and how it moved.
+
+use crate::error::{StoreError, StoreResult};
+use crate::layout::Store;
+use kiln_core::recipe::RECIPE_BYTES_MAX;
+use kiln_core::{Digest, Tag, TemplateName};
+use kiln_sys::commit::{Existing, write_file};
+use kiln_sys::{clock, fs};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The most moves a tag's log keeps.
+pub(crate) const MOVES_MAX: usize = 1000;
+/// The largest tag file that is read, in bytes.
+const TAG_FILE_BYTES_MAX: usize = 1 << 20;
+
+/// Where a tag points, and how it came there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagRecord {
+    /// The record's version, 1.
+    pub version: u32,
+    /// The revision it points to.
+    pub revision: Digest,
+    /// Its moves, oldest first, the last 1,000.
+    pub log: Vec<TagMove>,
+}
+
+/// One move of a tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagMove {
+    /// When, in milliseconds since 1970 (UTC).
+    pub at_unix_ms: u64,
+    /// From where; none for a new tag.
+    pub from: Option<Digest>,
+    /// To where.
+    pub to: Digest,
+    /// By what: `build`, `tag`.
+    pub by: String,
+}
+
+impl TagRecord {
+    /// Returns whether the tag points to a revision, or did.
+    pub fn mentions(&self, digest: &Digest) -> bool {
+        self.revision == *digest || self.log.iter().any(|step| step.to == *digest)
+    }
+}
+
+/// A template and its tags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateEntry {
+    /// Its name.
+    pub name: TemplateName,
+    /// Its tags.
+    pub tags: BTreeMap<Tag, TagRecord>,
+}
+
+impl Store {
+    /// Points a tag to a revision that is in the store. The caller holds the template's lock.
+    pub fn set_tag(
+        &self,
+        template: &TemplateName,
+        tag: &Tag,
+        revision: &Digest,
+        by: &str,
+    ) -> StoreResult<()> {
+        self.revision(revision)?;
+        let directory = self.template_dir(template).join("tags");
+        fs::create_dir_all(&directory)?;
+        let path = directory.join(format!("{tag}.json"));
+        let before = self.read_tag(template, tag)?;
+        if before.as_ref().is_some_and(|record| record.revision == *revision) {
+            return Ok(());
+        }
+        let from = before.as_ref().map(|record| record.revision);
+        let mut log = before.map(|record| record.log).unwrap_or_default();
+        log.push(TagMove { at_unix_ms: clock::now_unix_ms(), from, to: *revision, by: by.to_owned() });
+        let excess = log.len().saturating_sub(MOVES_MAX);
+        log.drain(..excess);
+        let record = TagRecord { version: 1, revision: *revision, log };
+        #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
+        let bytes = serde_json::to_vec_pretty(&record).unwrap();
+        Ok(write_file(&path, &bytes, 0o644, Existing::Replace)?)
+    }
+
+    /// Removes a tag; its revision stays. The caller holds the template's lock.
+    pub fn remove_tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<()> {
+        fs::remove_file(&self.template_dir(template).join("tags").join(format!("{tag}.json")))?;
+        Ok(fs::sync_dir(&self.template_dir(template).join("tags"))?)
+    }
+
+    /// Keeps the recipe a template was last built from.
+    pub fn keep_recipe(&self, template: &TemplateName, text: &str) -> StoreResult<()> {
+        fs::create_dir_all(&self.template_dir(template))?;
+        let path = self.template_dir(template).join("kiln.toml");
+        Ok(write_file(&path, text.as_bytes(), 0o644, Existing::Replace)?)
+    }
+
+    /// Returns the recipe a template was last built from.
+    pub fn recipe_text(&self, template: &TemplateName) -> StoreResult<Option<String>> {
+        Ok(fs::optional(fs::read_text_limited(
+            &self.template_dir(template).join("kiln.toml"),
+            RECIPE_BYTES_MAX,
+        ))?)
+    }
+
+    /// Returns a template with its tags; none when it has no tag.
+    pub fn template(&self, name: &TemplateName) -> StoreResult<Option<TemplateEntry>> {
+        let mut tags = BTreeMap::new();
+        for file in fs::list_dir(&self.template_dir(name).join("tags"))? {
+            let tag =
+                file.to_str().and_then(|file| file.strip_suffix(".json")).and_then(|tag| tag.parse().ok());
+            let Some(tag) = tag else { continue };
+            if let Some(record) = self.read_tag(name, &tag)? {
+                tags.insert(tag, record);
+            }
+        }
+        Ok((!tags.is_empty()).then(|| TemplateEntry { name: name.clone(), tags }))
+    }
+
+    /// Lists the templates that have tags.
+    pub fn templates(&self) -> StoreResult<Vec<TemplateEntry>> {
+        let mut entries = Vec::new();
+        for file in fs::list_dir(&self.root().join("templates"))? {
+            let Some(name) = file.to_str().and_then(|file| file.parse::<TemplateName>().ok()) else {
+                continue;
+            };
+            entries.extend(self.template(&name)?);
+        }
+        Ok(entries)
+    }
+
+    /// Lists the tags that point to a revision.
+    pub fn tags_of(&self, revision: &Digest) -> StoreResult<Vec<(TemplateName, Tag)>> {
+        let mut found = Vec::new();
+        for entry in self.templates()? {
+            for (tag, record) in entry.tags {
+                if record.revision == *revision {
+                    found.push((entry.name.clone(), tag));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn read_tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<Option<TagRecord>> {
+        let path = self.template_dir(template).join("tags").join(format!("{tag}.json"));
+        let Some(bytes) = fs::read_optional(&path, TAG_FILE_BYTES_MAX)? else { return Ok(None) };
+        let record: TagRecord = serde_json::from_slice(&bytes)
+            .map_err(|error| StoreError::Damaged { path: path.clone(), reason: error.to_string() })?;
+        if record.version != 1 {
+            let reason = format!("it has version {}, this kiln knows 1", record.version);
+            return Err(StoreError::Damaged { path, reason });
+        }
+        Ok(Some(record))
+    }
+}

@@ -1,0 +1,68 @@
+//! The one way a file becomes visible: written aside, synced, given its mode, renamed, directory synced.
+
+use crate::error::{IoResult, IoResultExt};
+use crate::fs;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// What happens when something stands at the target already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// It is replaced in one step: for records that move.
+    Replace,
+    /// It stays, and the new file is dropped: for files named by their content.
+    Keep,
+}
+
+/// Publishes a finished file at `to`, on the same file system, with `mode`. After success it is durable; after a
+/// failure or a crash the target is as it was.
+pub fn commit_file(file: &File, from: &Path, to: &Path, mode: u32, existing: Existing) -> IoResult<()> {
+    fs::set_mode(from, mode)?;
+    file.sync_all().at("sync", from)?;
+    match existing {
+        Existing::Replace => fs::rename(from, to)?,
+        Existing::Keep => match fs::rename_new(from, to) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => fs::remove_file(from)?,
+            other => other?,
+        },
+    }
+    sync_parent(to)
+}
+
+/// Publishes a finished directory at `to`, which must not exist. The caller has synced the files in it.
+pub fn commit_dir(from: &Path, to: &Path) -> IoResult<()> {
+    fs::sync_dir(from)?;
+    fs::rename_new(from, to)?;
+    sync_parent(to)
+}
+
+/// Writes `bytes` to `path` in one step: readers see the old content or the new, never a part.
+pub fn write_file(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> IoResult<()> {
+    let aside = aside(path);
+    let result = fs::create_new(&aside).and_then(|mut file| {
+        file.write_all(bytes).at("write", &aside)?;
+        commit_file(&file, &aside, path, mode, existing)
+    });
+    if result.is_err() {
+        // The error that is returned says more than a failed clean-up would.
+        let _ = fs::remove_file(&aside);
+    }
+    result
+}
+
+/// Returns whether a file name is one that [`write_file`] makes before its commit.
+pub fn is_aside(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".aside-")
+}
+
+fn aside(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".aside-{}", crate::clock::random_hex::<8>()))
+}
+
+fn sync_parent(path: &Path) -> IoResult<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => fs::sync_dir(parent),
+        _ => fs::sync_dir(Path::new(".")),
+    }
+}

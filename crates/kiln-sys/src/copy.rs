@@ -1,0 +1,181 @@
+//! Copies of large files: shared extents where the file system can, else data only, so that holes stay holes.
+
+use crate::cancel::Cancel;
+use crate::error::{IoError, IoResult, IoResultExt};
+use rustix::fs::SeekFrom;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// How a copy was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copied {
+    /// By shared extents.
+    Reflink,
+    /// Byte by byte, holes kept.
+    Sparse,
+}
+
+/// The most bytes copied between two looks at the cancellation flag.
+const STEP_BYTES: u64 = 8 << 20;
+
+/// Copies the content of `from` to the empty file `to`. `to_path` is for errors.
+pub fn copy_file(from: &File, to: &File, to_path: &Path, cancel: Option<&Cancel>) -> IoResult<Copied> {
+    if reflink(from, to) {
+        return Ok(Copied::Reflink);
+    }
+    sparse_copy(from, to, to_path, cancel).map(|()| Copied::Sparse)
+}
+
+/// Shares all extents of `from` with `to`; false where the file system cannot.
+pub fn reflink(from: &File, to: &File) -> bool {
+    rustix::fs::ioctl_ficlone(to, from).is_ok()
+}
+
+/// Copies the data extents of `from` to the empty file `to`, and its length.
+pub fn sparse_copy(from: &File, to: &File, to_path: &Path, cancel: Option<&Cancel>) -> IoResult<()> {
+    let len = from.metadata().at("inspect the source of", to_path)?.len();
+    to.set_len(len).at("set the length of", to_path)?;
+    for extent in DataExtents::new(from, len) {
+        let (mut start, end) = extent.at("find the data for", to_path)?;
+        while start < end {
+            if cancel.is_some_and(Cancel::is_cancelled) {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "cancelled")).at("write", to_path);
+            }
+            let want = (end - start).min(STEP_BYTES);
+            start += copy_range(from, to, start, want).at("write", to_path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies up to `want` bytes at `offset` in the kernel, else through a buffer where the kernel refuses the pair.
+fn copy_range(from: &File, to: &File, offset: u64, want: u64) -> io::Result<u64> {
+    let (mut in_offset, mut out_offset) = (offset, offset);
+    let want_bytes = usize::try_from(want).unwrap_or(usize::MAX);
+    match rustix::fs::copy_file_range(from, Some(&mut in_offset), to, Some(&mut out_offset), want_bytes) {
+        Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the source became shorter")),
+        Ok(copied) => Ok(copied as u64),
+        Err(
+            rustix::io::Errno::XDEV
+            | rustix::io::Errno::INVAL
+            | rustix::io::Errno::NOSYS
+            | rustix::io::Errno::OPNOTSUPP,
+        ) => copy_buffered(from, to, offset, want),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn copy_buffered(from: &File, to: &File, offset: u64, want: u64) -> io::Result<u64> {
+    use std::os::unix::fs::FileExt as _;
+    let mut buffer = vec![0; usize::try_from(want.min(1 << 20)).unwrap_or(1 << 20)];
+    let read = from.read_at(&mut buffer, offset)?;
+    if read == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the source became shorter"));
+    }
+    to.write_all_at(&buffer[..read], offset)?;
+    Ok(read as u64)
+}
+
+/// The ranges of a file that may hold data, as the file system tells: a hint, never content. On a file system that
+/// cannot tell, one range over the whole file.
+#[derive(Debug)]
+pub struct DataExtents<'a> {
+    file: &'a File,
+    len: u64,
+    position: u64,
+}
+
+impl<'a> DataExtents<'a> {
+    /// Starts at the beginning of a file of `len` bytes.
+    pub fn new(file: &'a File, len: u64) -> Self {
+        Self { file, len, position: 0 }
+    }
+}
+
+impl Iterator for DataExtents<'_> {
+    type Item = io::Result<(u64, u64)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.position >= self.len {
+            return None;
+        }
+        let start = match rustix::fs::seek(self.file, SeekFrom::Data(self.position)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => {
+                self.position = self.len;
+                return None;
+            }
+            Err(rustix::io::Errno::INVAL) => self.position,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let end = match rustix::fs::seek(self.file, SeekFrom::Hole(start)) {
+            Ok(end) => end.min(self.len),
+            Err(rustix::io::Errno::INVAL) => self.len,
+            Err(error) => return Some(Err(error.into())),
+        };
+        self.position = end;
+        (start < end).then_some(Ok((start, end)))
+    }
+}
+
+/// Returns the bytes of a file that take up space.
+pub fn allocated_bytes(path: &Path) -> Result<u64, IoError> {
+    use std::os::unix::fs::MetadataExt as _;
+    Ok(crate::fs::metadata(path)?.blocks() * 512)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    #[test]
+    fn holes_stay_holes_and_bytes_stay_bytes() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let from = fs::create_new(&dir.path().join("from")).unwrap();
+        from.set_len(256 << 20).unwrap();
+        from.write_all_at(b"begin", 4096).unwrap();
+        from.write_all_at(b"end", (256 << 20) - 3).unwrap();
+        let to_path = dir.path().join("to");
+        let to = fs::create_new(&to_path).unwrap();
+        sparse_copy(&from, &to, &to_path, None).unwrap();
+        let meta = to.metadata().unwrap();
+        assert_eq!(meta.len(), 256 << 20);
+        assert!(meta.blocks() * 512 <= 1 << 20, "{} bytes allocated", meta.blocks() * 512);
+        let mut bytes = [0; 5];
+        to.read_exact_at(&mut bytes, 4096).unwrap();
+        assert_eq!(&bytes, b"begin");
+        to.read_exact_at(&mut bytes[..3], (256 << 20) - 3).unwrap();
+        assert_eq!(&bytes[..3], b"end");
+    }
+
+    #[test]
+    fn a_copy_is_its_own_file() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let from = fs::create_new(&dir.path().join("from")).unwrap();
+        from.write_all_at(b"template", 0).unwrap();
+        let to_path = dir.path().join("to");
+        let to = fs::create_new(&to_path).unwrap();
+        copy_file(&from, &to, &to_path, None).unwrap();
+        assert_ne!(from.metadata().unwrap().ino(), to.metadata().unwrap().ino());
+        to.write_all_at(b"HACKED!!", 0).unwrap();
+        let mut bytes = [0; 8];
+        from.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"template");
+    }
+
+    #[test]
+    fn cancelling_stops_a_copy() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let from = fs::create_new(&dir.path().join("from")).unwrap();
+        from.write_all_at(b"x", 0).unwrap();
+        let to_path = dir.path().join("to");
+        let to = fs::create_new(&to_path).unwrap();
+        let cancel = Cancel::new().unwrap();
+        cancel.cancel();
+        let error = sparse_copy(&from, &to, &to_path, Some(&cancel)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+    }
+}

@@ -1,0 +1,245 @@
+//! Plain file work, with limits on what is read and the path in every error.
+#![expect(clippy::disallowed_methods, reason = "this module is what the others are told to use")]
+
+use crate::error::{IoResult, IoResultExt};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use std::ffi::OsString;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// Reads a whole file of at most `max` bytes; a larger one is an error.
+pub fn read_limited(path: &Path, max: usize) -> IoResult<Vec<u8>> {
+    let file = open(path)?;
+    let mut bytes = Vec::new();
+    file.take(max as u64 + 1).read_to_end(&mut bytes).at("read", path)?;
+    if bytes.len() > max {
+        let error = io::Error::new(io::ErrorKind::InvalidData, format!("more than {max} bytes"));
+        return Err(error).at("read", path);
+    }
+    Ok(bytes)
+}
+
+/// Reads a whole text file of at most `max` bytes.
+pub fn read_text_limited(path: &Path, max: usize) -> IoResult<String> {
+    let bytes = read_limited(path, max)?;
+    String::from_utf8(bytes)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        .at("read", path)
+}
+
+/// Like [`read_limited`], with `None` for a file that is not there.
+pub fn read_optional(path: &Path, max: usize) -> IoResult<Option<Vec<u8>>> {
+    optional(read_limited(path, max))
+}
+
+/// Turns "not found" into `None`.
+pub fn optional<T>(result: IoResult<T>) -> IoResult<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a regular file for reading; anything else there (a directory, a FIFO, a device) is refused without blocking.
+pub fn open(path: &Path) -> IoResult<File> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        .at("open", path)?;
+    let file = File::from(fd);
+    if file.metadata().at("inspect", path)?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")).at("open", path)
+    }
+}
+
+/// Creates a file that must not exist, readable and writable by its owner only.
+pub fn create_new(path: &Path) -> IoResult<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("create", path)
+}
+
+/// Opens or creates a file for appending, readable by its owner only.
+pub fn append(path: &Path) -> IoResult<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("open", path)
+}
+
+/// Creates a directory and its parents, for the owner only; one that is there is fine.
+pub fn create_dir_all(path: &Path) -> IoResult<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).at("create directory", path)
+}
+
+/// Creates a directory that must not exist, for the owner only.
+pub fn create_dir(path: &Path) -> IoResult<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().mode(0o700).create(path).at("create directory", path)
+}
+
+/// Lists the names in a directory, sorted; a directory that is not there has none.
+pub fn list_dir(path: &Path) -> IoResult<Vec<OsString>> {
+    let Some(entries) = optional(std::fs::read_dir(path).at("list", path))? else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.at("list", path)?.file_name());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Returns what a path leads to, through symbolic links.
+pub fn metadata(path: &Path) -> IoResult<Metadata> {
+    std::fs::metadata(path).at("inspect", path)
+}
+
+/// Returns what stands at a path itself.
+pub fn symlink_metadata(path: &Path) -> IoResult<Metadata> {
+    std::fs::symlink_metadata(path).at("inspect", path)
+}
+
+/// Returns whether something stands at a path, be it a dangling link.
+pub fn exists(path: &Path) -> IoResult<bool> {
+    Ok(optional(symlink_metadata(path))?.is_some())
+}
+
+/// Returns the absolute path without symbolic links.
+pub fn canonicalize(path: &Path) -> IoResult<std::path::PathBuf> {
+    std::fs::canonicalize(path).at("resolve", path)
+}
+
+/// Removes a file; one that is not there is fine.
+pub fn remove_file(path: &Path) -> IoResult<()> {
+    optional(std::fs::remove_file(path).at("remove", path)).map(|_| ())
+}
+
+/// Moves a file or directory within a file system; the target must not be a directory with content.
+pub fn rename(from: &Path, to: &Path) -> IoResult<()> {
+    std::fs::rename(from, to).at("rename", from)
+}
+
+/// Moves a file or directory, failing when something stands at the target already.
+pub fn rename_new(from: &Path, to: &Path) -> IoResult<()> {
+    let here = rustix::fs::CWD;
+    rustix::fs::renameat_with(here, from, here, to, rustix::fs::RenameFlags::NOREPLACE).at("publish", to)
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_dir(path: &Path) -> IoResult<()> {
+    let dir = open_dir(path)?;
+    rustix::fs::fsync(&dir).at("sync", path)
+}
+
+/// Opens a directory.
+pub fn open_dir(path: &Path) -> IoResult<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .at("open", path)
+}
+
+/// Removes a directory tree without following links and without leaving its file system: a mount inside is an error,
+/// and nothing below it is touched.
+pub fn remove_tree(path: &Path) -> IoResult<()> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let Some(name) = path.file_name() else { return Ok(()) };
+    let parent_path = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let Some(parent) = optional(open_dir(parent_path))? else { return Ok(()) };
+    let stat = match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error).at("inspect", path),
+    };
+    remove_at(parent.as_fd(), name, stat.st_dev, path)
+}
+
+fn remove_at(
+    parent: rustix::fd::BorrowedFd<'_>,
+    name: &std::ffi::OsStr,
+    device: u64,
+    path: &Path,
+) -> IoResult<()> {
+    let stat = match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error).at("inspect", path),
+    };
+    if stat.st_dev != device {
+        let error = io::Error::other("a file system is mounted there");
+        return Err(error).at("remove", path);
+    }
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        return ignore_missing(rustix::fs::unlinkat(parent, name, AtFlags::empty())).at("remove", path);
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match rustix::fs::openat(parent, name, flags, Mode::empty()) {
+        Err(rustix::io::Errno::ACCESS) => {
+            // A tree from an image may hold directories its owner cannot list.
+            rustix::fs::chmodat(parent, name, Mode::RWXU, AtFlags::empty()).at("open", path)?;
+            rustix::fs::openat(parent, name, flags, Mode::empty())
+        }
+        other => other,
+    }
+    .at("open", path)?;
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&dir).at("list", path)? {
+        let entry = entry.at("list", path)?;
+        let bytes = entry.file_name().to_bytes();
+        if bytes != b"." && bytes != b".." {
+            names.push(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes).to_owned());
+        }
+    }
+    for name in names {
+        remove_at(dir.as_fd(), &name, device, &path.join(&name))?;
+    }
+    ignore_missing(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)).at("remove", path)
+}
+
+fn ignore_missing(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
+    match result {
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Sets the permission bits of a file.
+pub fn set_mode(path: &Path, mode: u32) -> IoResult<()> {
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode)).at("set the mode of", path)
+}
+
+/// Space of a file system, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Free for this user.
+    pub available: u64,
+    /// In all.
+    pub total: u64,
+}
+
+/// Returns the space of the file system that holds `path`.
+pub fn space(path: &Path) -> IoResult<Space> {
+    let stat = rustix::fs::statvfs(path).at("measure the file system of", path)?;
+    Ok(Space {
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+    })
+}
+
+/// Returns the name of the file system that holds `path`, where it is a known one.
+pub fn file_system_name(path: &Path) -> IoResult<&'static str> {
+    let magic = rustix::fs::statfs(path).at("measure the file system of", path)?.f_type;
+    Ok(match magic {
+        0xef53 => "ext4",
+        0x5846_5342 => "xfs",
+        0x9123_683e => "btrfs",
+        0x0102_1994 => "tmpfs",
+        0x794c_7630 => "overlayfs",
+        0x2fc1_2fc1 => "zfs",
+        0xca45_1a4e => "bcachefs",
+        0x6969 => "nfs",
+        _ => "unknown",
+    })
+}
+
+#[cfg(test)]
+mod tests;

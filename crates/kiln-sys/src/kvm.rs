@@ -1,0 +1,1 @@
+//! Whether `/dev/kvm` can really run a guest.

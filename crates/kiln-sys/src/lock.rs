@@ -1,0 +1,196 @@
+//! Locks between processes: `flock`ed files that name their holder. The kernel drops a lock with its holder, however
+//! that ends, so a lock that can be taken proves that nobody is at work.
+
+use crate::error::{IoError, IoResult, IoResultExt};
+use crate::{Cancel, clock, fs};
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The longest holder text that is read, in bytes.
+const HOLDER_BYTES_MAX: usize = 4096;
+/// Time between two tries at a lock that somebody holds: flock has no wait that can be cancelled.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A held lock. Dropping it lets go.
+#[derive(Debug)]
+pub struct FileLock {
+    _file: File,
+    path: PathBuf,
+}
+
+/// Whether a lock is held alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Nobody else holds it.
+    Exclusive,
+    /// Others may hold it too, if they share.
+    Shared,
+}
+
+/// Who holds a lock, as written by the holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The holder's words about itself: process id and work.
+    pub text: String,
+}
+
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// The lock file cannot be used.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// The wait was cancelled.
+    #[error("cancelled while {} held the lock {}", holder.text, path.display())]
+    Cancelled {
+        /// Who held it.
+        holder: Holder,
+        /// The lock's file.
+        path: PathBuf,
+    },
+}
+
+impl FileLock {
+    /// Takes the lock at `path` or tells who holds it. `work` is what the holder is named by: "building web".
+    pub fn try_take(path: &Path, work: &str) -> IoResult<Result<Self, Holder>> {
+        Self::try_take_as(Share::Exclusive, path, work)
+    }
+
+    fn try_take_as(share: Share, path: &Path, work: &str) -> IoResult<Result<Self, Holder>> {
+        let file = open_lock(path)?;
+        let operation = match share {
+            Share::Exclusive => FlockOperation::NonBlockingLockExclusive,
+            Share::Shared => FlockOperation::NonBlockingLockShared,
+        };
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => Self::named(file, path, work).map(Ok),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Err(read_holder(path))),
+            Err(error) => Err(error).at("lock", path),
+        }
+    }
+
+    /// Takes the lock at `path`, waiting for whoever holds it; `waiting` is told once for whom.
+    pub fn take(
+        path: &Path,
+        work: &str,
+        cancel: &Cancel,
+        waiting: &mut dyn FnMut(&Holder),
+    ) -> Result<Self, LockError> {
+        Self::take_as(Share::Exclusive, path, work, cancel, waiting)
+    }
+
+    /// Like [`FileLock::take`], exclusively or together with others who share.
+    pub fn take_as(
+        share: Share,
+        path: &Path,
+        work: &str,
+        cancel: &Cancel,
+        waiting: &mut dyn FnMut(&Holder),
+    ) -> Result<Self, LockError> {
+        let mut told = false;
+        loop {
+            let holder = match Self::try_take_as(share, path, work)? {
+                Ok(lock) => return Ok(lock),
+                Err(holder) => holder,
+            };
+            if !told {
+                waiting(&holder);
+                told = true;
+            }
+            if wait_cancelled(cancel, RETRY) {
+                return Err(LockError::Cancelled { holder, path: path.to_owned() });
+            }
+        }
+    }
+
+    /// Returns whether somebody holds the lock at `path`; a file that is not there is held by nobody.
+    pub fn is_held(path: &Path) -> IoResult<bool> {
+        let Some(file) = fs::optional(fs::open(path))? else { return Ok(false) };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error).at("lock", path),
+        }
+    }
+
+    /// Returns the lock's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn named(mut file: File, path: &Path, work: &str) -> IoResult<Self> {
+        let text = format!("process {} ({work}) since {}\n", std::process::id(), clock::now_unix_ms());
+        file.set_len(0).at("write", path)?;
+        file.write_all(text.as_bytes()).at("write", path)?;
+        Ok(Self { _file: file, path: path.to_owned() })
+    }
+}
+
+/// Waits for a cancellation at most `wait`; returns whether it came.
+pub fn wait_cancelled(cancel: &Cancel, wait: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let fd = cancel.fd();
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    let timeout = rustix::time::Timespec {
+        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(wait.subsec_nanos()),
+    };
+    // An interrupted wait is only a shorter one.
+    let _ = poll(&mut fds, Some(&timeout));
+    cancel.is_cancelled()
+}
+
+fn open_lock(path: &Path) -> IoResult<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("open", path)
+}
+
+fn read_holder(path: &Path) -> Holder {
+    let text = fs::read_text_limited(path, HOLDER_BYTES_MAX).unwrap_or_default();
+    let text = text.split(" since ").next().unwrap_or_default().trim();
+    Holder { text: if text.is_empty() { "another process".to_owned() } else { text.to_owned() } }
+}
+
+/// Returns whether an error means that a wait was cancelled.
+pub fn is_cancelled(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Interrupted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tool::ScratchDir;
+
+    #[test]
+    fn a_held_lock_names_its_holder_and_is_free_after_it() {
+        let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("lock");
+        assert!(!FileLock::is_held(&path).unwrap());
+        let lock = FileLock::try_take(&path, "building web").unwrap().unwrap();
+        assert!(FileLock::is_held(&path).unwrap());
+        let holder = FileLock::try_take(&path, "x").unwrap().unwrap_err();
+        assert_eq!(holder.text, format!("process {} (building web)", std::process::id()));
+        drop(lock);
+        assert!(!FileLock::is_held(&path).unwrap());
+    }
+
+    #[test]
+    fn waiting_can_be_cancelled_and_says_for_whom() {
+        let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("lock");
+        let _lock = FileLock::try_take(&path, "a").unwrap().unwrap();
+        let cancel = Cancel::new().unwrap();
+        let mut told = Vec::new();
+        let result = FileLock::take(&path, "b", &cancel, &mut |holder| {
+            told.push(holder.text.clone());
+            cancel.cancel();
+        });
+        assert!(matches!(result, Err(LockError::Cancelled { .. })));
+        assert_eq!(told.len(), 1);
+    }
+}
