@@ -110,6 +110,11 @@ pub fn canonicalize(path: &Path) -> IoResult<std::path::PathBuf> {
     std::fs::canonicalize(path).at("resolve", path)
 }
 
+/// Returns what a symbolic link says.
+pub fn read_link(path: &Path) -> IoResult<std::path::PathBuf> {
+    std::fs::read_link(path).at("read the link", path)
+}
+
 /// Removes a file; one that is not there is fine.
 pub fn remove_file(path: &Path) -> IoResult<()> {
     optional(std::fs::remove_file(path).at("remove", path)).map(|_| ())

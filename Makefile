@@ -1,0 +1,33 @@
+# make run: build, bake the demo template, boot it, show its words. make test: every check and test.
+SHELL := /bin/bash
+.PHONY: run test build lint clean
+export PATH := $(PATH):$(HOME)/.cargo/bin
+KILN := $(CURDIR)/target/release/kiln
+export KILN_HOME ?= $(CURDIR)/.kiln
+
+run:
+	@scripts/setup run
+	cargo build --release --locked -p kiln-cli
+	$(KILN) build examples/demo
+	$(KILN) run --rm demo -- uname -a
+	@echo "the exit code of a command in the guest is kiln's: kiln run --rm demo -- sh -c 'exit 7'"
+	@$(KILN) run --rm demo -- sh -c 'exit 7'; code=$$?; echo "exit code $$code"; test $$code = 7
+
+build:
+	@scripts/setup run
+	cargo build --release --locked -p kiln-cli
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	scripts/arrows
+	cargo deny --log-level error check licenses bans sources
+
+test:
+	@scripts/setup test
+	$(MAKE) lint
+	cargo nextest run --workspace --locked --profile ci
+
+clean:
+	cargo clean

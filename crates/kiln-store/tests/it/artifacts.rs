@@ -1,0 +1,150 @@
+use crate::Fixture;
+use kiln_core::machine::CloneMethod;
+use kiln_core::{ArtifactRole, ByteSize, Digest};
+use kiln_store::{IngestFrom, StoreError, hash_file};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+
+#[test]
+fn the_digest_depends_on_content_and_not_on_holes() {
+    let fixture = Fixture::new();
+    let sparse_path = fixture.dir.path().join("sparse");
+    let sparse = File::create_new(&sparse_path).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    sparse.write_all_at(b"data", (1 << 20) + 5).unwrap();
+    let mut dense = vec![0; 3 << 20];
+    dense[(1 << 20) + 5..(1 << 20) + 9].copy_from_slice(b"data");
+    let dense_path = fixture.dir.path().join("dense");
+    std::fs::write(&dense_path, dense).unwrap();
+    let digest =
+        |path: &std::path::Path| hash_file(&File::open(path).unwrap(), path, &fixture.cancel).unwrap();
+    assert_eq!(digest(&sparse_path), digest(&dense_path));
+    assert_eq!(digest(&sparse_path).data_bytes(), 64 << 10);
+    let mut longer = std::fs::read(&dense_path).unwrap();
+    longer.push(0);
+    std::fs::write(&dense_path, longer).unwrap();
+    assert_ne!(digest(&sparse_path).digest(), digest(&dense_path).digest(), "the length counts");
+}
+
+#[test]
+fn an_artifact_is_read_only_sparse_and_there_once() {
+    let fixture = Fixture::new();
+    let path = fixture.dir.path().join("image");
+    let file = File::create_new(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(b"x", 0).unwrap();
+    let staging = fixture.store.stage("a test").unwrap();
+    let one = fixture.store.ingest(&path, IngestFrom::Outside, &staging, &fixture.cancel).unwrap();
+    let two = fixture.store.ingest(&path, IngestFrom::Outside, &staging, &fixture.cancel).unwrap();
+    assert_eq!((one.digest, one.known, two.known), (two.digest, false, true));
+    let meta = std::fs::metadata(fixture.store.artifact_path(&one.digest)).unwrap();
+    assert_eq!(meta.permissions().mode() & 0o7777, 0o444);
+    assert!(meta.blocks() * 512 < 1 << 20, "holes stay holes");
+    assert_eq!(fixture.store.index(&one.digest).unwrap().digest(), one.digest);
+    assert_eq!(std::fs::read_dir(staging.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn special_files_and_missing_ones_are_refused() {
+    let fixture = Fixture::new();
+    let staging = fixture.store.stage("a test").unwrap();
+    for path in ["/dev/null", "/proc", "/nowhere"] {
+        let result = fixture.store.ingest(path.as_ref(), IngestFrom::Outside, &staging, &fixture.cancel);
+        let Err(StoreError::Io(error)) = result else { panic!("{path}") };
+        assert_eq!(error.path, std::path::Path::new(path));
+    }
+}
+
+#[test]
+fn a_touched_artifact_is_not_used() {
+    let fixture = Fixture::new();
+    let artifact = fixture.artifact(ArtifactRole::rootfs(), b"content");
+    let path = fixture.store.artifact_path(&artifact.digest);
+    fixture.store.check_artifact(&artifact.digest, artifact.size).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let writable = fixture.store.check_artifact(&artifact.digest, artifact.size);
+    assert!(matches!(writable, Err(StoreError::Damaged { .. })));
+    std::fs::write(&path, b"con").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+    let dest = fixture.dir.path().join("clone");
+    let short = fixture.store.clone_artifact(&artifact.digest, artifact.size, &dest, &fixture.cancel);
+    assert!(matches!(short, Err(StoreError::Damaged { .. })), "{short:?}");
+    assert!(!dest.exists());
+}
+
+#[test]
+fn a_clone_is_private_writable_and_never_reused() {
+    let fixture = Fixture::new();
+    let artifact = fixture.artifact(ArtifactRole::rootfs(), b"template");
+    let source = fixture.store.artifact_path(&artifact.digest);
+    let dest = fixture.dir.path().join("clone");
+    let record =
+        fixture.store.clone_artifact(&artifact.digest, artifact.size, &dest, &fixture.cancel).unwrap();
+    assert!(matches!(record.method, CloneMethod::Reflink | CloneMethod::Copy));
+    let (one, two) = (std::fs::metadata(&source).unwrap(), std::fs::metadata(&dest).unwrap());
+    assert_ne!(one.ino(), two.ino());
+    assert_eq!((one.nlink(), two.nlink()), (1, 1), "never a hard link");
+    assert_eq!(two.permissions().mode() & 0o7777, 0o600);
+    std::fs::write(&dest, b"HACKED!!").unwrap();
+    assert_eq!(std::fs::read(&source).unwrap(), b"template");
+    let again = fixture.store.clone_artifact(&artifact.digest, artifact.size, &dest, &fixture.cancel);
+    assert!(again.is_err(), "a file of the right length is not taken for a clone");
+    assert_eq!(std::fs::read(&dest).unwrap(), b"HACKED!!", "and not destroyed either");
+}
+
+#[test]
+fn a_missing_artifact_is_not_found() {
+    let fixture = Fixture::new();
+    let digest = Digest::of(b"nothing");
+    let error = fixture.store.check_artifact(&digest, ByteSize::from_bytes(1)).unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { kind: "artifact", .. }));
+    assert!(matches!(fixture.store.index(&digest), Err(StoreError::NotFound { kind: "index", .. })));
+}
+
+#[test]
+fn what_an_ended_process_staged_is_swept_and_what_a_living_one_stages_is_not() {
+    let fixture = Fixture::new();
+    let living = fixture.store.stage("a test").unwrap();
+    let parent = fixture.store.root().join("staging");
+    std::fs::create_dir(parent.join("0123456789abcdef")).unwrap();
+    std::fs::write(parent.join("0123456789abcdef/half"), b"x").unwrap();
+    std::fs::write(parent.join("0123456789abcdef.lock"), b"").unwrap();
+    assert_eq!(fixture.store.sweep_staging().unwrap(), 1);
+    assert!(living.path().exists());
+    assert!(!parent.join("0123456789abcdef").exists());
+    drop(living);
+    assert_eq!(std::fs::read_dir(parent).unwrap().count(), 0);
+}
+
+#[test]
+fn reflink_file_systems_share_their_blocks() {
+    // Only a loop-mounted file system can show this on a host without one; that needs root and loop devices.
+    let fixture = Fixture::new();
+    let image = fixture.dir.path().join("xfs.img");
+    let mount = fixture.dir.path().join("mnt");
+    std::fs::create_dir(&mount).unwrap();
+    let script = "truncate -s 320M \"$1\" && mkfs.xfs -q -m reflink=1 \"$1\" && mount -o loop \"$1\" \"$2\"";
+    let mounted = std::process::Command::new("sh")
+        .args(["-c", script, "sh"])
+        .args([&image, &mount])
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        return;
+    }
+    let result = std::panic::catch_unwind(|| {
+        let store = kiln_store::Store::open(&mount.join("home")).unwrap();
+        let cancel = kiln_sys::Cancel::new().unwrap();
+        let source = mount.join("file");
+        std::fs::write(&source, vec![7; 8 << 20]).unwrap();
+        let staging = store.stage("a test").unwrap();
+        let taken = store.ingest(&source, IngestFrom::Outside, &staging, &cancel).unwrap();
+        let record =
+            store.clone_artifact(&taken.digest, taken.size, &staging.path().join("disk"), &cancel).unwrap();
+        assert_eq!(record.method, CloneMethod::Reflink);
+    });
+    let unmounted = std::process::Command::new("umount").arg(&mount).status().unwrap();
+    assert!(unmounted.success());
+    result.unwrap();
+}

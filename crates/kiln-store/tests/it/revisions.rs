@@ -1,0 +1,111 @@
+use crate::{Fixture, record};
+use kiln_core::revision::Manifest;
+use kiln_core::{ArtifactRole, Digest, Reference, Tag};
+use kiln_store::{Store, StoreError};
+use kiln_sys::lock::Share;
+
+fn reference(text: &str) -> Reference {
+    text.parse().unwrap()
+}
+
+#[test]
+fn equal_content_is_one_revision_and_its_build_is_beside_it() {
+    let fixture = Fixture::new();
+    let one = fixture.revision(b"kernel", b"root");
+    let two = fixture.revision(b"kernel", b"root");
+    assert_eq!(one, two);
+    assert_eq!(fixture.store.revision_ids().unwrap(), [one]);
+    assert_eq!(fixture.store.build_record(&one).unwrap(), Some(record()));
+}
+
+#[test]
+fn a_revision_without_its_files_is_not_committed() {
+    let fixture = Fixture::new();
+    let id = fixture.revision(b"kernel", b"root");
+    let mut manifest: Manifest = fixture.store.revision(&id).unwrap().manifest;
+    manifest.artifacts[1].digest = Digest::of(b"not there");
+    let error = fixture.store.commit_revision(&manifest, &record()).unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { kind: "artifact", .. }));
+    assert_eq!(fixture.store.revision_ids().unwrap(), [id]);
+}
+
+#[test]
+fn tags_keep_a_log_and_pins_are_compared() {
+    let fixture = Fixture::new();
+    let name = "web".parse().unwrap();
+    let (one, two) = (fixture.revision(b"kernel", b"one"), fixture.revision(b"kernel", b"two"));
+    let store = &fixture.store;
+    store.set_tag(&name, &Tag::latest(), &one, "build").unwrap();
+    store.set_tag(&name, &Tag::latest(), &one, "build").unwrap();
+    store.set_tag(&name, &Tag::latest(), &two, "build").unwrap();
+    let entry = store.template(&name).unwrap().unwrap();
+    let log: Vec<_> = entry.tags[&Tag::latest()].log.iter().map(|step| (step.from, step.to)).collect();
+    assert_eq!(log, [(None, one), (Some(one), two)]);
+    assert_eq!(store.resolve(&reference("web")).unwrap().id, two);
+    assert_eq!(store.resolve(&reference(&format!("web@{one}"))).unwrap().id, one);
+    let stranger = fixture.revision(b"kernel", b"three");
+    let error = store.resolve(&reference(&format!("web@{stranger}"))).unwrap_err();
+    assert!(matches!(error, StoreError::NotOfTemplate { .. }), "somebody else's revision under this name");
+    assert_eq!(store.resolve(&reference(&one.to_string()[..20])).unwrap().id, one);
+    assert!(matches!(store.resolve(&reference("web:v1")), Err(StoreError::NoTag { .. })));
+    let Err(StoreError::NotFound { similar, .. }) = store.resolve(&reference("wev")) else { panic!() };
+    assert_eq!(similar, ["web"]);
+}
+
+#[test]
+fn a_tag_to_nothing_is_refused() {
+    let fixture = Fixture::new();
+    let name = "web".parse().unwrap();
+    let error = fixture.store.set_tag(&name, &Tag::latest(), &Digest::of(b"x"), "tag").unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { kind: "revision", .. }));
+    assert!(fixture.store.template(&name).unwrap().is_none());
+}
+
+#[test]
+fn a_manifest_that_was_changed_is_damaged() {
+    let fixture = Fixture::new();
+    let id = fixture.revision(b"kernel", b"root");
+    let path = fixture.store.root().join("revisions").join(format!("{}.json", id.hex()));
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, b"{}").unwrap();
+    assert!(matches!(fixture.store.revision(&id), Err(StoreError::Damaged { .. })));
+}
+
+#[test]
+fn removing_a_revision_keeps_what_others_share() {
+    let fixture = Fixture::new();
+    let (one, two) = (fixture.revision(b"kernel", b"one"), fixture.revision(b"kernel", b"two"));
+    let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+    let removed = fixture.store.remove_revision(&one, &alone).unwrap();
+    assert_eq!(removed.artifacts.len(), 1);
+    let left = fixture.store.revision(&two).unwrap().manifest;
+    for artifact in &left.artifacts {
+        fixture.store.check_artifact(&artifact.digest, artifact.size).unwrap();
+    }
+    assert_eq!(left.artifact(&ArtifactRole::kernel()).unwrap().size.bytes(), 6);
+}
+
+#[test]
+fn a_cached_build_counts_only_while_it_is_whole() {
+    let fixture = Fixture::new();
+    let (store, key) = (&fixture.store, Digest::of(b"key"));
+    assert!(store.cached_build(&key).unwrap().is_none());
+    let id = fixture.revision(b"kernel", b"root");
+    store.remember_build(&key, &id).unwrap();
+    assert_eq!(store.cached_build(&key).unwrap().unwrap().id, id);
+    let rootfs = store.revision(&id).unwrap().manifest.artifacts[1].digest;
+    std::fs::remove_file(store.artifact_path(&rootfs)).unwrap();
+    assert!(store.cached_build(&key).unwrap().is_none(), "an artifact is gone");
+    std::fs::write(store.root().join("cache/v1/builds").join(key.hex()), "garbage").unwrap();
+    assert!(store.cached_build(&key).unwrap().is_none());
+}
+
+#[test]
+fn an_interrupted_creation_is_finished() {
+    let fixture = Fixture::new();
+    let home = fixture.dir.path().join("other");
+    std::fs::create_dir_all(home.join("artifacts")).unwrap();
+    std::fs::write(home.join(".aside-0123"), b"half").unwrap();
+    Store::open(&home).unwrap();
+    assert!(home.join("meta.json").exists() && home.join("machines").exists());
+}
