@@ -1,5 +1,9 @@
 //! The store on real files: what is committed, what is never visible, what is refused.
-#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests work on the host directly and panic when they cannot")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests work on the host directly and panic when they cannot"
+)]
 
 mod artifacts;
 mod revisions;

@@ -1,0 +1,159 @@
+//! Why a build did not come to be.
+
+use crate::archive::ArchiveError;
+use crate::ext4::Ext4Error;
+use crate::initramfs::InitramfsError;
+use crate::kernel::KernelError;
+use crate::modules::ModuleError;
+use kiln_core::size::ByteSize;
+use kiln_sys::{IoError, ToolError};
+use std::path::PathBuf;
+
+/// Why a build was not planned or not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// This host's processor is not one kiln makes guests for.
+    #[error("architecture `{0}` is not supported")]
+    Architecture(&'static str),
+    /// A kind of source this build does not know.
+    #[error("sources of type `{0}` cannot be built")]
+    Source(&'static str),
+    /// A path of the recipe leads to the wrong kind of thing.
+    #[error("`{field}` is {}, {found} where {wanted} is wanted", path.display())]
+    InputKind {
+        /// The recipe's key.
+        field: &'static str,
+        /// The path it leads to.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+        /// What should be there.
+        wanted: &'static str,
+    },
+    /// A path of the recipe leads nowhere.
+    #[error("`{field}` is {}, which does not exist", path.display())]
+    InputMissing {
+        /// The recipe's key.
+        field: &'static str,
+        /// The path it leads to.
+        path: PathBuf,
+    },
+    /// A file changed between the plan and its use.
+    #[error("{} changed while it was read", path.display())]
+    InputChanged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A directory tree is too large.
+    #[error("{} holds more than {max} files", path.display())]
+    TooManyFiles {
+        /// The directory.
+        path: PathBuf,
+        /// The limit.
+        max: u64,
+    },
+    /// A directory tree is too deep.
+    #[error("{} is deeper than {max} directories", path.display())]
+    TooDeep {
+        /// The directory.
+        path: PathBuf,
+        /// The limit.
+        max: usize,
+    },
+    /// A tar file that cannot be used.
+    #[error("tar file {} cannot be used", path.display())]
+    Archive {
+        /// The tar file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ArchiveError,
+    },
+    /// A kernel that cannot be used.
+    #[error("kernel {} cannot be used", path.display())]
+    Kernel {
+        /// The kernel's file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: KernelError,
+    },
+    /// Modules that are needed cannot be had.
+    #[error(transparent)]
+    Modules(#[from] ModuleError),
+    /// The initramfs cannot be written.
+    #[error(transparent)]
+    Initramfs(#[from] InitramfsError),
+    /// The root disk cannot be written.
+    #[error(transparent)]
+    Ext4(#[from] Ext4Error),
+    /// The program that should be process 1 is not in the image.
+    #[error("the image has no `{path}`, which the recipe names as its init")]
+    InitMissing {
+        /// The path in the image.
+        path: String,
+    },
+    /// A package that the archive does not have.
+    #[error("package `{package}` is not in the archive of suite `{suite}`")]
+    PackageUnknown {
+        /// The package.
+        package: String,
+        /// The suite.
+        suite: String,
+        /// The package tool's words.
+        #[source]
+        source: ToolError,
+    },
+    /// The kernel's package does not hold what it should.
+    #[error("kernel package `{package}`: {problem}")]
+    KernelPackage {
+        /// The package.
+        package: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The scratch directory has too little room.
+    #[error("{} has {} free, the build needs {}", path.display(), ByteSize::from_bytes(*have).human(), ByteSize::from_bytes(*need).human())]
+    NoSpace {
+        /// The scratch directory.
+        path: PathBuf,
+        /// Bytes needed.
+        need: u64,
+        /// Bytes there are.
+        have: u64,
+    },
+    /// The scratch directory's file system filled up during the build.
+    #[error("the file system of {} became full", path.display())]
+    Full {
+        /// The scratch directory.
+        path: PathBuf,
+        /// What failed for it.
+        #[source]
+        source: Box<BuildError>,
+    },
+    /// The work was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A tool did not do its work.
+    #[error(transparent)]
+    Tool(ToolError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+impl From<ToolError> for BuildError {
+    fn from(error: ToolError) -> Self {
+        match error {
+            ToolError::Cancelled { .. } => Self::Cancelled,
+            other => Self::Tool(other),
+        }
+    }
+}
+
+impl From<kiln_sys::cancel::Cancelled> for BuildError {
+    fn from(_: kiln_sys::cancel::Cancelled) -> Self {
+        Self::Cancelled
+    }
+}

@@ -1,0 +1,140 @@
+//! The initramfs: the agent as `/init`, its configuration, and the modules it loads. The same input gives the same
+//! bytes.
+
+use crate::modules::LoadedModule;
+use cpio::newc::{Builder, ModeFileType, trailer};
+use kiln_core::recipe::{AgentOptions, Init};
+use kiln_guest::config::{self, INIT_CONFIG_VERSION, InitConfig};
+use kiln_guest::name::NameError;
+use kiln_guest::{GuestPath, UserSpec};
+use std::io::{self, Write};
+
+/// Where modules lie in the initramfs.
+pub const MODULES_DIR: &str = "/kiln/modules";
+/// Mount options of the root: its unused inode tables stay unwritten, which keeps clones small.
+pub const ROOT_OPTIONS: &str = "noinit_itable";
+
+/// Why there is no initramfs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InitramfsError {
+    /// A name of the recipe is none in a guest.
+    #[error("`{field}` cannot be used in a guest")]
+    Name {
+        /// The recipe's key.
+        field: &'static str,
+        /// Why not.
+        #[source]
+        source: NameError,
+    },
+    /// The configuration breaks a rule of the agent's.
+    #[error("the guest's configuration cannot be used")]
+    Config(#[source] config::ConfigError),
+    /// A file is larger than the format allows.
+    #[error("`{name}` has {len} bytes, more than an initramfs can hold in one file")]
+    TooLarge {
+        /// The file.
+        name: String,
+        /// Its length.
+        len: usize,
+    },
+    /// Writing failed.
+    #[error("cannot write the initramfs")]
+    Write(#[from] io::Error),
+}
+
+/// Makes the agent's configuration.
+pub fn init_config(agent: &AgentOptions, modules: &[LoadedModule]) -> Result<InitConfig, InitramfsError> {
+    let path =
+        |field, text: &str| GuestPath::new(text).map_err(|source| InitramfsError::Name { field, source });
+    let module = |module: &LoadedModule| {
+        let path = path("agent.modules", &format!("{MODULES_DIR}/{}.ko", module.name))?;
+        Ok(config::Module { path, device: module.device })
+    };
+    let entrypoint = match &agent.entrypoint {
+        None => None,
+        Some(entrypoint) => {
+            let user = |text: &String| {
+                let field = "entrypoint.user";
+                text.parse::<UserSpec>().map_err(|source| InitramfsError::Name { field, source })
+            };
+            Some(config::Entrypoint {
+                argv: entrypoint.command.clone(),
+                env: entrypoint.env.clone(),
+                cwd: entrypoint
+                    .workdir
+                    .as_deref()
+                    .map(|text| path("entrypoint.workdir", text))
+                    .transpose()?,
+                user: entrypoint.user.as_ref().map(user).transpose()?,
+            })
+        }
+    };
+    let config = InitConfig {
+        version: INIT_CONFIG_VERSION,
+        modules: modules.iter().map(module).collect::<Result<_, InitramfsError>>()?,
+        root: config::RootDevice {
+            device: path("root", "/dev/vda")?,
+            fstype: "ext4".to_owned(),
+            options: ROOT_OPTIONS.to_owned(),
+            read_only: false,
+        },
+        init: match &agent.init {
+            Init::Agent => config::Init::Agent,
+            Init::Image(program) => config::Init::Image(path("agent.init", program)?),
+            _ => config::Init::Auto,
+        },
+        entrypoint,
+    };
+    // What the agent would refuse at each start is refused once, here.
+    InitConfig::from_json(&config.to_json()).map_err(InitramfsError::Config)
+}
+
+/// Writes an initramfs.
+pub fn write(
+    out: &mut dyn Write,
+    agent: &[u8],
+    config: &InitConfig,
+    modules: &[LoadedModule],
+) -> Result<(), InitramfsError> {
+    let mut archive = Archive { out, inode: 0 };
+    for dir in ["dev", "proc", "sys", "newroot", "kiln", "kiln/modules"] {
+        archive.entry(dir, ModeFileType::Directory, 0o755, &[], None)?;
+    }
+    archive.entry("dev/console", ModeFileType::Char, 0o600, &[], Some((5, 1)))?;
+    archive.entry("init", ModeFileType::Regular, 0o755, agent, None)?;
+    archive.entry("kiln/init.json", ModeFileType::Regular, 0o644, &config.to_json(), None)?;
+    for module in modules {
+        let name = format!("kiln/modules/{}.ko", module.name);
+        archive.entry(&name, ModeFileType::Regular, 0o644, &module.bytes, None)?;
+    }
+    trailer(archive.out)?;
+    Ok(())
+}
+
+struct Archive<'a> {
+    out: &'a mut dyn Write,
+    inode: u32,
+}
+
+impl Archive<'_> {
+    fn entry(
+        &mut self,
+        name: &str,
+        kind: ModeFileType,
+        mode: u32,
+        bytes: &[u8],
+        device: Option<(u32, u32)>,
+    ) -> Result<(), InitramfsError> {
+        self.inode += 1;
+        let mut builder = Builder::new(name).ino(self.inode).mode(mode).set_mode_file_type(kind);
+        if let Some((major, minor)) = device {
+            builder = builder.rdev_major(major).rdev_minor(minor);
+        }
+        let too_large = |_| InitramfsError::TooLarge { name: name.to_owned(), len: bytes.len() };
+        let mut file = builder.write(&mut self.out, u32::try_from(bytes.len()).map_err(too_large)?);
+        file.write_all(bytes)?;
+        file.finish()?;
+        Ok(())
+    }
+}

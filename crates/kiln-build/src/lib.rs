@@ -1,0 +1,37 @@
+//! Bakes recipes into artifacts: sources, file systems, kernels, initramfs.
+//!
+//! [`plan`] looks at a recipe, its inputs and the host, changes nothing, and names the result by a key: the same key
+//! means that there is nothing to do. [`run`] does the work in a scratch directory of the caller and leaves files
+//! there; the caller takes them into its store and writes the revision.
+//!
+//! The same inputs give the same bytes. What may differ between two builds of one key (versions of tools and
+//! packages) is told beside the files, as facts.
+
+mod agent;
+mod apt;
+pub mod archive;
+mod debian;
+mod decompress;
+mod error;
+pub mod ext4;
+mod fingerprint;
+mod host;
+pub mod initramfs;
+pub mod kernel;
+mod kernel_package;
+pub mod modules;
+mod plan;
+mod report;
+mod run;
+mod tree;
+mod unpack;
+
+pub use agent::AGENT;
+pub use apt::AptSource;
+pub use error::BuildError;
+pub use host::HostFacts;
+pub use plan::{BuildPlan, KeyPart, plan};
+pub use report::{BuildEvent, Quiet, Reporter, Step};
+pub use run::{BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, run};
+pub use tree::TreeSize;
+pub use unpack::Ownership;

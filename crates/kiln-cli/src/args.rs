@@ -1,0 +1,92 @@
+//! The command line: one verb a file, global options here.
+
+use crate::cmd;
+use crate::progress::ProgressMode;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Examples:
+  kiln init                         write a commented kiln.toml
+  kiln build                        bake the template of the kiln.toml here or above
+  kiln run --rm web -- uname -a     boot it, run a command, pass its exit code through, throw the machine away
+  kiln run -d --name w1 web         boot it and leave it running
+  kiln exec w1 -- ps                run a command in it
+  kiln doctor                       check this host
+
+Exit codes: 0 done, 1 failed or refused, 2 bad usage or recipe, 130 interrupted, 70 a bug of kiln;
+run and exec pass the guest command's own through.";
+
+/// Bakes golden images for microVMs and runs verified, private copies of them.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, after_help = EXAMPLES, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The store [default: $KILN_HOME, /var/lib/kiln for root, else the user's data directory]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub(crate) home: Option<PathBuf>,
+    /// How progress is shown on standard error
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "auto",
+        value_name = "MODE",
+        help_heading = "Global options"
+    )]
+    pub(crate) progress: ProgressMode,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Write a commented kiln.toml
+    Init(cmd::init::InitArgs),
+    /// Bake a template from its recipe
+    Build(cmd::build::BuildArgs),
+    /// Boot a machine from a template, and run a command in it
+    Run(cmd::run::RunArgs),
+    /// List machines
+    Ps(cmd::ps::PsArgs),
+    /// End machines, letting the guest power off first
+    Stop(cmd::stop::StopArgs),
+    /// Start machines that ended
+    Start(cmd::start::StartArgs),
+    /// Remove machines, tags or revisions
+    Rm(cmd::rm::RmArgs),
+    /// Run a command in a machine
+    Exec(cmd::exec::ExecArgs),
+    /// Open a shell in a machine
+    Shell(cmd::exec::ShellArgs),
+    /// Copy files and directories to or from a machine
+    Cp(cmd::cp::CpArgs),
+    /// Show the console of a machine
+    Logs(cmd::logs::LogsArgs),
+    /// Wait until machines have ended
+    Wait(cmd::wait::WaitArgs),
+    /// List templates and their tags
+    Ls(cmd::ls::LsArgs),
+    /// Show a template, revision or machine
+    Show(cmd::show::ShowArgs),
+    /// Give a revision another name
+    Tag(cmd::tag::TagArgs),
+    /// Check this host and say what mends each lack
+    Doctor(cmd::doctor::DoctorArgs),
+    /// Print the version
+    Version(cmd::version::VersionArgs),
+    /// Print a completion script for a shell
+    Completion(cmd::completion::CompletionArgs),
+    /// Print the JSON Schema of kiln.toml
+    Schema(cmd::schema::SchemaArgs),
+    #[command(name = kiln_engine::start::SUPERVISE_COMMAND, hide = true)]
+    Supervise(cmd::supervise::SuperviseArgs),
+    #[command(name = kiln_engine::PROBE_COMMAND, hide = true)]
+    ProbeKvm,
+}

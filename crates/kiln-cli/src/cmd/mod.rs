@@ -1,0 +1,114 @@
+//! The verbs. Each file: arguments, the call, the rendering.
+
+pub(crate) mod build;
+pub(crate) mod completion;
+pub(crate) mod cp;
+pub(crate) mod doctor;
+pub(crate) mod exec;
+pub(crate) mod init;
+pub(crate) mod logs;
+pub(crate) mod ls;
+pub(crate) mod ps;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod schema;
+pub(crate) mod show;
+pub(crate) mod start;
+pub(crate) mod stop;
+pub(crate) mod supervise;
+pub(crate) mod tag;
+pub(crate) mod version;
+pub(crate) mod wait;
+
+use crate::args::{Cli, Command, Global};
+use crate::error::{self, CliError, CliResult};
+use crate::progress::Shown;
+use crate::signals::SignalDesk;
+use crate::{env, output};
+use kiln_engine::{Engine, EngineError};
+use kiln_sys::{Cancel, IoResultExt as _};
+use std::process::ExitCode;
+
+/// What most commands need: an open engine, the signals, and a place for progress.
+pub(crate) struct Context {
+    pub(crate) engine: Engine,
+    pub(crate) signals: SignalDesk,
+    progress: crate::progress::ProgressMode,
+}
+
+impl Context {
+    fn open(global: Global) -> Result<Self, CliError> {
+        let cancel = Cancel::new().at("make", "an event")?;
+        let signals = SignalDesk::open(&cancel).at("watch", "signals")?;
+        let engine = Engine::open(env::settings(global.home)?, cancel)?;
+        Ok(Self { engine, signals, progress: global.progress })
+    }
+
+    /// Returns how progress is to be shown.
+    pub(crate) fn progress_mode(&self) -> crate::progress::ProgressMode {
+        self.progress
+    }
+
+    /// Returns a place for progress; `quiet` silences it.
+    pub(crate) fn reporter(&self, quiet: bool) -> Shown {
+        Shown::new(self.progress, quiet)
+    }
+}
+
+/// Runs a parsed command line.
+pub(crate) fn dispatch(cli: Cli) -> ExitCode {
+    let Cli { global, command } = cli;
+    let result = match command {
+        Command::Init(args) => init::run(&args),
+        Command::Version(args) => version::run(&args),
+        Command::Completion(args) => completion::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::ProbeKvm => supervise::probe_kvm(),
+        Command::Supervise(args) => supervise::run(&args),
+        command => Context::open(global).and_then(|context| engine_command(&context, command)),
+    };
+    result.unwrap_or_else(|error| error::report(&error))
+}
+
+fn engine_command(context: &Context, command: Command) -> CliResult {
+    match command {
+        Command::Build(args) => build::run(context, &args),
+        Command::Run(args) => run::run(context, args),
+        Command::Ps(args) => ps::run(context, &args),
+        Command::Stop(args) => stop::run(context, &args),
+        Command::Start(args) => start::run(context, &args),
+        Command::Rm(args) => rm::run(context, &args),
+        Command::Exec(args) => exec::run(context, args),
+        Command::Shell(args) => exec::shell(context, args),
+        Command::Cp(args) => cp::run(context, &args),
+        Command::Logs(args) => logs::run(context, &args),
+        Command::Wait(args) => wait::run(context, &args),
+        Command::Ls(args) => ls::run(context, &args),
+        Command::Show(args) => show::run(context, &args),
+        Command::Tag(args) => tag::run(context, &args),
+        Command::Doctor(args) => doctor::run(context, &args),
+        _ => Err(CliError::Usage("this verb needs no store".to_owned())),
+    }
+}
+
+/// Does the same to each of several things; a failure is told and the others still get their turn.
+pub(crate) fn for_each(names: &[String], mut work: impl FnMut(&str) -> Result<(), CliError>) -> CliResult {
+    let mut failed = 0;
+    for name in names {
+        match work(name) {
+            Ok(()) => {}
+            Err(error) if names.len() == 1 => return Err(error),
+            Err(CliError::Engine(EngineError::Cancelled)) => return Err(EngineError::Cancelled.into()),
+            Err(error) => {
+                error::tell(&error);
+                failed += 1;
+            }
+        }
+    }
+    if failed == 0 { Ok(ExitCode::SUCCESS) } else { Err(CliError::Some { failed, all: names.len() }) }
+}
+
+/// Prints each name of something that was done, the way docker does.
+pub(crate) fn echo(name: &str) {
+    output::line(name);
+}

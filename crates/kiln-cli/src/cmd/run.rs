@@ -1,0 +1,215 @@
+//! `kiln run`.
+
+use super::exec::{GuestOptions, shell_of, strip_dashes};
+use super::{Context, echo, logs};
+use crate::error::{CliError, CliResult};
+use crate::output;
+use crate::progress::ProgressMode;
+use crate::terminal;
+use clap::{Args, ValueEnum};
+use kiln_core::machine::{EndCause, Forward, Network};
+use kiln_core::variant::Board;
+use kiln_core::{ByteSize, MachineName, Reference};
+use kiln_engine::EngineError;
+use kiln_engine::create::CreateRequest;
+use kiln_engine::machines::ConsoleReader;
+use kiln_engine::start::{Ownership, Started};
+use kiln_guest::message::ExecRequest;
+use kiln_store::MachineEntry;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Time a guest has to power off after its command.
+const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Net {
+    /// No network device (the default)
+    None,
+    /// Only the published ports
+    Restricted,
+    /// The published ports, and connections to the outside, the host's loopback included
+    User,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Accel {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BoardName {
+    Pc,
+    Q35,
+    Microvm,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+With a command: boots, runs it, passes its exit code through, and powers the machine off.
+Without: shows the console until the machine ends. With -it and no command: opens a shell. With -d: leaves the
+machine running and prints its name. A machine in the foreground ends with kiln, however that ends.
+
+Examples:
+  kiln run --rm web -- uname -a
+  kiln run -it --rm web
+  kiln run -d --name w1 -p 8080:80 web
+  kiln run web/big:v1 -- nproc")]
+pub(crate) struct RunArgs {
+    /// Remove the machine and its disk when it ends
+    #[arg(long)]
+    rm: bool,
+    /// Leave it running, and print its name once it is ready
+    #[arg(short, long)]
+    detach: bool,
+    /// Its name [default: the template's and four digits]
+    #[arg(long)]
+    name: Option<MachineName>,
+    /// Publish a TCP port of the guest on 127.0.0.1
+    #[arg(short, long, value_name = "HOST:GUEST")]
+    publish: Vec<Forward>,
+    /// The network [default: none, or restricted with -p]
+    #[arg(long, value_enum, value_name = "MODE")]
+    net: Option<Net>,
+    /// Virtual processors, in place of the template's
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Memory, in place of the template's
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// The board, in place of the template's
+    #[arg(long, value_enum)]
+    board: Option<BoardName>,
+    /// The accelerator: auto takes KVM only where it really works
+    #[arg(long, value_enum, default_value = "auto")]
+    accel: Accel,
+    #[command(flatten)]
+    options: GuestOptions,
+    /// What to run: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…
+    reference: Reference,
+    /// A command for the guest
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+impl RunArgs {
+    fn network(&self) -> Result<Network, CliError> {
+        let forwards = self.publish.clone();
+        if forwards.len() > kiln_core::machine::FORWARDS_MAX {
+            let max = kiln_core::machine::FORWARDS_MAX;
+            return Err(CliError::Usage(format!(
+                "{} ports are published, at most {max} can be",
+                forwards.len()
+            )));
+        }
+        match self.net {
+            None if forwards.is_empty() => Ok(Network::None),
+            Some(Net::None) if forwards.is_empty() => Ok(Network::None),
+            Some(Net::None) => Err(CliError::Usage("ports cannot be published with --net none".to_owned())),
+            None | Some(Net::Restricted) => Ok(Network::User { forwards, outbound: false }),
+            Some(Net::User) => Ok(Network::User { forwards, outbound: true }),
+        }
+    }
+
+    fn create_request(&self) -> Result<CreateRequest, CliError> {
+        Ok(CreateRequest {
+            reference: self.reference.clone(),
+            name: self.name.clone(),
+            vcpus: self.vcpus,
+            memory: self.memory,
+            network: self.network()?,
+            accelerator: match self.accel {
+                Accel::Auto => "auto",
+                Accel::Kvm => "kvm",
+                Accel::Tcg => "tcg",
+            }
+            .to_owned(),
+            board: self.board.map(|board| match board {
+                BoardName::Pc => Board::Pc,
+                BoardName::Q35 => Board::Q35,
+                BoardName::Microvm => Board::Microvm,
+            }),
+            remove_on_exit: self.rm,
+        })
+    }
+}
+
+pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
+    let command = strip_dashes(&args.command).to_vec();
+    if args.detach && (args.options.tty || args.options.interactive) {
+        return Err(CliError::Usage("-d leaves the terminal, -i and -t want it".to_owned()));
+    }
+    if args.detach && !command.is_empty() {
+        return Err(CliError::Usage(
+            "-d takes no command: run -d, then kiln exec NAME -- COMMAND".to_owned(),
+        ));
+    }
+    let request = args.options.request(&command)?;
+    let reporter = context.reporter(!args.detach && context.progress_mode() == ProgressMode::Auto);
+    let created = context.engine.create(&args.create_request()?, &reporter)?;
+    let entry = created.entry.clone();
+    let ownership = if args.detach { Ownership::Detached } else { Ownership::Owned };
+    let started = context.engine.start_created(created, ownership, &reporter)?;
+    drop(reporter);
+    if args.detach {
+        let how = format!("ready in {} ({})", output::span(started.ready_after_ms), started.accelerator);
+        output::tell(&format!("{} is {how}", started.name));
+        echo(&started.name);
+        return Ok(ExitCode::SUCCESS);
+    }
+    foreground(context, &args, started, &entry, request)
+}
+
+fn foreground(
+    context: &Context,
+    args: &RunArgs,
+    mut started: Started,
+    entry: &MachineEntry,
+    mut request: ExecRequest,
+) -> CliResult {
+    let id = entry.record.id.as_str();
+    if request.argv.is_empty() && !args.options.tty {
+        return console(context, started, entry);
+    }
+    let ran = context.engine.session(id).map_err(CliError::from).and_then(|session| {
+        if request.argv.is_empty() {
+            request.argv = vec![shell_of(&session).to_owned()];
+        }
+        terminal::exec(&session, request, args.options.attach(), &context.signals)
+    });
+    match ran {
+        Ok(code) => {
+            // A disk that is thrown away needs no clean end.
+            let grace = if args.rm { Duration::ZERO } else { POWER_OFF_WITHIN };
+            context.engine.stop(id, grace)?;
+            Ok(ExitCode::from(code))
+        }
+        Err(CliError::Engine(EngineError::Guest(error))) if error.is_lost() => {
+            let cause = started.wait_end(&context.engine)?;
+            Err(EngineError::Ended { name: started.name, cause, console: Vec::new() }.into())
+        }
+        Err(error) => {
+            drop(started);
+            // The machine ends with its owner's handle; what it leaves must be gone when this returns.
+            let _ = context.engine.wait_ended_always(entry);
+            Err(error)
+        }
+    }
+}
+
+/// Shows the console until the machine ends.
+fn console(context: &Context, mut started: Started, entry: &MachineEntry) -> CliResult {
+    let followed = logs::follow(context, entry.record.id.as_str(), ConsoleReader::open(entry));
+    if let Err(error) = followed {
+        drop(started);
+        let _ = context.engine.wait_ended_always(entry);
+        return Err(error);
+    }
+    match started.wait_end(&context.engine)? {
+        EndCause::GuestShutdown | EndCause::Requested => Ok(ExitCode::SUCCESS),
+        EndCause::EntrypointExited { code } => Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))),
+        cause => Err(EngineError::Ended { name: started.name, cause, console: Vec::new() }.into()),
+    }
+}

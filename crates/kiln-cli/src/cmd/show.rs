@@ -1,0 +1,145 @@
+//! `kiln show`: everything about one template, revision or machine.
+
+use super::{Context, ps};
+use crate::error::{CliError, CliResult};
+use crate::output;
+use clap::Args;
+use kiln_core::revision::Manifest;
+use kiln_core::{Digest, Reference};
+use kiln_engine::EngineError;
+use kiln_store::{BuildRecord, StoreError};
+use serde::Serialize;
+use std::process::ExitCode;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A name is a template's where one has it, else a machine's.
+
+Examples:
+  kiln show web
+  kiln show web:v1 --json | jq .manifest.artifacts
+  kiln show web-1a2b")]
+pub(crate) struct ShowArgs {
+    /// A reference, digest or machine
+    name: String,
+    /// Print an object of JSON
+    #[arg(long)]
+    json: bool,
+    /// Take the name for a machine's
+    #[arg(long)]
+    machine: bool,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    revision: Digest,
+    tags: Vec<String>,
+    machines: Vec<String>,
+    manifest: Manifest,
+    build: Option<BuildRecord>,
+}
+
+pub(crate) fn run(context: &Context, args: &ShowArgs) -> CliResult {
+    if args.machine {
+        return machine(context, args);
+    }
+    let reference: Reference =
+        args.name.parse().map_err(|error| CliError::Usage(crate::hints::chain(&error)))?;
+    let store = context.engine.store();
+    let revision = match store.resolve(&reference) {
+        Ok(revision) => revision,
+        Err(error @ StoreError::NotFound { kind: "template", .. }) => {
+            return match machine(context, args) {
+                Err(CliError::Engine(EngineError::NoMachine { .. })) => Err(error.into()),
+                other => other,
+            };
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let shown = Shown {
+        tags: store
+            .tags_of(&revision.id)?
+            .iter()
+            .map(|(template, tag)| format!("{template}:{tag}"))
+            .collect(),
+        machines: store.machines_of(&revision.id)?,
+        build: store.build_record(&revision.id)?,
+        revision: revision.id,
+        manifest: revision.manifest,
+    };
+    if args.json {
+        output::json(shown);
+    } else {
+        render(&shown);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn machine(context: &Context, args: &ShowArgs) -> CliResult {
+    let entry = context.engine.find_machine(&args.name)?;
+    let (dir, boot_args) = (entry.dir.display().to_string(), entry.record.boot_args.join(" "));
+    let disk = entry.record.clone.clone();
+    let line = ps::Line::new(entry);
+    if args.json {
+        output::json(line);
+        return Ok(ExitCode::SUCCESS);
+    }
+    #[expect(clippy::unwrap_used, reason = "what is printed is plain data")]
+    let value = serde_json::to_value(&line).unwrap();
+    let mut rows = Vec::new();
+    for (key, value) in value.as_object().into_iter().flatten() {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        rows.push(vec![key.clone(), text]);
+    }
+    rows.push(vec!["boot_args".to_owned(), boot_args]);
+    rows.push(vec![
+        "disk".to_owned(),
+        format!("{} of {} by {}", disk.size.human(), disk.artifact.short(), disk.method),
+    ]);
+    rows.push(vec!["directory".to_owned(), dir]);
+    output::table(&["MACHINE", ""], &rows);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(shown: &Shown) {
+    let manifest = &shown.manifest;
+    let mut rows = vec![
+        vec!["revision".to_owned(), shown.revision.to_string()],
+        vec!["tags".to_owned(), shown.tags.join(", ")],
+        vec!["machines".to_owned(), shown.machines.join(", ")],
+        vec!["arch".to_owned(), manifest.arch.to_string()],
+        vec![
+            "machine".to_owned(),
+            format!(
+                "{} vcpu, {} memory, board {}",
+                manifest.machine.vcpus,
+                manifest.machine.memory.human(),
+                manifest.machine.board.as_str()
+            ),
+        ],
+        vec!["boot args".to_owned(), manifest.boot_args.join(" ")],
+    ];
+    if let Some(ready) = &manifest.ready {
+        rows.push(vec!["ready".to_owned(), ready.command.join(" ")]);
+    }
+    for artifact in &manifest.artifacts {
+        let text = format!("{}  {} {}", artifact.digest, artifact.size.human(), artifact.format.as_str());
+        rows.push(vec![artifact.role.to_string(), text]);
+    }
+    for variant in &manifest.variants {
+        let shape = variant.shape(&manifest.machine);
+        let text = format!("{} vcpu, {} memory", shape.vcpus, shape.memory.human());
+        rows.push(vec![format!("variant {}", variant.name), text]);
+    }
+    if let Some(build) = &shown.build {
+        let text = format!(
+            "{} as {}, {}",
+            output::ago(build.built_unix_ms),
+            build.template,
+            output::span(build.elapsed_ms)
+        );
+        rows.push(vec!["built".to_owned(), text]);
+        rows.extend(build.facts.iter().map(|(key, value)| vec![key.clone(), value.clone()]));
+    }
+    output::table(&["REVISION", ""], &rows);
+}

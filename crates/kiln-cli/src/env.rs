@@ -1,0 +1,67 @@
+//! The environment: the one place that reads it.
+#![expect(clippy::disallowed_methods, reason = "this is where the environment is collected")]
+
+use kiln_engine::Settings;
+use kiln_sys::{IoResult, Toolbox, process, tool};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Variables that programs kiln runs may see: how to reach the network, and where temporary files go.
+const HANDED_ON: [&str; 10] = [
+    "HOME",
+    "TMPDIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
+/// Collects what the engine needs to know.
+pub(crate) fn settings(home: Option<PathBuf>) -> IoResult<Settings> {
+    Ok(Settings { home: self::home(home), toolbox: toolbox(), own_program: process::own_program()? })
+}
+
+/// Returns the store's directory: the option, `KILN_HOME`, `/var/lib/kiln` for root, else the user's data directory.
+fn home(option: Option<PathBuf>) -> PathBuf {
+    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let chosen = option.or_else(|| path("KILN_HOME")).unwrap_or_else(|| {
+        if process::is_root() {
+            return PathBuf::from("/var/lib/kiln");
+        }
+        path("XDG_DATA_HOME")
+            .or_else(|| path("HOME").map(|home| home.join(".local/share")))
+            .unwrap_or_else(|| PathBuf::from("/var/tmp"))
+            .join("kiln")
+    });
+    std::path::absolute(&chosen).unwrap_or(chosen)
+}
+
+/// The user's path first, then the system's: administrators' tools are often missing from a user's.
+fn toolbox() -> Toolbox {
+    let mut search: Vec<PathBuf> = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect())
+        .unwrap_or_default();
+    for dir in tool::SEARCH_DEFAULT {
+        if !search.iter().any(|known| known.as_os_str() == dir) {
+            search.push(PathBuf::from(dir));
+        }
+    }
+    let env =
+        HANDED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
+    Toolbox::new(search, env)
+}
+
+/// Returns whether colours are unwanted.
+pub(crate) fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// Returns the kind of the user's terminal, for programs in the guest.
+pub(crate) fn term() -> String {
+    std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned())
+}

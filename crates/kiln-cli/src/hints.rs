@@ -1,0 +1,149 @@
+//! What to try next. Library errors say what is so; this says what may help.
+
+use crate::error::CliError;
+use kiln_build::BuildError;
+use kiln_core::machine::EndCause;
+use kiln_engine::EngineError;
+use kiln_store::StoreError;
+use kiln_sys::ToolError;
+
+/// Returns an error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Returns lines that belong to an error, such as the console's last ones.
+pub(crate) fn details(error: &CliError) -> Vec<String> {
+    match error {
+        CliError::Engine(EngineError::Ended { console, .. }) => console.clone(),
+        CliError::Engine(EngineError::Store(StoreError::Ambiguous { candidates, .. })) => {
+            candidates.iter().map(ToString::to_string).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Returns what to try.
+pub(crate) fn hints(error: &CliError) -> Vec<String> {
+    match error {
+        CliError::Engine(error) => engine(error),
+        CliError::Usage(_) => vec!["kiln --help".to_owned()],
+        _ => Vec::new(),
+    }
+}
+
+fn one(text: impl Into<String>) -> Vec<String> {
+    vec![text.into()]
+}
+
+fn engine(error: &EngineError) -> Vec<String> {
+    match error {
+        EngineError::NoRecipe { .. } => one("kiln init writes one"),
+        EngineError::Recipe { .. } => {
+            one("kiln schema prints every key; docs/formats/recipe.md explains them")
+        }
+        EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
+        EngineError::NoMachine { similar: Some(name), .. } => {
+            one(format!("did you mean `{name}`? kiln ps -a lists all"))
+        }
+        EngineError::NoMachine { .. } => one("kiln ps -a lists machines, kiln ls templates"),
+        EngineError::MachineExists { name } => one(format!("kiln rm {name}, or choose another name")),
+        EngineError::Phase { name, action: "removed", .. } => {
+            one(format!("kiln stop {name}, or kiln rm -f {name}"))
+        }
+        EngineError::Phase { name, action: "started", .. } => one(format!("kiln exec {name} -- COMMAND")),
+        EngineError::Phase { name, .. } => one(format!("kiln start {name}")),
+        EngineError::Ended { cause, name, .. } => ended(cause, name),
+        EngineError::SupervisorDied { .. } => one("kiln doctor"),
+        EngineError::CopySides => one("kiln cp file.txt MACHINE:/tmp/, or kiln cp MACHINE:/etc/hostname ."),
+        EngineError::Store(error) => store(error),
+        EngineError::Tool(error) => tool(error),
+        EngineError::Build(error) => build(error),
+        EngineError::Vmm(kiln_vmm::VmmError::NotFound { .. }) => {
+            one("sudo apt-get install -y --no-install-recommends qemu-system-x86, then kiln doctor")
+        }
+        EngineError::Io(error) if error.is_no_space() => space(),
+        EngineError::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            one("set KILN_HOME to a directory of yours, or run as its owner")
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn ended(cause: &EndCause, name: &str) -> Vec<String> {
+    match cause {
+        EndCause::NeverReady { .. } => one(format!(
+            "kiln logs {name} shows the whole console; [ready] in kiln.toml sets probe and timeout"
+        )),
+        EndCause::GuestPanic { .. } => one(format!(
+            "kiln logs {name} shows the whole console; more memory, another kernel or a root file system with an init may help"
+        )),
+        EndCause::VmmExited { .. } | EndCause::StartFailed { .. } => one("kiln doctor checks this host"),
+        _ => Vec::new(),
+    }
+}
+
+fn space() -> Vec<String> {
+    one("kiln rm what is not needed, or set KILN_HOME to a larger file system; kiln doctor shows the space")
+}
+
+fn store(error: &StoreError) -> Vec<String> {
+    match error {
+        StoreError::NotFound { kind: "template", name, similar } => match similar.first() {
+            Some(similar) => one(format!("did you mean `{similar}`? kiln ls lists all")),
+            None => {
+                one(format!("kiln ls lists what is there; kiln build bakes `{name}` where its kiln.toml is"))
+            }
+        },
+        StoreError::NotFound { kind: "variant", similar, .. } if !similar.is_empty() => {
+            one(format!("its variants are {}", similar.join(", ")))
+        }
+        StoreError::NotFound { kind: "artifact" | "index", .. } | StoreError::Damaged { .. } => {
+            one("kiln build --force bakes it again")
+        }
+        StoreError::NotFound { .. } => one("kiln ls -a lists all revisions"),
+        StoreError::NoTag { template, .. } => one(format!("kiln ls lists the tags of `{template}`")),
+        StoreError::InUse { machines, .. } => one(format!("kiln rm -f {}", machines.join(" "))),
+        StoreError::NewerStore { .. } | StoreError::UnknownFeature { .. } => {
+            one("use the newer kiln that wrote it, or set KILN_HOME to another directory")
+        }
+        StoreError::NotAStore { .. } => one("set KILN_HOME to an empty directory"),
+        StoreError::NoSpace { .. } => space(),
+        StoreError::Io(error) if error.is_no_space() => space(),
+        StoreError::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            one("set KILN_HOME to a directory of yours, or run as its owner")
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn tool(error: &ToolError) -> Vec<String> {
+    match error {
+        ToolError::NotFound { name } => one(format!("kiln doctor says which package brings `{name}`")),
+        ToolError::Failed { stderr, .. } if stderr.contains("No space left") => space(),
+        _ => Vec::new(),
+    }
+}
+
+fn build(error: &BuildError) -> Vec<String> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<ToolError>() {
+            return tool(error);
+        }
+        if let Some(error) = cause.downcast_ref::<kiln_sys::IoError>()
+            && error.is_no_space()
+        {
+            return space();
+        }
+        source = cause.source();
+    }
+    Vec::new()
+}

@@ -1,0 +1,125 @@
+//! Progress on standard error: bars on a terminal, lines elsewhere, JSON for programs, or nothing.
+
+use crate::output;
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use kiln_engine::{Progress, Reporter};
+use serde_json::json;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// Bars on a terminal, lines elsewhere.
+    Auto,
+    /// A line for each step.
+    Plain,
+    /// A JSON object for each event.
+    Json,
+    /// Nothing.
+    None,
+}
+
+/// Shows progress in the chosen mode.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    mode: ProgressMode,
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Shown {
+    /// Decides how to show progress.
+    pub(crate) fn new(mode: ProgressMode, quiet: bool) -> Self {
+        let mode = match mode {
+            _ if quiet => ProgressMode::None,
+            ProgressMode::Auto if output::stderr_is_terminal() => ProgressMode::Auto,
+            ProgressMode::Auto => ProgressMode::Plain,
+            mode => mode,
+        };
+        Self { mode, bar: Mutex::new(None) }
+    }
+
+    fn bar(&self, event: Progress) {
+        let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let done = |bar: &mut Option<ProgressBar>| {
+            if let Some(bar) = bar.take() {
+                bar.finish_and_clear();
+            }
+        };
+        match event {
+            Progress::Started { step } => {
+                done(&mut bar);
+                let fresh = ProgressBar::new_spinner().with_message(step);
+                if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed:.dim}") {
+                    fresh.set_style(style);
+                }
+                fresh.enable_steady_tick(Duration::from_millis(120));
+                *bar = Some(fresh);
+            }
+            Progress::Said { line } => {
+                if let Some(bar) = bar.as_ref() {
+                    let step = bar.message();
+                    let step = step.split(" · ").next().unwrap_or_default().to_owned();
+                    bar.set_message(format!("{step} · {}", kiln_core::text::clip(line.trim())));
+                }
+            }
+            Progress::Done { .. } => {
+                done(&mut bar);
+                drop(bar);
+                plain(event);
+            }
+            Progress::Note { .. } | Progress::Waiting { .. } => match bar.as_ref() {
+                Some(bar) => bar.suspend(|| plain(event)),
+                None => plain(event),
+            },
+            _ => {}
+        }
+    }
+}
+
+fn plain(event: Progress) {
+    match event {
+        Progress::Done { step, elapsed_ms, result } => {
+            let result = if result.is_empty() { String::new() } else { format!(": {result}") };
+            output::tell(&format!("{:>8}  {step}{result}", output::span(elapsed_ms)));
+        }
+        Progress::Note { text } => output::tell(&format!("    note  {text}")),
+        Progress::Waiting { holder } => output::tell(&format!(" waiting  for {holder}")),
+        _ => {}
+    }
+}
+
+fn as_json(event: Progress) {
+    let value = match event {
+        Progress::Started { step } => json!({"event": "started", "step": step}),
+        Progress::Said { line } => json!({"event": "said", "line": line}),
+        Progress::Done { step, elapsed_ms, result } => {
+            json!({"event": "done", "step": step, "elapsed_ms": elapsed_ms, "result": result})
+        }
+        Progress::Note { text } => json!({"event": "note", "text": text}),
+        Progress::Waiting { holder } => json!({"event": "waiting", "holder": holder}),
+        _ => return,
+    };
+    output::tell(&value.to_string());
+}
+
+impl Reporter for Shown {
+    fn progress(&self, event: Progress) {
+        match self.mode {
+            ProgressMode::Auto => self.bar(event),
+            ProgressMode::Plain => plain(event),
+            ProgressMode::Json => as_json(event),
+            ProgressMode::None => {}
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        let mut bar = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(bar) = bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The program as users and scripts see it. Tests whose names begin with `boot` start real machines.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests work on the host directly and panic when they cannot"
+)]
+
+mod basics;
+mod boot;
+mod build;
+mod copy;
+mod crash;
+mod debian;
+mod exec;
+mod lifecycle;
+
+use kiln_testing::TestContext;
+
+/// Returns a context for the program under test.
+fn context() -> TestContext {
+    TestContext::new(env!("CARGO_BIN_EXE_kiln"))
+}

@@ -1,0 +1,221 @@
+//! Building: recipe to revision, once for equal inputs.
+
+use crate::progress::{Progress, Reporter, step};
+use crate::{Engine, EngineError, EngineResult};
+use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts};
+use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe};
+use kiln_core::revision::{Artifact, MANIFEST_VERSION, Manifest};
+use kiln_core::{ByteSize, Digest, Tag};
+use kiln_store::{BuildRecord, IngestFrom, Staging};
+use kiln_sys::lock::Share;
+use kiln_sys::{clock, fs};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// How to build.
+#[derive(Debug, Clone, Default)]
+pub struct BuildOptions {
+    /// Builds although the cache knows the result.
+    pub force: bool,
+}
+
+/// What a build came to.
+#[derive(Debug, Clone)]
+pub struct BuildReport {
+    /// The revision.
+    pub revision: Digest,
+    /// The template.
+    pub template: kiln_core::TemplateName,
+    /// Whether the cache knew it.
+    pub cached: bool,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Whether the tag moved.
+    pub moved: bool,
+}
+
+/// A recipe with the file it came from.
+#[derive(Debug, Clone)]
+pub struct FoundRecipe {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Its text.
+    pub text: String,
+    /// Its file.
+    pub path: PathBuf,
+}
+
+/// Finds the recipe for `path`: the file itself, or `kiln.toml` in the directory or the nearest one above it.
+pub fn find_recipe(path: &Path) -> EngineResult<FoundRecipe> {
+    let start = fs::canonicalize(path)?;
+    let file = if fs::metadata(&start)?.is_dir() { walk_up(&start)? } else { start };
+    let text = fs::read_text_limited(&file, RECIPE_BYTES_MAX)?;
+    let recipe = recipe::parse(&text).map_err(|source| EngineError::Recipe { path: file.clone(), source })?;
+    Ok(FoundRecipe { recipe, text, path: file })
+}
+
+fn walk_up(start: &Path) -> EngineResult<PathBuf> {
+    for directory in start.ancestors() {
+        let file = directory.join(recipe::FILE_NAME);
+        if fs::exists(&file)? {
+            return Ok(file);
+        }
+    }
+    Err(EngineError::NoRecipe { from: start.to_owned() })
+}
+
+/// Hands a build's events on.
+struct Forward<'a>(&'a dyn Reporter);
+
+impl kiln_build::Reporter for Forward<'_> {
+    fn event(&self, event: BuildEvent) {
+        self.0.progress(match event {
+            BuildEvent::StepStarted { step, detail } => Progress::Started { step: name(step, &detail) },
+            BuildEvent::StepOutput { line, .. } => Progress::Said { line },
+            BuildEvent::StepDone { step, elapsed_ms, detail } => {
+                Progress::Done { step: step.as_str().to_owned(), elapsed_ms, result: detail }
+            }
+            BuildEvent::Note { text } => Progress::Note { text },
+            _ => return,
+        });
+    }
+}
+
+fn name(step: kiln_build::Step, detail: &str) -> String {
+    if detail.is_empty() { step.as_str().to_owned() } else { format!("{} {detail}", step.as_str()) }
+}
+
+impl Engine {
+    /// Returns what a build of the recipe would do: its cache key and what went into it.
+    pub fn plan(&self, found: &FoundRecipe) -> EngineResult<BuildPlan> {
+        let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
+        self.plan_on(found, &host)
+    }
+
+    fn plan_on(&self, found: &FoundRecipe, host: &HostFacts) -> EngineResult<BuildPlan> {
+        let base = found.path.parent().unwrap_or(Path::new("/"));
+        Ok(kiln_build::plan(&found.recipe, base, host)?)
+    }
+
+    /// Builds a recipe and points the template's `latest` to the result.
+    pub fn build(
+        &self,
+        found: &FoundRecipe,
+        options: &BuildOptions,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<BuildReport> {
+        let begun = Instant::now();
+        let name = &found.recipe.name;
+        self.sweep();
+        let work = format!("building {name}");
+        let mut waiting = |holder: &kiln_sys::lock::Holder| {
+            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
+        };
+        let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;
+        let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
+        let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
+        let plan = self.plan_on(found, &host)?;
+        let hit = if options.force { None } else { self.store.cached_build(&plan.key)? };
+        let cached = hit.is_some();
+        let revision = match hit {
+            Some(revision) => revision.id,
+            None => self.bake(found, &plan, &host, begun, reporter)?,
+        };
+        let before =
+            self.store.template(name)?.and_then(|entry| Some(entry.tags.get(&Tag::latest())?.revision));
+        self.store.keep_recipe(name, &found.text)?;
+        self.store.set_tag(name, &Tag::latest(), &revision, "build")?;
+        Ok(BuildReport {
+            revision,
+            template: name.clone(),
+            cached,
+            elapsed_ms: elapsed_ms(begun),
+            moved: before != Some(revision),
+        })
+    }
+
+    fn bake(
+        &self,
+        found: &FoundRecipe,
+        plan: &BuildPlan,
+        host: &HostFacts,
+        begun: Instant,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Digest> {
+        let staging = self.store.stage(&format!("building {}", found.recipe.name))?;
+        let scratch = staging.path().join("build");
+        fs::create_dir(&scratch)?;
+        let forward = Forward(reporter);
+        let context = BuildContext {
+            toolbox: &self.settings.toolbox,
+            scratch: &scratch,
+            reporter: &forward,
+            cancel: &self.cancel,
+            host,
+        };
+        let output = kiln_build::run(plan, &context)?;
+        let manifest = self.take_in(&found.recipe, host, &output, &staging, reporter)?;
+        let record = BuildRecord {
+            version: 1,
+            template: found.recipe.name.clone(),
+            key: plan.key,
+            built_unix_ms: clock::now_unix_ms(),
+            elapsed_ms: elapsed_ms(begun),
+            facts: output.facts.into_iter().collect(),
+        };
+        self.cancel.check()?;
+        let id = self.store.commit_revision(&manifest, &record)?;
+        self.store.remember_build(&plan.key, &id)?;
+        Ok(id)
+    }
+
+    fn take_in(
+        &self,
+        recipe: &Recipe,
+        host: &HostFacts,
+        output: &BuildOutput,
+        staging: &Staging,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Manifest> {
+        let mut artifacts = step(reporter, "hash and commit", || {
+            let mut artifacts = Vec::new();
+            let (mut data, mut apparent) = (0, 0);
+            for file in &output.artifacts {
+                let taken = self.store.ingest(&file.path, IngestFrom::Staging, staging, &self.cancel)?;
+                data += taken.data.bytes();
+                apparent += taken.size.bytes();
+                artifacts.push(Artifact {
+                    role: file.role.clone(),
+                    digest: taken.digest,
+                    size: taken.size,
+                    format: file.format,
+                });
+            }
+            let [data, apparent] = [data, apparent].map(|bytes| ByteSize::from_bytes(bytes).human());
+            EngineResult::Ok((artifacts, format!("{data} of data in {apparent}")))
+        })?;
+        artifacts.sort_by(|a, b| a.role.cmp(&b.role));
+        let manifest = Manifest {
+            version: MANIFEST_VERSION,
+            arch: host.arch,
+            artifacts,
+            machine: recipe.machine.clone(),
+            boot_args: recipe.boot_args.clone(),
+            ready: recipe.ready.clone(),
+            variants: recipe.variants.clone(),
+        };
+        let id = manifest.id();
+        manifest
+            .checked()
+            .map_err(|source| EngineError::Store(kiln_store::StoreError::BadManifest { id, source }))
+    }
+
+    /// Removes what ended processes left; failing at that fails nothing else.
+    pub(crate) fn sweep(&self) {
+        let _ = self.store.sweep_staging();
+    }
+}
+
+fn elapsed_ms(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,136 @@
+//! The control socket of a machine: how commands reach its supervisor. One line of JSON asks, one line answers; after
+//! `agent` the connection speaks the guest channel's protocol. `docs/formats/control.md` describes both.
+
+use crate::{EngineError, EngineResult};
+use kiln_sys::{IoResultExt as _, socket};
+use serde::{Deserialize, Serialize};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// The control socket, in the machine's directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// The longest line, in bytes.
+const LINE_BYTES_MAX: usize = 64 << 10;
+/// How long a supervisor may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a command asks of a supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Ask {
+    /// To connect to the guest's agent: from then on the connection speaks the guest channel's protocol.
+    Agent,
+    /// To end the machine.
+    Stop {
+        /// Milliseconds the guest has to power off by itself; 0 ends it at once.
+        grace_ms: u64,
+    },
+}
+
+/// What a supervisor answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Answer {
+    /// It is done, or has begun.
+    Ok,
+    /// It is not.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a supervisor tells whoever started it, a line of JSON each on its standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Report {
+    /// It holds the machine.
+    Supervising,
+    /// The machine monitor runs.
+    Started {
+        /// The accelerator in use.
+        accelerator: String,
+        /// Why that one.
+        reason: String,
+    },
+    /// The guest is ready.
+    Ready {
+        /// Milliseconds since the supervisor's start.
+        after_ms: u64,
+    },
+    /// The machine ended.
+    Ended {
+        /// Why.
+        cause: kiln_core::machine::EndCause,
+        /// The console's last lines.
+        console: Vec<String>,
+    },
+}
+
+/// Connects to a machine's supervisor and asks.
+pub fn ask(dir: &Path, name: &str, question: &Ask) -> EngineResult<UnixStream> {
+    let mut stream = socket::connect(dir, CONTROL_SOCKET)?;
+    let path = dir.join(CONTROL_SOCKET);
+    stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", &path)?;
+    write_line(&mut stream, question).at("write to", &path)?;
+    match read_line(&mut stream).at("read from", &path)? {
+        Answer::Ok => {
+            stream.set_read_timeout(None).at("use", &path)?;
+            Ok(stream)
+        }
+        Answer::Refused { reason } => Err(EngineError::SupervisorRefused { name: name.to_owned(), reason }),
+    }
+}
+
+/// Writes one line of JSON.
+pub(crate) fn write_line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    to.write_all(&line)?;
+    to.flush()
+}
+
+/// Reads one line of JSON, and not a byte more: what follows may be another protocol.
+pub(crate) fn read_line<T: serde::de::DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        if from.read(&mut byte)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if byte[0] == b'\n' {
+            return Ok(serde_json::from_slice(&line)?);
+        }
+        if line.len() == LINE_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+        }
+        line.push(byte[0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_to_its_end_and_no_further() {
+        let mut bytes = io::Cursor::new(b"{\"ask\":\"stop\",\"grace_ms\":5}\nrest".to_vec());
+        assert_eq!(read_line::<Ask>(&mut bytes).unwrap(), Ask::Stop { grace_ms: 5 });
+        let mut rest = String::new();
+        bytes.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "rest");
+    }
+
+    #[test]
+    fn an_endless_line_and_a_broken_one_are_errors() {
+        let endless = vec![b'x'; LINE_BYTES_MAX + 1];
+        assert!(read_line::<Ask>(&mut endless.as_slice()).is_err());
+        assert!(read_line::<Ask>(&mut b"{}\n".as_slice()).is_err());
+        assert!(read_line::<Ask>(&mut b"{\"ask\":".as_slice()).is_err());
+    }
+}

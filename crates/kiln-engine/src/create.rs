@@ -1,0 +1,178 @@
+//! Making machines: a revision, a private disk and a record, published in one step.
+
+use crate::progress::{Progress, Reporter};
+use crate::{Engine, EngineError, EngineResult};
+use kiln_core::machine::{MachineRecord, MachineStatus, Network, RECORD_VERSION};
+use kiln_core::variant::MachineShape;
+use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, TemplateName};
+use kiln_store::{MachineEntry, Revision, StoreError};
+use kiln_sys::commit::{Existing, commit_dir, write_file};
+use kiln_sys::lock::{FileLock, Share};
+use kiln_sys::{IoResultExt as _, clock, fs};
+use std::path::Path;
+
+/// The machine's private root disk, in its directory.
+pub const DISK_FILE: &str = "disk.raw";
+/// The machine's blank second disk, in its directory.
+pub const DATA_DISK_FILE: &str = "data.raw";
+/// Held by whoever starts the machine, until its supervisor is at work.
+pub(crate) const START_LOCK: &str = "start.lock";
+
+/// What a new machine is to be.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// What it runs.
+    pub reference: Reference,
+    /// Its name; none means one made from the template's.
+    pub name: Option<MachineName>,
+    /// Processors, where not as the template says.
+    pub vcpus: Option<u32>,
+    /// Memory, where not as the template says.
+    pub memory: Option<ByteSize>,
+    /// How it is connected.
+    pub network: Network,
+    /// The accelerator: `auto`, `kvm` or `tcg`.
+    pub accelerator: String,
+    /// The board, where not as the template says.
+    pub board: Option<kiln_core::variant::Board>,
+    /// Whether it is removed when it ends.
+    pub remove_on_exit: bool,
+}
+
+/// A machine that was made and is not started yet. Holding this keeps others from taking it for an orphan.
+#[derive(Debug)]
+pub struct Created {
+    /// The machine.
+    pub entry: MachineEntry,
+    pub(crate) start_lock: FileLock,
+}
+
+impl Engine {
+    /// Makes a machine.
+    pub fn create(&self, request: &CreateRequest, reporter: &dyn Reporter) -> EngineResult<Created> {
+        self.sweep();
+        let mut waiting = |holder: &kiln_sys::lock::Holder| {
+            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
+        };
+        let _store = self.store.lock(Share::Shared, "making a machine", &self.cancel, &mut waiting)?;
+        let revision = self.store.resolve(&request.reference)?;
+        if let Some(name) = &request.name {
+            self.refuse_taken(name)?;
+        }
+        let staging = self.store.stage("making a machine")?;
+        let dir = staging.path().join("machine");
+        fs::create_dir(&dir)?;
+        let id = MachineId::from_random(clock::random());
+        let mut record = self.record(request, &revision, id, &dir)?;
+        let start_lock =
+            FileLock::try_take(&dir.join(START_LOCK), "starting a machine")?.map_err(|holder| {
+                EngineError::SupervisorRefused { name: record.name.to_string(), reason: holder.text }
+            })?;
+        write_json(&dir, "status.json", &MachineStatus::created())?;
+        let names = self.store.root().join("machines.lock");
+        let _names = FileLock::take(&names, "naming a machine", &self.cancel, &mut waiting)
+            .map_err(|error| EngineError::from(StoreError::from(error)))?;
+        match &request.name {
+            Some(name) => self.refuse_taken(name)?,
+            None => record.name = self.free_name(request.reference.template())?,
+        }
+        write_json(&dir, "machine.json", &record)?;
+        self.cancel.check()?;
+        let home = self.store.machine_dir(&record.id);
+        commit_dir(&dir, &home)?;
+        Ok(Created {
+            entry: MachineEntry { record, status: MachineStatus::created(), dir: home },
+            start_lock,
+        })
+    }
+
+    fn record(
+        &self,
+        request: &CreateRequest,
+        revision: &Revision,
+        id: MachineId,
+        dir: &Path,
+    ) -> EngineResult<MachineRecord> {
+        let manifest = &revision.manifest;
+        let required = |role: ArtifactRole| {
+            manifest.artifact(&role).ok_or(StoreError::BadManifest {
+                id: revision.id,
+                source: kiln_core::revision::InvalidManifest::Missing(role),
+            })
+        };
+        let kernel = required(ArtifactRole::kernel())?;
+        let rootfs = required(ArtifactRole::rootfs())?;
+        let initrd = manifest.artifact(&ArtifactRole::initrd());
+        for artifact in [Some(kernel), initrd].into_iter().flatten() {
+            self.store.check_artifact(&artifact.digest, artifact.size)?;
+        }
+        let variant = request.reference.variant.as_ref().and_then(|name| manifest.variant(name));
+        let base =
+            variant.map_or_else(|| manifest.machine.clone(), |variant| variant.shape(&manifest.machine));
+        let shape = MachineShape {
+            vcpus: request.vcpus.unwrap_or(base.vcpus),
+            memory: request.memory.unwrap_or(base.memory),
+            data_disk: base.data_disk,
+            board: request.board.unwrap_or(base.board),
+        }
+        .checked()
+        .map_err(|error| {
+            EngineError::Store(StoreError::BadManifest { id: revision.id, source: error.into() })
+        })?;
+        let clone =
+            self.store.clone_artifact(&rootfs.digest, rootfs.size, &dir.join(DISK_FILE), &self.cancel)?;
+        if let Some(size) = shape.data_disk {
+            let path = dir.join(DATA_DISK_FILE);
+            fs::create_new(&path)?.set_len(size.bytes()).at("set the length of", &path)?;
+        }
+        Ok(MachineRecord {
+            version: RECORD_VERSION,
+            name: request.name.clone().map_or_else(|| self.free_name(None), Ok)?,
+            id,
+            reference: request.reference.to_string(),
+            revision: revision.id,
+            variant: request.reference.variant.clone(),
+            arch: manifest.arch,
+            kernel: kernel.digest,
+            kernel_format: kernel.format,
+            initrd: initrd.map(|artifact| artifact.digest),
+            boot_args: variant
+                .and_then(|v| v.boot_args.clone())
+                .unwrap_or_else(|| manifest.boot_args.clone()),
+            ready: manifest.ready.clone(),
+            network: request.network.clone(),
+            accelerator: request.accelerator.clone(),
+            clone,
+            remove_on_exit: request.remove_on_exit,
+            created_unix_ms: clock::now_unix_ms(),
+            shape,
+        })
+    }
+
+    fn refuse_taken(&self, name: &MachineName) -> EngineResult<()> {
+        let taken = self
+            .store
+            .machines()?
+            .iter()
+            .any(|(_, entry)| entry.as_ref().is_ok_and(|entry| entry.record.name == *name));
+        if taken { Err(EngineError::MachineExists { name: name.to_string() }) } else { Ok(()) }
+    }
+
+    /// Makes a name that no machine has: the template's and four random digits.
+    fn free_name(&self, template: Option<&TemplateName>) -> EngineResult<MachineName> {
+        let stem: String = template.map_or("vm", TemplateName::as_str).chars().take(50).collect();
+        loop {
+            let text = format!("{stem}-{}", clock::random_hex::<2>());
+            let name = text.parse().map_err(StoreError::from)?;
+            if self.refuse_taken(&name).is_ok() {
+                return Ok(name);
+            }
+        }
+    }
+}
+
+fn write_json(dir: &Path, name: &str, value: &impl serde::Serialize) -> EngineResult<()> {
+    #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
+    let bytes = serde_json::to_vec_pretty(value).unwrap();
+    Ok(write_file(&dir.join(name), &bytes, 0o600, Existing::Replace)?)
+}

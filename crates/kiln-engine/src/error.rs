@@ -1,0 +1,180 @@
+//! What can go wrong in an operation.
+
+use kiln_build::BuildError;
+use kiln_core::machine::EndCause;
+use kiln_core::recipe::RecipeError;
+use kiln_guest::SessionError;
+use kiln_store::StoreError;
+use kiln_sys::{IoError, ToolError};
+use kiln_vmm::VmmError;
+use std::path::PathBuf;
+
+/// The result of an operation.
+pub type EngineResult<T> = Result<T, EngineError>;
+
+/// Why an operation did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// No recipe here or above.
+    #[error("no kiln.toml in {} or any directory above it", from.display())]
+    NoRecipe {
+        /// Where the search began.
+        from: PathBuf,
+    },
+    /// A recipe is not one.
+    #[error("{} is not a valid recipe", path.display())]
+    Recipe {
+        /// The recipe's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: RecipeError,
+    },
+    /// A file that would be overwritten.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No machine has that name or id.
+    #[error("machine `{name}` not found")]
+    NoMachine {
+        /// The name or id.
+        name: String,
+        /// A name like it.
+        similar: Option<String>,
+    },
+    /// A machine has that name already.
+    #[error("a machine named `{name}` exists already")]
+    MachineExists {
+        /// The name.
+        name: String,
+    },
+    /// The machine is not in a phase in which that can be done.
+    #[error("machine `{name}` is {phase}: it cannot be {action}")]
+    Phase {
+        /// The machine.
+        name: String,
+        /// Its phase.
+        phase: &'static str,
+        /// What was asked for: "started", "removed".
+        action: &'static str,
+    },
+    /// The machine ended while something was asked of it.
+    #[error("machine `{name}` ended: {cause}")]
+    Ended {
+        /// The machine.
+        name: String,
+        /// Why.
+        cause: EndCause,
+        /// The console's last lines.
+        console: Vec<String>,
+    },
+    /// The supervisor gave no sign of life.
+    #[error("the supervisor of machine `{name}` ended before it reported{}", said(log))]
+    SupervisorDied {
+        /// The machine.
+        name: String,
+        /// The supervisor's last words.
+        log: String,
+    },
+    /// The supervisor does not understand, or refuses.
+    #[error("the supervisor of machine `{name}` refused: {reason}")]
+    SupervisorRefused {
+        /// The machine.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A copy names no machine, or two.
+    #[error("a copy needs a machine on exactly one side: MACHINE:/path")]
+    CopySides,
+    /// A path in the guest is not as needed.
+    #[error("`{path}` in machine `{machine}` {reason}")]
+    GuestPath {
+        /// The machine.
+        machine: String,
+        /// The path in the guest.
+        path: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// A path on the host is not as needed.
+    #[error("{} {reason}", path.display())]
+    HostPath {
+        /// The path.
+        path: PathBuf,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// The archive a guest sent is not what was asked for.
+    #[error("the guest sent an unusable archive entry `{entry}`: {reason}")]
+    GuestArchive {
+        /// The entry.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The work was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A build failed.
+    #[error(transparent)]
+    Build(BuildError),
+    /// The store refused.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The machine monitor refused.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The guest agent refused or is gone.
+    #[error(transparent)]
+    Guest(#[from] SessionError),
+    /// A tool failed.
+    #[error(transparent)]
+    Tool(ToolError),
+    /// A file could not be used.
+    #[error(transparent)]
+    Io(IoError),
+}
+
+fn said(log: &str) -> String {
+    if log.trim().is_empty() { String::new() } else { format!("; it said:\n{}", log.trim_end()) }
+}
+
+impl From<StoreError> for EngineError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Cancelled => Self::Cancelled,
+            error => Self::Store(error),
+        }
+    }
+}
+
+impl From<ToolError> for EngineError {
+    fn from(error: ToolError) -> Self {
+        match error {
+            ToolError::Cancelled { .. } => Self::Cancelled,
+            error => Self::Tool(error),
+        }
+    }
+}
+
+impl From<BuildError> for EngineError {
+    fn from(error: BuildError) -> Self {
+        if matches!(error, BuildError::Cancelled) { Self::Cancelled } else { Self::Build(error) }
+    }
+}
+
+impl From<IoError> for EngineError {
+    fn from(error: IoError) -> Self {
+        if kiln_sys::lock::is_cancelled(&error.source) { Self::Cancelled } else { Self::Io(error) }
+    }
+}
+
+impl From<kiln_sys::cancel::Cancelled> for EngineError {
+    fn from(_: kiln_sys::cancel::Cancelled) -> Self {
+        Self::Cancelled
+    }
+}

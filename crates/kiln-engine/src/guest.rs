@@ -1,0 +1,29 @@
+//! Reaching the agent of a running machine.
+
+use crate::control::{Ask, ask};
+use crate::{Engine, EngineError, EngineResult};
+use kiln_guest::Session;
+use kiln_store::MachineEntry;
+use std::time::{Duration, Instant};
+
+/// How long an agent that is up may take to greet.
+const GREET_WITHIN: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// Connects to the agent of a machine, through its supervisor.
+    pub fn session(&self, name: &str) -> EngineResult<Session> {
+        let entry = self.find_machine(name)?;
+        self.session_of(&entry)
+    }
+
+    /// Connects to the agent of a machine that was looked up.
+    pub fn session_of(&self, entry: &MachineEntry) -> EngineResult<Session> {
+        let name = entry.record.name.as_str();
+        if !entry.status.phase.is_live() {
+            let phase = entry.status.phase.as_str();
+            return Err(EngineError::Phase { name: name.to_owned(), phase, action: "reached" });
+        }
+        let stream = ask(&entry.dir, name, &Ask::Agent)?;
+        Ok(Session::connect(Box::new(stream), Instant::now() + GREET_WITHIN)?)
+    }
+}

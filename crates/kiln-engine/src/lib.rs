@@ -1,0 +1,62 @@
+//! The operations of kiln: what a command line, a server or an embedder calls. This crate decides order, policy and
+//! locks; it prints nothing and reads no environment: everything arrives in [`Settings`].
+
+pub mod build;
+pub mod control;
+pub mod copy;
+pub mod create;
+pub mod doctor;
+mod error;
+pub mod guest;
+mod kvm_cache;
+pub mod machines;
+pub mod progress;
+pub mod start;
+pub mod supervisor;
+pub mod templates;
+
+pub use error::{EngineError, EngineResult};
+pub use kiln_store::Store;
+pub use kvm_cache::PROBE_COMMAND;
+pub use progress::{Progress, Reporter, Silent};
+
+use kiln_sys::{Cancel, Toolbox};
+use std::path::PathBuf;
+
+/// Everything an engine needs to know of its surroundings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The store's directory.
+    pub home: PathBuf,
+    /// Where programs are found.
+    pub toolbox: Toolbox,
+    /// The program to re-execute as supervisor and probe: kiln itself. It must understand `__supervise` and
+    /// `__probe-kvm`.
+    pub own_program: PathBuf,
+}
+
+/// An open store with the means to work on it.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(crate) settings: Settings,
+    pub(crate) store: Store,
+    pub(crate) cancel: Cancel,
+}
+
+impl Engine {
+    /// Opens the store. `cancel` ends whatever the engine does next.
+    pub fn open(settings: Settings, cancel: Cancel) -> EngineResult<Self> {
+        let store = Store::open(&settings.home)?;
+        Ok(Self { settings, store, cancel })
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Returns the flag that ends the engine's work.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
+    }
+}

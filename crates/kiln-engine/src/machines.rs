@@ -1,0 +1,273 @@
+//! Machines as they really are: records reconciled with the living.
+
+use crate::control::{Ask, ask};
+use crate::start::is_being_started;
+use crate::supervisor::SUPERVISOR_LOCK;
+use crate::{Engine, EngineError, EngineResult};
+use kiln_core::MachineId;
+use kiln_core::machine::{EndCause, Phase};
+use kiln_store::{MachineEntry, StoreError};
+use kiln_sys::lock::FileLock;
+use kiln_sys::process::{identity, kill_if};
+use kiln_sys::{IoResultExt as _, clock, fs};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Longest pause between two looks at a machine whose supervisor is not ours to wait for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long a machine that was told to end at once may take.
+const END_WITHIN: Duration = Duration::from_secs(20);
+
+impl Engine {
+    /// Lists the machines, each reconciled with the living. A damaged record is an entry of its own.
+    pub fn machines(&self) -> EngineResult<Vec<(MachineId, EngineResult<MachineEntry>)>> {
+        let mut machines = Vec::new();
+        for (id, entry) in self.store.machines()? {
+            match entry {
+                Ok(entry) => match self.reconcile(entry) {
+                    Ok(Some(entry)) => machines.push((id, Ok(entry))),
+                    Ok(None) => {}
+                    Err(error) => machines.push((id, Err(error))),
+                },
+                Err(error) => machines.push((id, Err(error.into()))),
+            }
+        }
+        Ok(machines)
+    }
+
+    /// Finds a machine by name, id or the beginning of its id.
+    pub fn find_machine(&self, name: &str) -> EngineResult<MachineEntry> {
+        let mut names = Vec::new();
+        let mut by_prefix = Vec::new();
+        for (id, entry) in self.store.machines()? {
+            let known = entry.as_ref().ok().map(|entry| entry.record.name.as_str().to_owned());
+            if known.as_deref() == Some(name) || id.as_str() == name {
+                return self.reconcile(entry?)?.ok_or_else(|| no_machine(name, &[]));
+            }
+            if name.len() >= 4 && id.as_str().starts_with(name) {
+                by_prefix.push(entry?);
+            } else {
+                names.extend(known);
+            }
+        }
+        match by_prefix.pop() {
+            Some(entry) if by_prefix.is_empty() => {
+                self.reconcile(entry)?.ok_or_else(|| no_machine(name, &names))
+            }
+            _ => Err(no_machine(name, &names)),
+        }
+    }
+
+    /// Corrects the record of a machine whose supervisor is gone; none when that leaves no machine.
+    fn reconcile(&self, entry: MachineEntry) -> EngineResult<Option<MachineEntry>> {
+        let live = entry.status.phase.is_live();
+        let orphan = entry.status.phase == Phase::Created && entry.record.remove_on_exit;
+        let ended = !live && entry.status.phase != Phase::Created && entry.record.remove_on_exit;
+        if !(live || orphan || ended) || is_being_started(&entry)? {
+            return Ok(Some(entry));
+        }
+        let lock_path = entry.dir.join(SUPERVISOR_LOCK);
+        if !fs::exists(&entry.dir)? {
+            return Ok(None);
+        }
+        let Ok(_lock) = FileLock::try_take(&lock_path, "reconciling a machine")? else {
+            return Ok(Some(entry));
+        };
+        // The supervisor may have written its last word, or the machine gone, before the lock was free.
+        let mut entry = match self.store.machine(&entry.record.id) {
+            Err(StoreError::NotFound { .. }) => return Ok(None),
+            other => other?,
+        };
+        if entry.status.phase.is_live() {
+            self.bury(&mut entry)?;
+        }
+        if entry.record.remove_on_exit {
+            self.store.discard_dir(&entry.dir)?;
+            return Ok(None);
+        }
+        Ok(Some(entry))
+    }
+
+    /// Ends what a killed supervisor left and says so in the record.
+    fn bury(&self, entry: &mut MachineEntry) -> EngineResult<()> {
+        if let Some(pid) = entry.status.vmm_pid {
+            let dir = entry.dir.clone();
+            // The kernel kills a machine monitor with its supervisor; this is for the moment in between.
+            let _ = kill_if(pid, || identity(pid).is_some() && works_in(pid, &dir));
+        }
+        kiln_vmm::RuntimeDir::new(&entry.dir)?.clear()?;
+        fs::remove_file(&entry.dir.join(crate::control::CONTROL_SOCKET))?;
+        entry.status.phase = Phase::Failed;
+        entry.status.supervisor_pid = None;
+        entry.status.vmm_pid = None;
+        entry.status.ended_unix_ms = Some(clock::now_unix_ms());
+        entry.status.end = Some(EndCause::SupervisorLost);
+        Ok(self.store.write_status(&entry.dir, &entry.status)?)
+    }
+
+    /// Ends a machine: the guest has `grace` to power off by itself. Returns once it has ended.
+    pub fn stop(&self, name: &str, grace: Duration) -> EngineResult<()> {
+        let entry = self.find_machine(name)?;
+        if !entry.status.phase.is_live() {
+            return Ok(());
+        }
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        match ask(&entry.dir, name, &Ask::Stop { grace_ms }) {
+            Ok(_) => {}
+            // It may have ended meanwhile; the wait below finds out.
+            Err(EngineError::Io(_)) => {}
+            Err(error) => return Err(error),
+        }
+        self.wait_ended(&entry).map(|_| ())
+    }
+
+    /// Waits until a machine has ended; returns its last state, none when it was removed.
+    pub fn wait_ended(&self, entry: &MachineEntry) -> EngineResult<Option<MachineEntry>> {
+        self.wait_ended_unless(entry, &self.cancel)
+    }
+
+    /// Like [`Engine::wait_ended`], also after a cancellation: for machines that end because of it. At most
+    /// [`END_WITHIN`].
+    pub fn wait_ended_always(&self, entry: &MachineEntry) -> EngineResult<Option<MachineEntry>> {
+        let patience = kiln_sys::Cancel::new().at("make", "an event")?;
+        let timer = patience.clone();
+        let (done, expired) = std::sync::mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            if expired
+                .recv_timeout(END_WITHIN)
+                .is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                timer.cancel();
+            }
+        });
+        let result = self.wait_ended_unless(entry, &patience);
+        drop(done);
+        // The thread holds nothing and cannot panic.
+        let _ = watch.join();
+        result
+    }
+
+    fn wait_ended_unless(
+        &self,
+        entry: &MachineEntry,
+        cancel: &kiln_sys::Cancel,
+    ) -> EngineResult<Option<MachineEntry>> {
+        let lock = entry.dir.join(SUPERVISOR_LOCK);
+        let start = entry.dir.join(crate::create::START_LOCK);
+        while FileLock::is_held(&lock)? || FileLock::is_held(&start)? {
+            if kiln_sys::lock::wait_cancelled(cancel, LOOK_AGAIN) {
+                return Err(EngineError::Cancelled);
+            }
+        }
+        match self.store.machine(&entry.record.id) {
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            entry => self.reconcile(entry?),
+        }
+    }
+
+    /// Removes a machine and its disk. A live one is refused unless `force` ends it first.
+    pub fn remove_machine(&self, name: &str, force: bool) -> EngineResult<()> {
+        let entry = self.find_machine(name)?;
+        if entry.status.phase.is_live() || is_being_started(&entry)? {
+            if !force {
+                let phase = entry.status.phase.as_str();
+                return Err(EngineError::Phase {
+                    name: entry.record.name.to_string(),
+                    phase,
+                    action: "removed",
+                });
+            }
+            self.stop(entry.record.id.as_str(), Duration::ZERO)?;
+        }
+        if !fs::exists(&entry.dir)? {
+            return Ok(());
+        }
+        let _lock = FileLock::try_take(&entry.dir.join(SUPERVISOR_LOCK), "removing a machine")?.map_err(
+            |holder| EngineError::SupervisorRefused {
+                name: entry.record.name.to_string(),
+                reason: holder.text,
+            },
+        )?;
+        Ok(self.store.discard_dir(&entry.dir)?)
+    }
+
+    /// Returns the files that hold a machine's console, oldest first.
+    pub fn console_files(&self, entry: &MachineEntry) -> Vec<PathBuf> {
+        console_files(&entry.dir)
+    }
+}
+
+/// Returns the files a console is kept in, oldest first, there or not.
+fn console_files(dir: &std::path::Path) -> Vec<PathBuf> {
+    let newest = kiln_vmm::CONSOLE_LOG;
+    vec![dir.join(format!("{newest}.1")), dir.join(newest)]
+}
+
+/// Returns whether a process has `dir` as its working directory.
+fn works_in(pid: u32, dir: &std::path::Path) -> bool {
+    fs::canonicalize(&PathBuf::from(format!("/proc/{pid}/cwd"))).ok() == fs::canonicalize(dir).ok()
+}
+
+fn no_machine(name: &str, known: &[String]) -> EngineError {
+    let similar = kiln_core::text::nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
+    EngineError::NoMachine { name: kiln_core::text::clip(name), similar }
+}
+
+/// The most bytes read of a console at a time.
+const CONSOLE_READ_MAX: usize = 16 << 20;
+
+/// Reads a machine's console from its beginning, over the rotation of its file.
+#[derive(Debug)]
+pub struct ConsoleReader {
+    dir: PathBuf,
+    current: Option<(std::fs::File, u64)>,
+}
+
+impl ConsoleReader {
+    /// Begins at the oldest line that is kept.
+    pub fn open(entry: &MachineEntry) -> Self {
+        Self { dir: entry.dir.clone(), current: None }
+    }
+
+    /// Returns what was said since the last call.
+    pub fn read_new(&mut self) -> EngineResult<Vec<u8>> {
+        use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+        let mut said = Vec::new();
+        let files = console_files(&self.dir);
+        if self.current.is_none() {
+            for older in files.iter().take(files.len().saturating_sub(1)) {
+                said.extend(fs::read_optional(older, CONSOLE_READ_MAX)?.unwrap_or_default());
+            }
+        }
+        let Some(path) = files.last() else { return Ok(said) };
+        let read_rest = |file: &std::fs::File, from: u64| -> EngineResult<Vec<u8>> {
+            let len = file.metadata().at("inspect", path)?.len();
+            let want = usize::try_from(len.saturating_sub(from)).unwrap_or(0).min(CONSOLE_READ_MAX);
+            let mut bytes = vec![0; want];
+            let read = file.read_at(&mut bytes, from).at("read", path)?;
+            bytes.truncate(read);
+            Ok(bytes)
+        };
+        if let Some((file, position)) = &mut self.current {
+            let bytes = read_rest(file, *position)?;
+            *position += bytes.len() as u64;
+            said.extend(bytes);
+        }
+        let newest = fs::optional(fs::open(path))?;
+        let rotated = match (&self.current, &newest) {
+            (Some((old, _)), Some(new)) => {
+                old.metadata().at("inspect", path)?.ino() != new.metadata().at("inspect", path)?.ino()
+            }
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if let (true, Some(file)) = (rotated, newest) {
+            let bytes = read_rest(&file, 0)?;
+            let position = bytes.len() as u64;
+            said.extend(bytes);
+            self.current = Some((file, position));
+        }
+        Ok(said)
+    }
+}

@@ -1,0 +1,79 @@
+//! Who talks to a supervisor: commands over the control socket, and the owner by being there.
+
+use super::desk::{Desk, News};
+use crate::EngineResult;
+use crate::control::{Answer, Ask, CONTROL_SOCKET, read_line, write_line};
+use kiln_sys::process::poll_within;
+use kiln_sys::{IoResultExt as _, socket};
+use rustix::event::{PollFd, PollFlags};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a client may take to ask.
+const ASK_WITHIN: Duration = Duration::from_secs(10);
+
+/// Listens on the machine's control socket.
+pub(super) fn listen(dir: &Path, desk: &Arc<Desk>) -> EngineResult<()> {
+    let listener = socket::listen(dir, CONTROL_SOCKET)?;
+    let desk = Arc::clone(desk);
+    std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let desk = Arc::clone(&desk);
+                // A client that cannot be served is dropped, and sees its connection end.
+                let _ =
+                    std::thread::Builder::new().name("client".to_owned()).spawn(move || serve(stream, &desk));
+            }
+        })
+        .at("start", "the control thread")?;
+    Ok(())
+}
+
+fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
+    stream.set_read_timeout(Some(ASK_WITHIN))?;
+    let ask: Ask = match read_line(&mut stream) {
+        Ok(ask) => ask,
+        Err(error) => return write_line(&mut stream, &Answer::Refused { reason: error.to_string() }),
+    };
+    match ask {
+        Ask::Stop { grace_ms } => {
+            desk.post(News::StopRequested { grace: Duration::from_millis(grace_ms) });
+            write_line(&mut stream, &Answer::Ok)
+        }
+        Ask::Agent => match desk.relay() {
+            Some(relay) => {
+                write_line(&mut stream, &Answer::Ok)?;
+                stream.set_read_timeout(None)?;
+                relay.serve_client(stream)
+            }
+            None => {
+                let reason = "the guest's agent is not up yet".to_owned();
+                write_line(&mut stream, &Answer::Refused { reason })
+            }
+        },
+    }
+}
+
+/// Watches whether anybody still reads this process's standard output.
+pub(super) fn watch_owner(desk: &Arc<Desk>) -> EngineResult<()> {
+    let desk = Arc::clone(desk);
+    std::thread::Builder::new()
+        .name("owner".to_owned())
+        .spawn(move || {
+            let stdout = io::stdout();
+            loop {
+                let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+                match poll_within(&mut fds, None) {
+                    Ok(1..) => return desk.post(News::OwnerLost),
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        })
+        .at("start", "the owner's thread")?;
+    Ok(())
+}

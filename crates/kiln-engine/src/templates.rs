@@ -1,0 +1,108 @@
+//! Listing, tagging and removing templates and revisions.
+
+use crate::progress::{Progress, Reporter};
+use crate::{Engine, EngineResult};
+use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
+use kiln_store::{BuildRecord, Removed, Revision, StoreError};
+use kiln_sys::lock::Share;
+
+/// One tag of one template, with what it points to.
+#[derive(Debug)]
+pub struct TagLine {
+    /// The template.
+    pub template: TemplateName,
+    /// The tag.
+    pub tag: Tag,
+    /// The revision.
+    pub revision: Digest,
+    /// The revision's content, or what is wrong with it.
+    pub content: Result<Revision, StoreError>,
+    /// How it was built.
+    pub build: Option<BuildRecord>,
+}
+
+/// What a removal did.
+#[derive(Debug, Default)]
+pub struct RemovalReport {
+    /// The tags that went.
+    pub untagged: Vec<String>,
+    /// The revision that went, when nothing refers to it any more.
+    pub revision: Option<Digest>,
+    /// What that freed.
+    pub removed: Removed,
+}
+
+impl Engine {
+    /// Lists all tags. A damaged revision is a line of its own, not the end of the list.
+    pub fn tag_lines(&self) -> EngineResult<Vec<TagLine>> {
+        let mut lines = Vec::new();
+        for entry in self.store.templates()? {
+            for (tag, record) in entry.tags {
+                lines.push(TagLine {
+                    template: entry.name.clone(),
+                    tag,
+                    revision: record.revision,
+                    content: self.store.revision(&record.revision),
+                    build: self.store.build_record(&record.revision).unwrap_or_default(),
+                });
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Points a new tag, or an existing one, of a template to a revision.
+    pub fn tag(
+        &self,
+        from: &Reference,
+        template: &TemplateName,
+        tag: &Tag,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Digest> {
+        let mut waiting = |holder: &kiln_sys::lock::Holder| {
+            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
+        };
+        let work = format!("tagging {template}");
+        let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
+        let _template = self.store.lock_template(template, &work, &self.cancel, &mut waiting)?;
+        let revision = self.store.resolve(from)?;
+        self.store.set_tag(template, tag, &revision.id, "tag")?;
+        Ok(revision.id)
+    }
+
+    /// Removes what a reference names: a tag, and the revision when no other tag has it. A digest removes the
+    /// revision with all its tags.
+    pub fn remove_template(
+        &self,
+        reference: &Reference,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<RemovalReport> {
+        let mut waiting = |holder: &kiln_sys::lock::Holder| {
+            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
+        };
+        let alone = self.store.lock(Share::Exclusive, "removing a revision", &self.cancel, &mut waiting)?;
+        let revision = self.store.resolve(reference)?.id;
+        let tags = self.store.tags_of(&revision)?;
+        let (gone, kept): (Vec<_>, Vec<_>) = match &reference.revision {
+            RevisionSelector::Tagged { template, tag, digest: None } => {
+                tags.into_iter().partition(|(t, name)| t == template && name == tag)
+            }
+            _ => (tags, Vec::new()),
+        };
+        let machines = self.store.machines_of(&revision)?;
+        if kept.is_empty() && !machines.is_empty() {
+            return Err(StoreError::InUse { revision, machines }.into());
+        }
+        let mut report = RemovalReport::default();
+        for (template, tag) in gone {
+            let _template =
+                self.store.lock_template(&template, "removing a tag", &self.cancel, &mut waiting)?;
+            self.store.remove_tag(&template, &tag)?;
+            report.untagged.push(format!("{template}:{tag}"));
+        }
+        if kept.is_empty() {
+            report.removed = self.store.remove_revision(&revision, &alone)?;
+            report.revision = Some(revision);
+        }
+        Ok(report)
+    }
+}

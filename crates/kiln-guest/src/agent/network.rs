@@ -1,0 +1,160 @@
+//! Configures one network interface without the image's tools.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::boot::{list, read_attribute};
+use super::files;
+use super::netlink::{Address, Netlink};
+use super::stream::invalid;
+use crate::error::{ErrorKind, RemoteError};
+use crate::limits::DNS_SERVERS_MAX;
+use crate::message::NetworkConfig;
+
+const INTERFACES: &str = "/sys/class/net";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const RESOLV_CONF_MODE: u32 = 0o644;
+
+pub(super) type Mac = [u8; 6];
+
+/// A configuration whose texts are parsed.
+#[derive(Debug)]
+struct Plan {
+    mac: Option<Mac>,
+    address: Address,
+    gateway: Option<IpAddr>,
+    dns: Vec<IpAddr>,
+}
+
+/// Applies a configuration; returns the interface.
+pub(super) fn apply(config: &NetworkConfig, notes: &mut Vec<String>) -> Result<String, RemoteError> {
+    let plan = parse(config)?;
+    let interfaces = interfaces();
+    let chosen = interfaces
+        .iter()
+        .find(|interface| plan.mac.is_some() && interface.mac == plan.mac)
+        .or_else(|| interfaces.first())
+        .ok_or_else(|| RemoteError::new(ErrorKind::NotFound, "the guest has no network interface"))?;
+    let name = &chosen.name;
+    let failed = |what: &str| {
+        let what = format!("cannot {what} interface {name}");
+        move |error: std::io::Error| RemoteError::from_io(&what, &error)
+    };
+    // Makes the kernel announce a new address, so that the network forgets who had it.
+    let announce = format!("/proc/sys/net/ipv4/conf/{name}/arp_notify");
+    if std::fs::write(announce, "1").is_err() {
+        notes.push(format!("interface {name} does not announce its address"));
+    }
+    let mut netlink = Netlink::open().map_err(failed("configure"))?;
+    if let Some(index) = index("lo") {
+        netlink.set_up(index).map_err(|error| RemoteError::from_io("cannot start interface lo", &error))?;
+    }
+    if let Some(mac) = plan.mac
+        && chosen.mac != plan.mac
+    {
+        netlink.set_down(chosen.index).map_err(failed("stop"))?;
+        netlink.set_mac(chosen.index, mac).map_err(failed("set the hardware address of"))?;
+    }
+    netlink.set_up(chosen.index).map_err(failed("start"))?;
+    netlink.set_address(chosen.index, plan.address).map_err(failed("set the address of"))?;
+    if let Some(gateway) = plan.gateway {
+        netlink.set_default_route(chosen.index, gateway).map_err(failed("set the default route of"))?;
+    }
+    if !plan.dns.is_empty() {
+        write_resolv_conf(&plan.dns, notes)?;
+    }
+    Ok(name.clone())
+}
+
+#[derive(Debug)]
+struct Interface {
+    name: String,
+    index: u32,
+    mac: Option<Mac>,
+}
+
+/// Lists interfaces but `lo`, those with a device first.
+fn interfaces() -> Vec<Interface> {
+    let mut names = list(INTERFACES);
+    names.retain(|name| name != "lo");
+    names.sort_by_key(|name| !Path::new(INTERFACES).join(name).join("device").exists());
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let mac = read_attribute(&Path::new(INTERFACES).join(&name).join("address"));
+            Some(Interface { index: index(&name)?, mac: mac.as_deref().and_then(parse_mac), name })
+        })
+        .collect()
+}
+
+fn index(name: &str) -> Option<u32> {
+    read_attribute(&Path::new(INTERFACES).join(name).join("ifindex"))?.parse().ok()
+}
+
+fn parse(config: &NetworkConfig) -> Result<Plan, RemoteError> {
+    let mac = match &config.mac {
+        None => None,
+        Some(text) => {
+            Some(parse_mac(text).ok_or_else(|| invalid(format!("hardware address {text:?} is not valid")))?)
+        }
+    };
+    let address = parse_address(&config.address)
+        .ok_or_else(|| invalid(format!("address {:?} is not valid", config.address)))?;
+    let ip = |what: &str, text: &String| {
+        text.parse::<IpAddr>().map_err(|_| invalid(format!("{what} {text:?} is not valid")))
+    };
+    let gateway = config.gateway.as_ref().map(|text| ip("gateway", text)).transpose()?;
+    if gateway.is_some_and(|gateway| gateway.is_ipv4() != address.ip.is_ipv4()) {
+        return Err(invalid("gateway and address are of different kinds"));
+    }
+    if config.dns.len() > DNS_SERVERS_MAX {
+        return Err(invalid(format!("more than {DNS_SERVERS_MAX} dns servers")));
+    }
+    let dns = config.dns.iter().map(|text| ip("dns server", text)).collect::<Result<_, _>>()?;
+    Ok(Plan { mac, address, gateway, dns })
+}
+
+fn parse_address(text: &str) -> Option<Address> {
+    let (ip, prefix) = text.split_once('/')?;
+    let ip: IpAddr = ip.parse().ok()?;
+    let prefix: u8 = prefix.parse().ok()?;
+    (prefix <= if ip.is_ipv4() { 32 } else { 128 }).then_some(Address { ip, prefix })
+}
+
+fn parse_mac(text: &str) -> Option<Mac> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+fn write_resolv_conf(dns: &[IpAddr], notes: &mut Vec<String>) -> Result<(), RemoteError> {
+    let path = Path::new(RESOLV_CONF);
+    if let Ok(target) = std::fs::read_link(path) {
+        notes.push(format!("{RESOLV_CONF} was a symlink to {} and is a file now", target.display()));
+    }
+    let text: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    files::replace(path, text.as_bytes(), RESOLV_CONF_MODE)
+        .map_err(|error| RemoteError::from_io(format!("cannot write {RESOLV_CONF}"), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_parsed_strictly() {
+        assert_eq!(parse_mac("52:54:00:12:34:56"), Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
+        for bad in ["52:54:00:12:34", "52:54:00:12:34:56:78", "5254:00:12:34:5", "gg:54:00:12:34:56", ""] {
+            assert_eq!(parse_mac(bad), None, "{bad}");
+        }
+        assert!(parse_address("10.0.2.15/24").is_some());
+        assert!(parse_address("fd00::1/64").is_some());
+        for bad in ["10.0.2.15", "10.0.2.15/33", "10.0.2/24", "x/1"] {
+            assert!(parse_address(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The two kernel interfaces that have no safe wrapper.
+
+use std::fs::File;
+use std::io;
+
+use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
+use rustix::process::Signal;
+
+/// Bytes of fresh entropy per request.
+pub(super) const ENTROPY_BYTES: usize = 32;
+
+const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
+const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
+const SIGNAL_REALTIME_MIN: i32 = 34;
+const SIGNAL_REALTIME_MAX: i32 = 64;
+
+/// `struct rand_pool_info` with its buffer.
+#[repr(C)]
+#[derive(Debug)]
+struct RandPoolInfo {
+    entropy_bits: i32,
+    bytes: i32,
+    buffer: [u8; ENTROPY_BYTES],
+}
+
+/// Credits entropy to the kernel's generator and makes it reseed at once.
+pub(super) fn add_entropy(random: &File, buffer: [u8; ENTROPY_BYTES]) -> io::Result<()> {
+    const BYTES: i32 = 32;
+    let info = RandPoolInfo { entropy_bits: BYTES * 8, bytes: BYTES, buffer };
+    #[expect(unsafe_code, reason = "RNDADDENTROPY and RNDRESEEDCRNG have no safe wrapper")]
+    // SAFETY: the kernel reads the two counts and then `bytes` bytes, which is the length of `buffer`; the
+    // second request has no argument. Neither is kept after the call.
+    unsafe {
+        ioctl(random, Setter::<RNDADDENTROPY, RandPoolInfo>::new(info))?;
+        ioctl(random, NoArg::<RNDRESEEDCRNG>::new())?;
+    }
+    Ok(())
+}
+
+/// Returns a signal by its number.
+pub(super) fn signal(number: i32) -> Option<Signal> {
+    if (SIGNAL_REALTIME_MIN..=SIGNAL_REALTIME_MAX).contains(&number) {
+        #[expect(unsafe_code, reason = "real-time signals have no safe constructor")]
+        // SAFETY: the number is in the range of real-time signals, of which the C library keeps 32 and 33.
+        return Some(unsafe { Signal::from_raw_unchecked(number) });
+    }
+    Signal::from_named_raw(number)
+}

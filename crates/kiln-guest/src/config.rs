@@ -1,0 +1,171 @@
+//! `/kiln/init.json` of the initramfs: what the agent does as PID 1. Written by the image builder.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{INIT_CONFIG_BYTES_MAX, MODULES_MAX};
+use crate::name::{GuestPath, UserSpec};
+
+/// Where the agent looks for the configuration.
+pub const INIT_CONFIG_PATH: &str = "/kiln/init.json";
+
+/// Version of the format.
+pub const INIT_CONFIG_VERSION: u32 = 1;
+
+/// What the agent does as PID 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitConfig {
+    /// Version of the format, [`INIT_CONFIG_VERSION`].
+    pub version: u32,
+    /// Kernel modules, in load order.
+    #[serde(default)]
+    pub modules: Vec<Module>,
+    /// Root filesystem.
+    pub root: RootDevice,
+    /// Who is PID 1 once the root is mounted.
+    #[serde(default)]
+    pub init: Init,
+    /// Program the agent runs when it stays PID 1; the guest powers off when it ends.
+    #[serde(default)]
+    pub entrypoint: Option<Entrypoint>,
+}
+
+/// One kernel module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Uncompressed module in the initramfs.
+    pub path: GuestPath,
+    /// Loads it only when a virtio device of this type exists: 1 net, 2 block, 3 console, 4 rng, 19 vsock.
+    #[serde(default)]
+    pub device: Option<u32>,
+}
+
+/// Root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootDevice {
+    /// Block device.
+    pub device: GuestPath,
+    /// Type of the filesystem.
+    pub fstype: String,
+    /// Mount options for the filesystem, comma separated.
+    #[serde(default)]
+    pub options: String,
+    /// Mounts it read-only.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// Who is PID 1 once the root is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// The agent when there is an entry point or the image has no init, else the image's init.
+    #[default]
+    Auto,
+    /// The agent.
+    Agent,
+    /// This program of the image.
+    Image(GuestPath),
+}
+
+/// Program the agent runs as PID 1; its output goes to the console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entrypoint {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Added to the default environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Working directory.
+    #[serde(default)]
+    pub cwd: Option<GuestPath>,
+    /// User to run as.
+    #[serde(default)]
+    pub user: Option<UserSpec>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Over the limit.
+    #[error("init configuration has {size} bytes, more than {INIT_CONFIG_BYTES_MAX}")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+    },
+    /// Not JSON, or not of this shape.
+    #[error("cannot parse the init configuration: {0}")]
+    Parse(#[from] serde_json::Error),
+    /// Another version.
+    #[error("init configuration has version {version}, not {INIT_CONFIG_VERSION}")]
+    Version {
+        /// The version.
+        version: u32,
+    },
+    /// Over the limit.
+    #[error("init configuration lists {count} modules, more than {MODULES_MAX}")]
+    TooManyModules {
+        /// The count.
+        count: usize,
+    },
+}
+
+impl InitConfig {
+    /// Parses a configuration.
+    ///
+    /// # Errors
+    /// Refuses another version and anything over a limit.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, ConfigError> {
+        if bytes.len() > INIT_CONFIG_BYTES_MAX {
+            return Err(ConfigError::TooLarge { size: bytes.len() });
+        }
+        let config: Self = serde_json::from_slice(bytes)?;
+        if config.version != INIT_CONFIG_VERSION {
+            return Err(ConfigError::Version { version: config.version });
+        }
+        if config.modules.len() > MODULES_MAX {
+            return Err(ConfigError::TooManyModules { count: config.modules.len() });
+        }
+        Ok(config)
+    }
+
+    /// Prints the configuration.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        crate::message::to_json(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"{"version":1,"modules":[{"path":"/kiln/modules/virtio.ko"},
+        {"path":"/kiln/modules/virtio_blk.ko","device":2}],
+        "root":{"device":"/dev/vda","fstype":"ext4","options":"","read_only":false},
+        "init":{"image":"/sbin/init"},"entrypoint":null}"#;
+
+    #[test]
+    fn the_documented_form_parses_and_prints() {
+        let config = InitConfig::from_json(TEXT.as_bytes()).unwrap();
+        assert_eq!(config.init, Init::Image(GuestPath::new("/sbin/init").unwrap()));
+        assert_eq!(config.modules[1].device, Some(2));
+        assert_eq!(InitConfig::from_json(&config.to_json()).unwrap(), config);
+    }
+
+    #[test]
+    fn init_has_plain_names() {
+        for (name, init) in [("\"auto\"", Init::Auto), ("\"agent\"", Init::Agent)] {
+            let text = TEXT.replace(r#"{"image":"/sbin/init"}"#, name);
+            assert_eq!(InitConfig::from_json(text.as_bytes()).unwrap().init, init);
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let text = TEXT.replace("\"version\":1", "\"version\":2");
+        assert!(matches!(InitConfig::from_json(text.as_bytes()), Err(ConfigError::Version { version: 2 })));
+    }
+}

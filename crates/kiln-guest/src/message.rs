@@ -1,0 +1,428 @@
+//! JSON payloads of the guest channel: the wire types.
+//!
+//! A payload is at most [`FRAME_PAYLOAD_MAX`] bytes. Unknown fields are ignored, so a minor addition needs no
+//! new version; what an older side must not misread needs a new [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
+
+use std::collections::BTreeMap;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ErrorKind, RemoteError, SessionError};
+use crate::frame::{Frame, Kind};
+use crate::limits::{ARGV_ENV_BYTES_MAX, FRAME_PAYLOAD_MAX};
+use crate::name::{GuestPath, SignalNumber, UserSpec};
+
+/// `HELLO`, behind magic and nonce.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Major version of the host.
+    pub protocol: u32,
+    /// Optional abilities of the host.
+    #[serde(default)]
+    pub features: Vec<String>,
+}
+
+/// `HELLO_ACK`, behind magic and the host's nonce.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HelloAck {
+    /// Major version of the agent; when it differs from the host's, no session exists.
+    pub protocol: u32,
+    /// Version of the agent program.
+    pub agent_version: String,
+    /// The guest kernel's boot id, empty before `/proc` is mounted.
+    #[serde(default)]
+    pub boot_id: String,
+    /// State of the guest.
+    pub state: AgentState,
+}
+
+/// State of the guest as its agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum AgentState {
+    /// The root filesystem is not mounted yet; requests are refused.
+    Booting,
+    /// Requests are served.
+    Ready,
+    /// The guest cannot boot and will power off.
+    Failed {
+        /// Why, in words.
+        reason: String,
+    },
+}
+
+/// `EVENT` on stream 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AgentEvent {
+    /// The state changed.
+    State {
+        /// The new state.
+        state: AgentState,
+    },
+    /// The entry point ended; the guest powers off next.
+    EntrypointExited {
+        /// How.
+        status: ExitStatus,
+    },
+    /// The guest is going down.
+    ShuttingDown,
+    /// An event this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// `OPEN`: what a stream is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Request {
+    /// Runs a program.
+    Exec(ExecRequest),
+    /// Sends a file as stdout.
+    ReadFile {
+        /// The file.
+        path: GuestPath,
+        /// Where to start.
+        #[serde(default)]
+        offset: u64,
+    },
+    /// Stores stdin as a file, at once or not at all unless appending.
+    WriteFile(WriteFile),
+    /// Sends a file or tree as a tar stream whose top entry is named by the path's last part.
+    Pack {
+        /// The file or tree.
+        path: GuestPath,
+    },
+    /// Extracts a tar stream from stdin.
+    Unpack {
+        /// An existing directory.
+        dest: GuestPath,
+    },
+    /// Describes a file, without following a symlink.
+    Stat {
+        /// The file.
+        path: GuestPath,
+    },
+    /// Sets the guest's identity: after a boot, and after every restore.
+    Configure(Configure),
+    /// Stops the guest.
+    Shutdown {
+        /// How.
+        mode: ShutdownMode,
+        /// Time for processes to end by themselves.
+        grace_ms: u32,
+    },
+}
+
+/// Runs a program.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Program and arguments; a program without `/` is looked up in the `PATH` of the new environment.
+    pub argv: Vec<String>,
+    /// Added to the default environment, or all of it with `clear_env`.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Leaves out `PATH`, `HOME`, `USER` and `TERM`.
+    #[serde(default)]
+    pub clear_env: bool,
+    /// Working directory, `/` when absent.
+    #[serde(default)]
+    pub cwd: Option<GuestPath>,
+    /// User to run as, root when absent.
+    #[serde(default)]
+    pub user: Option<UserSpec>,
+    /// Gives the program a terminal; stderr is then part of stdout.
+    #[serde(default)]
+    pub tty: Option<TtySize>,
+    /// Value of `TERM` when there is a terminal.
+    #[serde(default)]
+    pub term: Option<String>,
+    /// Connects stdin; otherwise it reads `/dev/null`.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+impl ExecRequest {
+    /// Makes a request that runs a program with arguments and nothing else set.
+    pub fn new<I, S>(argv: I) -> Self
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Self { argv: argv.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
+    /// Checks what the kernel or the channel would refuse.
+    ///
+    /// # Errors
+    /// Names the first rule that is broken.
+    pub fn check(&self) -> Result<(), RemoteError> {
+        let invalid = |message: String| Err(RemoteError::new(ErrorKind::Invalid, message));
+        if self.argv.first().is_none_or(String::is_empty) {
+            return invalid("no program to run".to_owned());
+        }
+        let argv: usize = self.argv.iter().map(|a| a.len() + 1).sum();
+        let env: usize = self.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
+        if argv + env > ARGV_ENV_BYTES_MAX {
+            return invalid(format!(
+                "arguments and environment have {} bytes, more than {ARGV_ENV_BYTES_MAX}",
+                argv + env
+            ));
+        }
+        if self.argv.iter().any(|a| a.contains('\0')) {
+            return invalid("an argument contains a zero byte".to_owned());
+        }
+        for (name, value) in &self.env {
+            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+                return invalid(format!("environment variable {name:?} is not valid"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Size of a terminal, in characters; also the `RESIZE` payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TtySize {
+    /// Height.
+    pub rows: u16,
+    /// Width.
+    pub cols: u16,
+}
+
+/// Stores a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteFile {
+    /// The file; its directory must exist.
+    pub path: GuestPath,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner, kept as the agent's when absent.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// Group, kept as the agent's when absent.
+    #[serde(default)]
+    pub gid: Option<u32>,
+    /// Appends to an existing file, in place, instead of replacing it.
+    #[serde(default)]
+    pub append: bool,
+}
+
+/// Sets the guest's identity; absent parts are left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Configure {
+    /// Host name.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// Network of the first, or named, interface.
+    #[serde(default)]
+    pub network: Option<NetworkConfig>,
+    /// Wall-clock time in nanoseconds since 1970.
+    #[serde(default)]
+    pub clock_unix_ns: Option<u64>,
+    /// 32 fresh random bytes, in hex, credited to the kernel's generator.
+    #[serde(default)]
+    pub entropy: Option<String>,
+}
+
+/// Configuration of one interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkConfig {
+    /// Selects the interface that has this address; when none has, the first one gets it.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// Address and prefix length, as `10.0.2.15/24`.
+    pub address: String,
+    /// Default gateway.
+    #[serde(default)]
+    pub gateway: Option<String>,
+    /// Servers written to `/etc/resolv.conf`; left alone when empty.
+    #[serde(default)]
+    pub dns: Vec<String>,
+}
+
+/// How the guest stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShutdownMode {
+    /// Power off.
+    Poweroff,
+    /// Restart.
+    Reboot,
+}
+
+/// `OPENED`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Opened {
+    /// Process id, for `Exec`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Answer to `Stat`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stat: Option<FileStat>,
+    /// Answer to `Configure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured: Option<Configured>,
+}
+
+/// What `Configure` did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Configured {
+    /// The interface that was configured.
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// What a caller may want to know, in words.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// Kind of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Device, socket, pipe.
+    #[serde(other)]
+    Other,
+}
+
+/// Description of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStat {
+    /// Kind.
+    pub kind: FileKind,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time in seconds since 1970.
+    pub mtime: i64,
+    /// Target of a symlink.
+    #[serde(default)]
+    pub link_target: Option<String>,
+}
+
+/// `EXIT`: how a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitStatus {
+    /// Exit code of a process that returned.
+    #[serde(default)]
+    pub code: Option<i32>,
+    /// Signal that ended a process.
+    #[serde(default)]
+    pub signal: Option<i32>,
+}
+
+impl ExitStatus {
+    /// The end of a request that is no process.
+    pub const SUCCESS: Self = Self { code: Some(0), signal: None };
+
+    /// Returns whether the code is 0.
+    #[must_use]
+    pub fn success(self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+/// `SIGNAL`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalMessage {
+    /// Sent to the process group.
+    pub signal: SignalNumber,
+}
+
+/// `RESET`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetMessage {
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Makes a frame with a JSON payload.
+///
+/// # Errors
+/// Refuses a payload over the frame limit.
+pub fn json_frame<T: Serialize>(
+    kind: Kind,
+    stream: u32,
+    what: &'static str,
+    message: &T,
+) -> Result<Frame, SessionError> {
+    let payload = to_json(message);
+    if payload.len() > FRAME_PAYLOAD_MAX {
+        return Err(SessionError::TooLarge { what, size: payload.len(), limit: FRAME_PAYLOAD_MAX });
+    }
+    Ok(Frame::new(kind, stream, payload))
+}
+
+/// Parses the JSON payload of a frame.
+///
+/// # Errors
+/// Names the frame that does not parse.
+pub fn parse_json<T: DeserializeOwned>(what: &'static str, payload: &[u8]) -> Result<T, SessionError> {
+    serde_json::from_slice(payload).map_err(|_| SessionError::Violation { what })
+}
+
+pub(crate) fn to_json<T: Serialize>(message: &T) -> Vec<u8> {
+    // Wire types have string keys and no failing serializer.
+    serde_json::to_vec(message).unwrap_or_default()
+}
+
+/// Shortens a text that ends up in a payload, at a character boundary.
+pub(crate) fn clip(text: &str) -> String {
+    const TEXT_BYTES_MAX: usize = 8 * 1024;
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_fields_and_events_are_tolerated() {
+        let hello: Hello = parse_json("hello", br#"{"protocol":1,"colour":"red"}"#).unwrap();
+        assert_eq!(hello.protocol, 1);
+        let event: AgentEvent = parse_json("event", br#"{"event":"eclipse","of":"sun"}"#).unwrap();
+        assert_eq!(event, AgentEvent::Unknown);
+        let error: RemoteError = parse_json("error", br#"{"kind":"new","message":"m"}"#).unwrap();
+        assert_eq!(error.kind, ErrorKind::Unknown);
+    }
+
+    #[test]
+    fn requests_have_a_stable_shape() {
+        let request = Request::Exec(ExecRequest::new(["true"]));
+        let text = String::from_utf8(to_json(&request)).unwrap();
+        assert!(text.starts_with(r#"{"op":"exec","argv":["true"]"#), "{text}");
+        assert_eq!(parse_json::<Request>("open", text.as_bytes()).unwrap(), request);
+        let stat = Request::Stat { path: GuestPath::new("/etc").unwrap() };
+        assert_eq!(String::from_utf8(to_json(&stat)).unwrap(), r#"{"op":"stat","path":"/etc"}"#);
+        assert!(parse_json::<Request>("open", br#"{"op":"stat","path":"etc"}"#).is_err());
+    }
+
+    #[test]
+    fn exec_is_checked() {
+        assert!(ExecRequest::new(["true"]).check().is_ok());
+        assert!(ExecRequest::default().check().is_err());
+        assert!(ExecRequest::new(["a\0"]).check().is_err());
+        assert!(ExecRequest::new(["x".repeat(ARGV_ENV_BYTES_MAX)]).check().is_err());
+        let mut request = ExecRequest::new(["true"]);
+        request.env.insert("A=B".to_owned(), String::new());
+        assert!(request.check().is_err());
+    }
+}

@@ -1,0 +1,225 @@
+//! A machine monitor in memory, for tests of those who use one: the checks are QEMU's, the machines are a script.
+
+use crate::console::{CONSOLE_BYTES_MAX, ConsoleLog};
+use crate::exit::{ShutdownReason, StopStep, VmmExit};
+use crate::qemu;
+use crate::runtime_dir::RuntimeDir;
+use crate::spec::{CheckedSpec, MachineSpec, SpecRejected};
+use crate::vmm::{Capabilities, Machine, Stop, Vmm, VmmError, Waited};
+use kiln_sys::Cancel;
+use kiln_sys::process::{Exit, poll_within};
+use rustix::event::{PollFd, PollFlags};
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a guest that boots writes to its console.
+pub const CONSOLE_GREETING: &str = "FAKE-GUEST-UP\n";
+/// Process ids of machines that are none: above every id of Linux.
+const PID_FIRST: u32 = 1 << 30;
+
+/// What a machine of the fake does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Behaviour {
+    /// Greets on its console, runs, and obeys its power button.
+    Boots,
+    /// Greets, and powers itself off at once.
+    PowersOff,
+    /// Writes a kernel's panic with this message and resets.
+    Panics(String),
+    /// Runs without a word and has no power button.
+    NeverReady,
+    /// The monitor ends before the guest runs.
+    DiesAtOnce {
+        /// Its exit code.
+        code: i32,
+        /// Its last words.
+        words: String,
+    },
+    /// The monitor is killed by this signal as soon as the guest runs.
+    Killed {
+        /// The signal's number.
+        signal: i32,
+    },
+}
+
+/// A monitor whose machines behave as told.
+#[derive(Debug, Clone)]
+pub struct FakeVmm {
+    behaviour: Behaviour,
+    machines: Arc<Mutex<BTreeMap<u32, Arc<Shared>>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    end: Mutex<Option<(Exit, Option<ShutdownReason>)>>,
+    ended: Cancel,
+    behaviour: Behaviour,
+}
+
+impl Shared {
+    fn end(&self, exit: Exit, reason: Option<ShutdownReason>) {
+        locked(&self.end).get_or_insert((exit, reason));
+        self.ended.cancel();
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FakeVmm {
+    /// Makes a monitor all of whose machines behave alike.
+    pub fn new(behaviour: Behaviour) -> Self {
+        Self { behaviour, machines: Arc::default() }
+    }
+
+    /// Ends a machine as a signal from outside does.
+    pub fn kill(&self, pid: u32, signal: i32) {
+        if let Some(machine) = locked(&self.machines).get(&pid) {
+            machine.end(Exit::Signal(signal), None);
+        }
+    }
+
+    /// Ends a machine as its guest's power-off does.
+    pub fn power_off(&self, pid: u32) {
+        if let Some(machine) = locked(&self.machines).get(&pid) {
+            machine.end(Exit::Code(0), Some(ShutdownReason::GuestShutdown));
+        }
+    }
+
+    /// Returns how many machines were launched.
+    pub fn launched(&self) -> usize {
+        locked(&self.machines).len()
+    }
+}
+
+impl Vmm for FakeVmm {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn probe(&self) -> Result<Capabilities, VmmError> {
+        Ok(qemu::capabilities_of_a_fake())
+    }
+
+    fn check(&self, spec: &MachineSpec, caps: &Capabilities) -> Result<CheckedSpec, SpecRejected> {
+        qemu::check_for(self.name(), spec, caps)
+    }
+
+    fn launch(&self, _spec: CheckedSpec, dir: &RuntimeDir) -> Result<Box<dyn Machine>, VmmError> {
+        dir.clear()?;
+        if let Behaviour::DiesAtOnce { code, words } = &self.behaviour {
+            return Err(VmmError::DiedAtStart { exit: Exit::Code(*code), message: words.clone() });
+        }
+        let ended = Cancel::new().map_err(|source| VmmError::System { action: "watch", source })?;
+        let shared = Arc::new(Shared { end: Mutex::new(None), ended, behaviour: self.behaviour.clone() });
+        let mut console = ConsoleLog::open(&dir.console_log(), CONSOLE_BYTES_MAX)?;
+        match &self.behaviour {
+            Behaviour::Boots => console.write(CONSOLE_GREETING.as_bytes())?,
+            Behaviour::PowersOff => {
+                console.write(CONSOLE_GREETING.as_bytes())?;
+                shared.end(Exit::Code(0), Some(ShutdownReason::GuestShutdown));
+            }
+            Behaviour::Panics(message) => {
+                console.write(format!("Kernel panic - not syncing: {message}\n").as_bytes())?;
+                shared.end(Exit::Code(0), Some(ShutdownReason::GuestReset));
+            }
+            Behaviour::Killed { signal } => shared.end(Exit::Signal(*signal), None),
+            Behaviour::NeverReady | Behaviour::DiesAtOnce { .. } => {}
+        }
+        let mut machines = locked(&self.machines);
+        let pid = PID_FIRST + u32::try_from(machines.len()).unwrap_or(u32::MAX - PID_FIRST);
+        machines.insert(pid, Arc::clone(&shared));
+        Ok(Box::new(FakeMachine { pid, shared, console, exit: None }))
+    }
+}
+
+#[derive(Debug)]
+struct FakeMachine {
+    pid: u32,
+    shared: Arc<Shared>,
+    console: ConsoleLog,
+    exit: Option<VmmExit>,
+}
+
+impl FakeMachine {
+    fn ended(&mut self) -> Option<VmmExit> {
+        if self.exit.is_none() {
+            let (exit, shutdown) = locked(&self.shared.end).clone()?;
+            self.exit = Some(VmmExit {
+                exit,
+                shutdown,
+                stopped_by: None,
+                console_tail: self.console.tail(),
+                stderr_tail: String::new(),
+            });
+        }
+        self.exit.clone()
+    }
+
+    fn live(&mut self) -> Result<(), VmmError> {
+        if self.ended().is_some() { Err(VmmError::Ended) } else { Ok(()) }
+    }
+}
+
+impl Machine for FakeMachine {
+    fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, wake: Option<BorrowedFd<'_>>) -> Result<Waited, VmmError> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            if let Some(exit) = self.ended() {
+                return Ok(Waited::Ended(exit));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let ended = self.shared.ended.fd();
+            let wake_fd = wake.unwrap_or(ended);
+            let mut fds = [PollFd::new(&ended, PollFlags::IN), PollFd::new(&wake_fd, PollFlags::IN)];
+            poll_within(&mut fds, left).map_err(|source| VmmError::System { action: "wait for", source })?;
+            if fds[0].revents().is_empty() && !fds[1].revents().is_empty() {
+                return Ok(Waited::Woken);
+            }
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(self.ended().map_or(Waited::TimedOut, Waited::Ended));
+            }
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), VmmError> {
+        self.live()
+    }
+
+    fn resume(&mut self) -> Result<(), VmmError> {
+        self.live()
+    }
+
+    fn stop(&mut self, how: Stop) -> Result<VmmExit, VmmError> {
+        if let Some(exit) = self.ended() {
+            return Ok(exit);
+        }
+        let step = match how {
+            Stop::Graceful { .. } if self.shared.behaviour == Behaviour::Boots => StopStep::Guest,
+            Stop::Graceful { .. } | Stop::Now => StopStep::Quit,
+            Stop::Kill => StopStep::Kill,
+        };
+        match step {
+            StopStep::Guest => self.shared.end(Exit::Code(0), Some(ShutdownReason::GuestShutdown)),
+            StopStep::Quit => self.shared.end(Exit::Code(0), Some(ShutdownReason::HostQuit)),
+            StopStep::Kill => self.shared.end(Exit::Signal(9), None),
+        }
+        let exit = self.ended().map(|exit| VmmExit { stopped_by: Some(step), ..exit });
+        self.exit.clone_from(&exit);
+        exit.ok_or(VmmError::Unkillable { pid: self.pid })
+    }
+}
+
+impl Drop for FakeMachine {
+    fn drop(&mut self) {
+        self.shared.end(Exit::Signal(9), None);
+    }
+}

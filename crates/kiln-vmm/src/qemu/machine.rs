@@ -1,0 +1,280 @@
+//! A running QEMU: its process, its control connection and the threads that empty its pipes.
+
+use crate::console::{CONSOLE_BYTES_MAX, ConsoleLog, Pump, VMM_LOG_BYTES_MAX};
+use crate::exit::{ShutdownReason, StopStep, VmmExit, last_words};
+use crate::qmp::{Qmp, QmpError};
+use crate::runtime_dir::{QMP_SOCKET, RuntimeDir};
+use crate::vmm::{Machine, Stop, VmmError, Waited};
+use kiln_sys::process::{Bond, Child, Exit, Output, Spawn, poll_within};
+use kiln_sys::{IoResultExt, fs, socket};
+use rustix::event::{PollFd, PollFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::Signal;
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Time QEMU has to take its devices and answer, on a host that is busy with others.
+const UP_WITHIN: Duration = Duration::from_secs(60);
+/// Time QEMU has for a command.
+const COMMAND_WITHIN: Duration = Duration::from_secs(10);
+/// Time QEMU has to flush its disks and end.
+const QUIT_WITHIN: Duration = Duration::from_secs(10);
+/// Time the kernel has to take a killed process away.
+const KILL_WITHIN: Duration = Duration::from_secs(10);
+
+/// A QEMU process that is killed when this is dropped.
+#[derive(Debug)]
+pub(super) struct QemuMachine {
+    child: Child,
+    dir: RuntimeDir,
+    /// Gone when the connection failed: the machine can still be waited for and killed.
+    qmp: Option<Qmp>,
+    console: Option<Pump>,
+    stderr: Option<Pump>,
+    shutdown: Option<ShutdownReason>,
+    exit: Option<VmmExit>,
+}
+
+impl QemuMachine {
+    pub(super) fn launch(
+        program: &Path,
+        env: &[(OsString, OsString)],
+        args: &[OsString],
+        dir: &RuntimeDir,
+    ) -> Result<Self, VmmError> {
+        dir.clear()?;
+        let console_log = ConsoleLog::open(&dir.console_log(), CONSOLE_BYTES_MAX)?;
+        let vmm_log = ConsoleLog::open(&dir.vmm_log(), VMM_LOG_BYTES_MAX)?;
+        let listener = socket::listen(dir.path(), QMP_SOCKET)?;
+        let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC).at("make a pipe for", dir.vmm_log())?;
+        let mut child = Child::spawn(Spawn {
+            program,
+            args,
+            env,
+            current_dir: dir.path(),
+            stdout: Output::Pipe,
+            stderr: File::from(stderr_end),
+            bond: Bond::DiesWithParent,
+        })?;
+        let console = child.stdout().map(|pipe| Pump::start(pipe, console_log));
+        let stderr = Some(Pump::start(File::from(stderr), vmm_log));
+        let mut machine =
+            Self { child, dir: dir.clone(), qmp: None, console, stderr, shutdown: None, exit: None };
+        let up = machine.come_up(&listener);
+        // From here on the connection is the only way in.
+        fs::remove_file(&dir.path().join(QMP_SOCKET))?;
+        match up {
+            Ok(()) => Ok(machine),
+            Err(error) => Err(machine.why_not_up(error)),
+        }
+    }
+
+    /// Waits until QEMU has taken all devices, which is when it answers, then lets the guest run. The guest waits
+    /// until then, so that no event of its is missed.
+    fn come_up(&mut self, listener: &UnixListener) -> Result<(), VmmError> {
+        let deadline = Instant::now() + UP_WITHIN;
+        let stream = self.accept(listener, deadline)?;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let mut qmp = Qmp::open(stream, left())?;
+        qmp.execute("cont", None, left())?;
+        self.qmp = Some(qmp);
+        Ok(())
+    }
+
+    fn accept(&self, listener: &UnixListener, deadline: Instant) -> Result<UnixStream, VmmError> {
+        let failed = |source| VmmError::System { action: "wait for", source };
+        let pidfd = self.child.pidfd();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(VmmError::NotUp { within: UP_WITHIN, message: String::new() });
+            }
+            let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+            poll_within(&mut fds, Some(left)).map_err(failed)?;
+            if !fds[0].revents().is_empty() {
+                return listener.accept().map(|(stream, _)| stream).map_err(failed);
+            }
+            if !fds[1].revents().is_empty() {
+                return Err(VmmError::Control(QmpError::Closed));
+            }
+        }
+    }
+
+    /// Turns a failed start into what QEMU said about it, after its end.
+    fn why_not_up(mut self, error: VmmError) -> VmmError {
+        let lost = matches!(error, VmmError::Control(QmpError::Closed));
+        let within = if lost { QUIT_WITHIN } else { Duration::ZERO };
+        let by_itself = match self.child.wait_within(within) {
+            Ok(exit) => exit,
+            Err(source) => return VmmError::System { action: "wait for", source },
+        };
+        let exit = match self.stop(Stop::Kill) {
+            Ok(exit) => exit,
+            Err(worse) => return worse,
+        };
+        let message = last_words(&exit.stderr_tail);
+        match (by_itself, error) {
+            (Some(exit), _) => VmmError::DiedAtStart { exit, message },
+            (None, VmmError::NotUp { .. } | VmmError::Control(QmpError::TimedOut { .. })) => {
+                VmmError::NotUp { within: UP_WITHIN, message }
+            }
+            (None, error) => error,
+        }
+    }
+
+    fn read_events(&mut self) {
+        let Some(qmp) = &mut self.qmp else { return };
+        match qmp.take_events() {
+            Ok(events) => {
+                for event in events {
+                    let reason = match event.name.as_str() {
+                        "SHUTDOWN" => event.text("reason"),
+                        "GUEST_PANICKED" => Some("guest-panic"),
+                        _ => None,
+                    };
+                    if let Some(reason) = reason
+                        && self.shutdown != Some(ShutdownReason::GuestPanic)
+                    {
+                        self.shutdown = Some(ShutdownReason::from_qmp(reason));
+                    }
+                }
+            }
+            Err(_) => self.qmp = None,
+        }
+    }
+
+    /// Returns how QEMU ended, if it has.
+    fn ended(&mut self) -> Result<Option<VmmExit>, VmmError> {
+        if self.exit.is_none() {
+            let exit =
+                self.child.try_wait().map_err(|source| VmmError::System { action: "wait for", source })?;
+            if let Some(exit) = exit {
+                self.exit = Some(self.finish(exit));
+            }
+        }
+        Ok(self.exit.clone())
+    }
+
+    fn finish(&mut self, exit: Exit) -> VmmExit {
+        // The last events are in the socket; a second look finds the connection closed.
+        self.read_events();
+        self.qmp = None;
+        let tail = |pump: Option<Pump>| pump.map(|pump| pump.finish().tail).unwrap_or_default();
+        // Sockets that stay are removed at the next start.
+        let _ = self.dir.clear();
+        VmmExit {
+            exit,
+            shutdown: self.shutdown.take(),
+            stopped_by: None,
+            console_tail: tail(self.console.take()),
+            stderr_tail: tail(self.stderr.take()),
+        }
+    }
+
+    fn command(&mut self, command: &str) -> Result<(), VmmError> {
+        if self.ended()?.is_some() {
+            return Err(VmmError::Ended);
+        }
+        let qmp = self.qmp.as_mut().ok_or(QmpError::Closed)?;
+        qmp.execute(command, None, COMMAND_WITHIN)?;
+        Ok(())
+    }
+
+    /// Waits for the end as the result of a step of [`Machine::stop`].
+    fn ended_by(&mut self, step: StopStep, within: Duration) -> Result<Option<VmmExit>, VmmError> {
+        match self.wait(Some(within), None)? {
+            Waited::Ended(exit) => {
+                let exit = VmmExit { stopped_by: Some(step), ..exit };
+                self.exit = Some(exit.clone());
+                Ok(Some(exit))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Machine for QemuMachine {
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, wake: Option<BorrowedFd<'_>>) -> Result<Waited, VmmError> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            if let Some(exit) = self.ended()? {
+                return Ok(Waited::Ended(exit));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let (qmp_ready, woken) = {
+                let pidfd = self.child.pidfd();
+                let qmp = self.qmp.as_ref().map(Qmp::fd);
+                // The process stands in for what is not there: asking for the same twice is harmless.
+                let (qmp, wake_fd) = (qmp.unwrap_or(pidfd), wake.unwrap_or(pidfd));
+                let mut fds = [
+                    PollFd::new(&pidfd, PollFlags::IN),
+                    PollFd::new(&qmp, PollFlags::IN),
+                    PollFd::new(&wake_fd, PollFlags::IN),
+                ];
+                poll_within(&mut fds, left)
+                    .map_err(|source| VmmError::System { action: "wait for", source })?;
+                let process_ended = !fds[0].revents().is_empty();
+                (
+                    !fds[1].revents().is_empty(),
+                    wake.is_some() && !process_ended && !fds[2].revents().is_empty(),
+                )
+            };
+            if qmp_ready {
+                self.read_events();
+            }
+            if woken {
+                return Ok(Waited::Woken);
+            }
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(self.ended()?.map_or(Waited::TimedOut, Waited::Ended));
+            }
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), VmmError> {
+        self.command("stop")
+    }
+
+    fn resume(&mut self) -> Result<(), VmmError> {
+        self.command("cont")
+    }
+
+    fn stop(&mut self, how: Stop) -> Result<VmmExit, VmmError> {
+        if let Some(exit) = self.ended()? {
+            return Ok(exit);
+        }
+        // A step that fails leads to the next: only the kill has to work.
+        if let Stop::Graceful { within } = how
+            && self.command("system_powerdown").is_ok()
+            && let Some(exit) = self.ended_by(StopStep::Guest, within)?
+        {
+            return Ok(exit);
+        }
+        if how != Stop::Kill
+            && matches!(self.command("quit"), Ok(()) | Err(VmmError::Control(QmpError::Closed)))
+            && let Some(exit) = self.ended_by(StopStep::Quit, QUIT_WITHIN)?
+        {
+            return Ok(exit);
+        }
+        self.child.signal(Signal::KILL).map_err(|source| VmmError::System { action: "kill", source })?;
+        let pid = self.pid();
+        self.ended_by(StopStep::Kill, KILL_WITHIN)?.ok_or(VmmError::Unkillable { pid })
+    }
+}
+
+impl Drop for QemuMachine {
+    fn drop(&mut self) {
+        if self.exit.is_none() {
+            // A destructor cannot report. The kernel kills the process with this thread at the latest.
+            let _ = self.stop(Stop::Kill);
+        }
+    }
+}
