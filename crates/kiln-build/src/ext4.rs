@@ -22,7 +22,7 @@ pub const EPOCH_SECONDS: u64 = 1_700_000_000;
 /// The least size of a root disk.
 pub const DISK_MIN: ByteSize = ByteSize::from_mib(64);
 /// The least free space of a root disk beyond its content.
-pub const FREE_MIN: ByteSize = ByteSize::from_mib(64);
+pub const FREE_MIN: ByteSize = ByteSize::from_mib(512);
 /// The size of the journal, in MiB.
 pub const JOURNAL_MIB: u32 = 8;
 /// The volume label of root disks.
@@ -242,7 +242,7 @@ mod tests {
     fn sizes_are_whole_granules_with_room_left() {
         let size = TreeSize { data_bytes: 150 << 20, inodes: 6000, directories: 600, name_bytes: 200_000 };
         let disk = disk_size(&size, None);
-        assert!(disk.bytes() >= size.bytes() + FREE_MIN.bytes() && disk.bytes() < 300 << 20, "{disk}");
+        assert!(disk.bytes() >= size.bytes() + FREE_MIN.bytes() && disk.bytes() < 800 << 20, "{disk}");
         assert!(disk.bytes().is_multiple_of(GRANULE_BYTES));
         assert_eq!(disk_size(&size, Some(ByteSize::from_mib(4096))), ByteSize::from_mib(4096));
         assert!(disk_size(&TreeSize::default(), None) >= DISK_MIN);

@@ -34,8 +34,7 @@ fn home(option: Option<PathBuf>) -> PathBuf {
         }
         path("XDG_DATA_HOME")
             .or_else(|| path("HOME").map(|home| home.join(".local/share")))
-            .unwrap_or_else(|| PathBuf::from("/var/tmp"))
-            .join("kiln")
+            .map_or_else(|| PathBuf::from("kiln-home"), |data| data.join("kiln"))
     });
     std::path::absolute(&chosen).unwrap_or(chosen)
 }

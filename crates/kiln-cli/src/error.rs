@@ -39,7 +39,10 @@ pub(crate) enum CliError {
 impl CliError {
     fn code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Engine(EngineError::Recipe { .. } | EngineError::CopySides) => EXIT_USAGE,
+            Self::Usage(_)
+            | Self::Engine(EngineError::Recipe { .. } | EngineError::CopySides | EngineError::Shape(_)) => {
+                EXIT_USAGE
+            }
             Self::Engine(EngineError::Cancelled) => EXIT_INTERRUPTED,
             _ => EXIT_FAILED,
         }

@@ -133,6 +133,9 @@ fn tool(error: &ToolError) -> Vec<String> {
 }
 
 fn build(error: &BuildError) -> Vec<String> {
+    if matches!(error, BuildError::NoSpace { .. } | BuildError::Full { .. }) {
+        return space();
+    }
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
         if let Some(error) = cause.downcast_ref::<ToolError>() {

@@ -8,7 +8,7 @@ use kiln_guest::message::{ExecRequest, ExitStatus, TtySize};
 use kiln_guest::session::{ExecControl, ExecEvent, ExecStdin};
 use kiln_guest::{ErrorKind, Session, SessionError, SignalNumber};
 use kiln_sys::{IoResultExt as _, terminal};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGWINCH};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -132,7 +132,9 @@ fn hand_on_signals(signals: &SignalDesk, control: &ExecControl, tty: bool) {
                 }
             }
             SIGWINCH => {}
-            SIGINT | SIGTERM if interrupts.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE => {
+            SIGINT | SIGTERM | SIGHUP | SIGQUIT
+                if interrupts.fetch_add(1, Ordering::Relaxed) + 1 >= PATIENCE =>
+            {
                 output::tell("given up after repeated interrupts");
                 control.reset();
             }

@@ -111,8 +111,9 @@ impl Engine {
         let mut waiting = |holder: &kiln_sys::lock::Holder| {
             reporter.progress(Progress::Waiting { holder: holder.text.clone() });
         };
-        let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;
+        // The order everybody keeps: the store's lock, then a template's.
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
+        let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
         let plan = self.plan_on(found, &host)?;
         let hit = if options.force { None } else { self.store.cached_build(&plan.key)? };

@@ -115,15 +115,14 @@ impl Engine {
             data_disk: base.data_disk,
             board: request.board.unwrap_or(base.board),
         }
-        .checked()
-        .map_err(|error| {
-            EngineError::Store(StoreError::BadManifest { id: revision.id, source: error.into() })
-        })?;
+        .checked()?;
         let clone =
             self.store.clone_artifact(&rootfs.digest, rootfs.size, &dir.join(DISK_FILE), &self.cancel)?;
         if let Some(size) = shape.data_disk {
             let path = dir.join(DATA_DISK_FILE);
-            fs::create_new(&path)?.set_len(size.bytes()).at("set the length of", &path)?;
+            let disk = fs::create_new(&path)?;
+            disk.set_len(size.bytes()).at("set the length of", &path)?;
+            disk.sync_all().at("sync", &path)?;
         }
         Ok(MachineRecord {
             version: RECORD_VERSION,

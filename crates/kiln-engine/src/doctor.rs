@@ -94,7 +94,7 @@ impl Engine {
                 ),
             ),
             KvmVerdict::Unavailable { reason } => {
-                let fix = if reason.contains("ermission") {
+                let fix = if reason.contains("may not be opened") {
                     "sudo usermod -aG kvm $USER, then log in again".to_owned()
                 } else {
                     "sudo modprobe kvm_intel || sudo modprobe kvm_amd, or switch virtualization on in the firmware"

@@ -51,6 +51,9 @@ pub enum EngineError {
         /// The name.
         name: String,
     },
+    /// A shape no machine can have was asked for.
+    #[error("such a machine cannot be made")]
+    Shape(#[from] kiln_core::variant::InvalidShape),
     /// The machine is not in a phase in which that can be done.
     #[error("machine `{name}` is {phase}: it cannot be {action}")]
     Phase {

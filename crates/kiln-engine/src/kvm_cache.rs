@@ -22,9 +22,12 @@ impl Engine {
         let program = &self.settings.own_program;
         let verdict =
             kiln_vmm::accel::ask_child(program, &[PROBE_COMMAND.into()], self.settings.toolbox.env());
-        #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
-        let bytes = serde_json::to_vec(&verdict).unwrap();
-        write_file(&path, &bytes, 0o644, Existing::Replace)?;
+        // Only what was measured is kept: rights change, and a busy host times out.
+        if !matches!(verdict, KvmVerdict::Unavailable { .. }) {
+            #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
+            let bytes = serde_json::to_vec(&verdict).unwrap();
+            write_file(&path, &bytes, 0o644, Existing::Replace)?;
+        }
         Ok(verdict)
     }
 }

@@ -113,13 +113,31 @@ impl Engine {
             return Ok(());
         }
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-        match ask(&entry.dir, name, &Ask::Stop { grace_ms }) {
-            Ok(_) => {}
-            // It may have ended meanwhile; the wait below finds out.
-            Err(EngineError::Io(_)) => {}
-            Err(error) => return Err(error),
+        loop {
+            match ask(&entry.dir, name, &Ask::Stop { grace_ms }) {
+                Ok(_) => break,
+                // Its supervisor is just beginning or just ending: it is asked again until it hears or is gone.
+                Err(EngineError::Io(_)) if self.has_supervisor(&entry)? => {
+                    if kiln_sys::lock::wait_cancelled(&self.cancel, LOOK_AGAIN) {
+                        return Err(EngineError::Cancelled);
+                    }
+                }
+                Err(EngineError::Io(_)) => break,
+                Err(error) => return Err(error),
+            }
         }
         self.wait_ended(&entry).map(|_| ())
+    }
+
+    /// Asks a machine to end at once, without waiting: also after a cancellation.
+    pub(crate) fn tell_to_end(&self, entry: &MachineEntry) {
+        // A supervisor that cannot be reached has ended or will find its starter gone.
+        let _ = ask(&entry.dir, entry.record.name.as_str(), &Ask::Stop { grace_ms: 0 });
+    }
+
+    fn has_supervisor(&self, entry: &MachineEntry) -> EngineResult<bool> {
+        let held = |name: &str| FileLock::is_held(&entry.dir.join(name));
+        Ok(held(SUPERVISOR_LOCK)? || held(crate::create::START_LOCK)?)
     }
 
     /// Waits until a machine has ended; returns its last state, none when it was removed.
@@ -128,7 +146,7 @@ impl Engine {
     }
 
     /// Like [`Engine::wait_ended`], also after a cancellation: for machines that end because of it. At most
-    /// [`END_WITHIN`].
+    /// 20 seconds.
     pub fn wait_ended_always(&self, entry: &MachineEntry) -> EngineResult<Option<MachineEntry>> {
         let patience = kiln_sys::Cancel::new().at("make", "an event")?;
         let timer = patience.clone();
@@ -153,9 +171,7 @@ impl Engine {
         entry: &MachineEntry,
         cancel: &kiln_sys::Cancel,
     ) -> EngineResult<Option<MachineEntry>> {
-        let lock = entry.dir.join(SUPERVISOR_LOCK);
-        let start = entry.dir.join(crate::create::START_LOCK);
-        while FileLock::is_held(&lock)? || FileLock::is_held(&start)? {
+        while self.has_supervisor(entry)? {
             if kiln_sys::lock::wait_cancelled(cancel, LOOK_AGAIN) {
                 return Err(EngineError::Cancelled);
             }
@@ -168,7 +184,10 @@ impl Engine {
 
     /// Removes a machine and its disk. A live one is refused unless `force` ends it first.
     pub fn remove_machine(&self, name: &str, force: bool) -> EngineResult<()> {
-        let entry = self.find_machine(name)?;
+        let entry = match self.find_machine(name) {
+            Err(EngineError::Store(StoreError::Damaged { .. })) if force => return self.remove_damaged(name),
+            other => other?,
+        };
         if entry.status.phase.is_live() || is_being_started(&entry)? {
             if !force {
                 let phase = entry.status.phase.as_str();
@@ -192,9 +211,13 @@ impl Engine {
         Ok(self.store.discard_dir(&entry.dir)?)
     }
 
-    /// Returns the files that hold a machine's console, oldest first.
-    pub fn console_files(&self, entry: &MachineEntry) -> Vec<PathBuf> {
-        console_files(&entry.dir)
+    /// Removes a machine whose record cannot be read, when nobody supervises it.
+    fn remove_damaged(&self, name: &str) -> EngineResult<()> {
+        let id: MachineId = name.parse().map_err(StoreError::from)?;
+        let dir = self.store.machine_dir(&id);
+        let _lock = FileLock::try_take(&dir.join(SUPERVISOR_LOCK), "removing a machine")?
+            .map_err(|holder| EngineError::SupervisorRefused { name: id.to_string(), reason: holder.text })?;
+        Ok(self.store.discard_dir(&dir)?)
     }
 }
 

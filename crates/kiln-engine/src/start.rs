@@ -4,7 +4,6 @@ use crate::control::Report;
 use crate::create::{Created, START_LOCK};
 use crate::progress::{Progress, Reporter};
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::machine::Phase;
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
 use kiln_sys::process::{Bond, Child, Output, Spawn, poll_within};
@@ -19,7 +18,7 @@ pub const SUPERVISOR_LOG: &str = "supervisor.log";
 /// The hidden command that makes kiln a supervisor.
 pub const SUPERVISE_COMMAND: &str = "__supervise";
 /// The most bytes of the supervisor's words that an error repeats.
-const LOG_TAIL_BYTES: usize = 4096;
+const LOG_TAIL_BYTES: u64 = 4096;
 
 /// Whether a machine outlives whoever started it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,14 +119,15 @@ impl Engine {
                     return Err(EngineError::Ended { name: started.name, cause, console });
                 }
                 Ok(None) => {
-                    let log = fs::read_optional(&log_path, LOG_TAIL_BYTES).ok().flatten().unwrap_or_default();
+                    let log = kiln_vmm::console::tail(&entry.dir, SUPERVISOR_LOG, LOG_TAIL_BYTES)
+                        .unwrap_or_default();
                     let log = String::from_utf8_lossy(&log).into_owned();
                     return Err(EngineError::SupervisorDied { name: started.name, log });
                 }
                 Err(error) => {
                     // Cancelled: an owned machine ends with this handle, a detached one is asked to.
-                    if ownership == Ownership::Detached && start_lock.is_none() {
-                        let _ = self.stop(&started.name, std::time::Duration::ZERO);
+                    if ownership == Ownership::Detached {
+                        self.tell_to_end(entry);
                     }
                     drop(started);
                     child.wait_within(std::time::Duration::from_secs(20)).at("wait for", &log_path)?;
@@ -185,5 +185,5 @@ impl Started {
 
 /// Returns whether a machine is being started by somebody.
 pub(crate) fn is_being_started(entry: &MachineEntry) -> EngineResult<bool> {
-    Ok(matches!(entry.status.phase, Phase::Created) && FileLock::is_held(&entry.dir.join(START_LOCK))?)
+    Ok(FileLock::is_held(&entry.dir.join(START_LOCK))?)
 }

@@ -2,7 +2,7 @@
 //! relays the agent, and writes how the machine does. It outlives the program that started it; the machine monitor
 //! does not outlive it.
 //!
-//! Everything that happens arrives at one [`Desk`], and one thread, the one the machine monitor is bound to, acts on
+//! Everything that happens arrives at one `Desk`, and one thread, the one the machine monitor is bound to, acts on
 //! it by the rules of [`kiln_vmm::lifecycle`].
 
 mod agent;
@@ -47,13 +47,16 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         reason: format!("{} has it", holder.text),
     })?;
     let MachineEntry { record, status, dir } = engine.store.machine(id)?;
+    let desk = Desk::new()?;
+    // Whoever sees the lock held can reach the desk: the socket comes before any other work.
+    clients::listen(&dir, &desk)?;
     report(&Report::Supervising);
     let mut supervisor = Supervisor {
         engine,
         dir: RuntimeDir::new(&dir)?,
         record,
         status: MachineStatus { phase: status.phase, ..MachineStatus::created() },
-        desk: Desk::new()?,
+        desk,
         begun: Instant::now(),
         verdict: None,
     };
@@ -131,7 +134,8 @@ impl Supervisor<'_> {
             }
             Err(error) => {
                 drop(machine);
-                (failed(&error), self.console(None))
+                let cause = EndCause::VmmExited { code: -1, message: chain(&error) };
+                (cause, self.console(None))
             }
         }
     }
@@ -143,7 +147,6 @@ impl Supervisor<'_> {
             name: self.record.name.to_string(),
             reason: chain(&error),
         })?;
-        clients::listen(self.dir.path(), &self.desk)?;
         let (accelerator, reason) = accelerator(&checked);
         let machine = vmm.launch(checked, &self.dir)?;
         self.status.vmm_pid = Some(machine.pid());

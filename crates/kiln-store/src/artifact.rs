@@ -57,14 +57,15 @@ impl Store {
             digest,
             size: ByteSize::from_bytes(index.length()),
             data: ByteSize::from_bytes(index.data_bytes()),
-            known: self.has_artifact(&digest)?,
+            known: self.is_whole(&digest, ByteSize::from_bytes(index.length()))?,
         };
         if ingested.known {
             fs::remove_file(&own)?;
             return Ok(ingested);
         }
-        write_file(&self.index_path(&digest), &index.to_bytes(), ARTIFACT_MODE, Existing::Keep)?;
-        commit_file(&file, &own, &self.artifact_path(&digest), ARTIFACT_MODE, Existing::Keep)?;
+        // What is there and not whole is replaced: the content is known by its name.
+        write_file(&self.index_path(&digest), &index.to_bytes(), ARTIFACT_MODE, Existing::Replace)?;
+        commit_file(&file, &own, &self.artifact_path(&digest), ARTIFACT_MODE, Existing::Replace)?;
         Ok(ingested)
     }
 
@@ -82,6 +83,15 @@ impl Store {
     /// Returns whether the store has an artifact.
     pub fn has_artifact(&self, digest: &Digest) -> StoreResult<bool> {
         Ok(fs::exists(&self.artifact_path(digest))? && fs::exists(&self.index_path(digest))?)
+    }
+
+    /// Returns whether an artifact is there with its index, as far as a cheap look tells.
+    fn is_whole(&self, digest: &Digest, size: ByteSize) -> StoreResult<bool> {
+        match self.check_artifact(digest, size).and_then(|()| self.index(digest)) {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the index of an artifact and checks that it is the one.

@@ -24,7 +24,7 @@ impl Store {
                 Ok(entry) if entry.record.revision == *revision => names.push(entry.record.name.to_string()),
                 Ok(_) => {}
                 // A machine that cannot be read may use anything.
-                Err(_) => names.push(format!("{id} (damaged)")),
+                Err(_) => names.push(id.to_string()),
             }
         }
         Ok(names)
@@ -37,19 +37,33 @@ impl Store {
         if !machines.is_empty() {
             return Err(StoreError::InUse { revision: *id, machines });
         }
-        let revision = self.revision(id)?;
+        let artifacts = match self.revision(id) {
+            Ok(revision) => revision.manifest.artifacts,
+            // What it referred to is unknown: its files stay for a collector.
+            Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
         let mut kept = BTreeSet::new();
+        let mut all_kept = false;
         for other in self.revision_ids()? {
-            if other != *id {
-                kept.extend(self.revision(&other)?.manifest.artifacts.iter().map(|artifact| artifact.digest));
+            if other == *id {
+                continue;
+            }
+            match self.revision(&other) {
+                Ok(revision) => {
+                    kept.extend(revision.manifest.artifacts.iter().map(|artifact| artifact.digest));
+                }
+                // It may refer to anything: everything is kept until it is gone.
+                Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => all_kept = true,
+                Err(error) => return Err(error),
             }
         }
         fs::remove_file(&self.revision_path(id))?;
         fs::remove_file(&self.build_record_path(id))?;
         fs::sync_dir(&self.root().join("revisions"))?;
         let mut removed = Removed::default();
-        for artifact in revision.manifest.artifacts {
-            if kept.contains(&artifact.digest) {
+        for artifact in artifacts {
+            if all_kept || kept.contains(&artifact.digest) {
                 continue;
             }
             let path = self.artifact_path(&artifact.digest);

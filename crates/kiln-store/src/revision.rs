@@ -50,7 +50,7 @@ impl Store {
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let record = serde_json::to_vec_pretty(record).unwrap();
         write_file(&self.build_record_path(&id), &record, 0o644, Existing::Replace)?;
-        write_file(&self.revision_path(&id), &manifest.to_bytes(), 0o444, Existing::Keep)?;
+        write_file(&self.revision_path(&id), &manifest.to_bytes(), 0o444, Existing::Replace)?;
         Ok(id)
     }
 
@@ -150,13 +150,17 @@ impl Store {
         };
         let revision = match self.revision(&id) {
             Ok(revision) => revision,
-            Err(StoreError::NotFound { .. }) => return Ok(None),
+            Err(
+                StoreError::NotFound { .. } | StoreError::Damaged { .. } | StoreError::BadManifest { .. },
+            ) => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         for artifact in &revision.manifest.artifacts {
             match self.check_artifact(&artifact.digest, artifact.size) {
                 Ok(()) => {}
-                Err(StoreError::NotFound { .. }) => return Ok(None),
+                Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }

@@ -67,6 +67,10 @@ pub(crate) fn run(context: &Context, args: &RmArgs) -> CliResult {
 
 fn remove_template(context: &Context, name: &str) -> Result<(), CliError> {
     let reference: Reference = name.parse().map_err(|error| CliError::Usage(crate::hints::chain(&error)))?;
+    if reference.variant.is_some() {
+        let text = format!("`{reference}`: a variant is part of a revision and goes with it");
+        return Err(CliError::Usage(text));
+    }
     let report = context.engine.remove_template(&reference, &context.reporter(false))?;
     for tag in &report.untagged {
         output::line(&format!("untagged {tag}"));

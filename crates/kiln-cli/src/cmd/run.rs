@@ -87,7 +87,7 @@ pub(crate) struct RunArgs {
     accel: Accel,
     #[command(flatten)]
     options: GuestOptions,
-    /// What to run: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…
+    #[arg(help = "What to run: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…")]
     reference: Reference,
     /// A command for the guest
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

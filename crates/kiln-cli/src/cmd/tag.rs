@@ -12,7 +12,7 @@ use std::process::ExitCode;
 pub(crate) struct TagArgs {
     /// What gets the new name
     source: Reference,
-    /// The new name: NAME[:TAG]
+    #[arg(help = "The new name: NAME[:TAG]")]
     target: Reference,
 }
 

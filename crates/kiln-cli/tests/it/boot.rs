@@ -39,7 +39,8 @@ fn boot_detached_stop_start_keeps_the_disk() {
     assert!(context.kiln(["exec", "w1", "--", "true"]).fails(1).contains("machine `w1` is stopped"));
     context.kiln(["start", "w1"]).ok();
     assert_eq!(context.kiln(["exec", "w1", "--", "cat", "/root/file"]).ok(), "kept\n");
-    assert!(context.kiln(["logs", "w1"]).ok().contains("kiln"), "the console has the agent's words");
+    context.kiln(["exec", "w1", "--", "sh", "-c", "echo a line > /dev/console"]).ok();
+    assert!(context.kiln(["logs", "w1"]).ok().contains("a line"));
     context.kiln(["rm", "-f", "w1"]).ok();
     assert_eq!(context.machine_dirs(), Vec::<String>::new());
 }
@@ -133,13 +134,13 @@ fn boot_entrypoint_is_the_purpose_and_its_code_the_end() {
 #[test]
 fn boot_waits_for_the_probe_and_gives_up_with_its_words() {
     let context = context();
-    let probe = "[ready]\ncommand = [\"sh\", \"-c\", \"echo still missing >&2; test -e /ready\"]\ninterval = \"100ms\"\ntimeout = \"10s\"";
+    let probe = "[ready]\ncommand = [\"sh\", \"-c\", \"echo still missing >&2; echo a line > /dev/console; test -e /ready\"]\ninterval = \"100ms\"\ntimeout = \"10s\"";
     let dir = recipe(&context, "slow", probe);
     context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
     let error = context.kiln(["run", "-d", "--name", "s", "slow"]).fails(1);
     assert!(error.contains("it never became ready: probe `sh -c echo still missing"), "{error}");
     assert!(error.contains("did not succeed within 10 s: exit code 1 still missing"), "{error}");
-    assert!(error.contains("  | "), "the console's tail is shown: {error}");
+    assert!(error.contains("  | a line"), "the console's tail is shown: {error}");
     assert_eq!(context.processes(), Vec::new());
     let listed = context.kiln(["ps", "-a", "--json"]).json();
     assert_eq!(listed[0]["phase"], "failed");
@@ -173,7 +174,7 @@ fn boot_without_qemu_names_the_package() {
     let dir = recipe(&context, "web", "");
     context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
     // A view of the system without the program: an empty file stands over it.
-    let script = "for q in $(command -v -a qemu-system-x86_64); do mount --bind /dev/null \"$q\" || exit 9; done; \
+    let script = "for q in $(type -aP qemu-system-x86_64); do mount --bind /dev/null \"$q\" || exit 9; done; \
                   exec \"$KILN\" run --rm web -- true";
     let output = std::process::Command::new("unshare")
         .args(["--mount", "--user", "--map-root-user", "bash", "-c", script])

@@ -74,7 +74,8 @@ fn boot_a_client_killed_at_any_time_leaves_nothing() {
     template(&context);
     // Each round ends the client a step later, found by what is there so far, from before the first file to a guest
     // on its way up.
-    let steps: [(&str, fn(&TestContext) -> bool); 4] = [
+    type Reached = fn(&TestContext) -> bool;
+    let steps: [(&str, Reached); 4] = [
         ("nothing yet", |_| true),
         ("something is staged or published", |c| !c.staged().is_empty() || !c.machine_dirs().is_empty()),
         ("the machine is published", |c| !c.machine_dirs().is_empty()),

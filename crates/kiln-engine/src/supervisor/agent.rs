@@ -134,12 +134,13 @@ impl Attendant {
         deadline: Instant,
     ) -> Result<(), Unready> {
         let Some(probe) = &self.record.ready else { return Ok(()) };
-        loop {
+        let mut said = "it never ran".to_owned();
+        while Instant::now() < deadline {
             let until = deadline.min(Instant::now() + PROBE_WITHIN);
             let outcome = session
                 .exec(ExecRequest::new(probe.command.iter().cloned()))
                 .and_then(|stream| stream.collect(PROBE_OUTPUT_MAX, until));
-            let said = match outcome {
+            said = match outcome {
                 Ok(outcome) if outcome.status.success() => return Ok(()),
                 Ok(outcome) => {
                     let words = if outcome.stderr.is_empty() { outcome.stdout } else { outcome.stderr };
@@ -149,17 +150,11 @@ impl Attendant {
                     format!("{end} {}", kiln_core::text::clip(&words))
                 }
                 Err(error) if error.is_lost() => return Err(Unready::Ended),
+                // The last end says more than that the time ran out over the next try.
+                Err(SessionError::Timeout { .. }) => said,
                 Err(error) => super::chain(&error),
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let command = kiln_core::text::clip(&probe.command.join(" "));
-                let timeout = Duration::from_millis(probe.timeout_ms).as_secs_f32();
-                let said = said.trim();
-                return Err(Unready::Never(format!(
-                    "probe `{command}` did not succeed within {timeout} s: {said}"
-                )));
-            }
             // The pause ends early when the machine does.
             match events.recv_timeout(left.min(Duration::from_millis(probe.interval_ms))) {
                 Ok(event) => self.hear(&event),
@@ -167,6 +162,10 @@ impl Attendant {
                 Err(RecvTimeoutError::Disconnected) => return Err(Unready::Ended),
             }
         }
+        let command = kiln_core::text::clip(&probe.command.join(" "));
+        let timeout = Duration::from_millis(probe.timeout_ms).as_secs_f32();
+        let said = said.trim();
+        Err(Unready::Never(format!("probe `{command}` did not succeed within {timeout} s: {said}")))
     }
 }
 

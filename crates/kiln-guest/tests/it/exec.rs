@@ -331,9 +331,11 @@ fn a_child_left_behind_does_not_delay_the_end() {
     let agent = Agent::start();
     let session = agent.session();
     let begun = Instant::now();
-    let outcome = run(&session, sh("sleep 60 & echo $!"));
-    assert!(outcome.status.success());
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    let left: u32 = stdout_of(&session, "sleep 60 & echo $!").trim().parse().unwrap();
+    let elapsed = begun.elapsed();
+    let killed = run(&session, sh(&format!("kill {left}")));
+    assert!(killed.status.success(), "{killed:?}");
+    assert!(elapsed < Duration::from_secs(20));
 }
 
 #[test]
