@@ -37,7 +37,8 @@ pub(crate) fn check(
         let reason = "without KVM it needs a host whose time stamp counter has a steady rate";
         return Err(SpecRejected::BoardHere { board: board.as_str(), reason });
     }
-    let command_line = command_line::build(board, chosen.accelerator, caps.tsc_khz, &spec.boot_args)?;
+    let command_line =
+        command_line::build(board, spec.shape.vcpus, chosen.accelerator, caps.tsc_khz, &spec.boot_args)?;
     Ok(CheckedSpec {
         spec: files(spec)?,
         accelerator: chosen.accelerator,
