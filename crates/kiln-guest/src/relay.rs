@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
@@ -22,6 +22,9 @@ use crate::message::{Hello, HelloAck, parse_json, to_json};
 use crate::outbox::Outbox;
 use crate::session::{Inner, Observer, Session, StreamSink};
 use crate::transport::WriteHalf;
+
+/// Time that clients have to take what the agent said before it was lost.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -115,7 +118,10 @@ impl Observer for Broadcast {
 
     fn lost(&self) {
         let Some(shared) = self.0.upgrade() else { return };
+        // The agent's last words explain its end; a client that does not read gets only so much time for them.
+        let deadline = Instant::now() + LAST_WORDS_WITHIN;
         for client in lock(&shared.clients).values() {
+            client.outbox.wait_drained(deadline);
             client.close();
         }
     }
