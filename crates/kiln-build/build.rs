@@ -65,8 +65,7 @@ fn compiled() -> Result<PathBuf, Box<dyn Error>> {
             cargo.env_remove(&name);
         }
     }
-    // At a fixed address: relocating a program costs a page fault for each page it touches, at every start in a guest.
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static");
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
     let output =
         cargo.output().map_err(|error| format!("cannot start cargo for the guest agent: {error}"))?;
     if !output.status.success() {

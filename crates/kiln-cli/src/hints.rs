@@ -7,18 +7,6 @@ use kiln_engine::EngineError;
 use kiln_store::StoreError;
 use kiln_sys::ToolError;
 
-/// Returns an error with its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 /// Returns lines that belong to an error, such as the console's last ones.
 pub(crate) fn details(error: &CliError) -> Vec<String> {
     match error {

@@ -15,6 +15,7 @@ use crate::{Engine, EngineError, EngineResult};
 use desk::{Desk, News};
 use kiln_core::MachineId;
 use kiln_core::machine::{EndCause, MachineStatus, Phase};
+use kiln_core::text::chain;
 use kiln_guest::message::ShutdownMode;
 use kiln_guest::{Session, transport};
 use kiln_store::MachineEntry;
@@ -299,18 +300,6 @@ fn power_off(session: Session, grace: Duration) {
 
 fn accelerator(checked: &CheckedSpec) -> (String, String) {
     (checked.accelerator().as_str().to_owned(), checked.accelerator_reason().unwrap_or_default().to_owned())
-}
-
-/// Returns an error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Returns the name of QEMU's program for an architecture.

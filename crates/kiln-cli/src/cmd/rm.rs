@@ -66,7 +66,8 @@ pub(crate) fn run(context: &Context, args: &RmArgs) -> CliResult {
 }
 
 fn remove_template(context: &Context, name: &str) -> Result<(), CliError> {
-    let reference: Reference = name.parse().map_err(|error| CliError::Usage(crate::hints::chain(&error)))?;
+    let reference: Reference =
+        name.parse().map_err(|error| CliError::Usage(kiln_core::text::chain(&error)))?;
     if reference.variant.is_some() {
         let text = format!("`{reference}`: a variant is part of a revision and goes with it");
         return Err(CliError::Usage(text));

@@ -44,7 +44,7 @@ pub(crate) fn run(context: &Context, args: &ShowArgs) -> CliResult {
         return machine(context, args);
     }
     let reference: Reference =
-        args.name.parse().map_err(|error| CliError::Usage(crate::hints::chain(&error)))?;
+        args.name.parse().map_err(|error| CliError::Usage(kiln_core::text::chain(&error)))?;
     let store = context.engine.store();
     let revision = match store.resolve(&reference) {
         Ok(revision) => revision,

@@ -56,7 +56,7 @@ enum Unready {
 
 impl From<SessionError> for Unready {
     fn from(error: SessionError) -> Self {
-        if error.is_lost() { Self::Ended } else { Self::Never(super::chain(&error)) }
+        if error.is_lost() { Self::Ended } else { Self::Never(kiln_core::text::chain(&error)) }
     }
 }
 
@@ -91,8 +91,8 @@ impl Attendant {
             self.record.ready.as_ref().map_or(READY_WITHIN, |probe| Duration::from_millis(probe.timeout_ms));
         let deadline = self.begun + within;
         let late = |what: &str| Unready::Never(format!("{what} within {} s", within.as_secs_f32()));
-        let stream =
-            socket::connect(&self.dir, AGENT_SOCKET).map_err(|error| Unready::Never(super::chain(&error)))?;
+        let stream = socket::connect(&self.dir, AGENT_SOCKET)
+            .map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let session = match Session::connect(Box::new(stream), deadline) {
             Err(SessionError::Timeout { .. }) => return Err(late("the guest's agent did not answer")),
             Err(error @ SessionError::Io { .. }) if !is_timeout(&error) => return Err(Unready::Ended),
@@ -152,7 +152,7 @@ impl Attendant {
                 Err(error) if error.is_lost() => return Err(Unready::Ended),
                 // The last end says more than that the time ran out over the next try.
                 Err(SessionError::Timeout { .. }) => said,
-                Err(error) => super::chain(&error),
+                Err(error) => kiln_core::text::chain(&error),
             };
             let left = deadline.saturating_duration_since(Instant::now());
             // The pause ends early when the machine does.
