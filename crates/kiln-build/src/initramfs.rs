@@ -49,7 +49,7 @@ pub fn init_config(agent: &AgentOptions, modules: &[LoadedModule]) -> Result<Ini
         |field, text: &str| GuestPath::new(text).map_err(|source| InitramfsError::Name { field, source });
     let module = |module: &LoadedModule| {
         let path = path("agent.modules", &format!("{MODULES_DIR}/{}.ko", module.name))?;
-        Ok(config::Module { path, device: module.device })
+        Ok(config::Module { path, when: module.when })
     };
     let entrypoint = match &agent.entrypoint {
         None => None,

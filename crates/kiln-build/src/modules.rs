@@ -4,6 +4,7 @@
 //! unpacked and never installed, without `modules.dep`. Drivers that are part of the kernel are skipped.
 
 use crate::decompress::Compression;
+use kiln_guest::config::{Bus, When};
 use kiln_sys::{IoError, fs};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -83,34 +84,34 @@ fn for_whom(wanted_by: Option<&str>) -> String {
 pub struct Wanted<'a> {
     /// The module's name.
     pub name: &'a str,
-    /// The virtio device it drives; none means that it is always loaded.
-    pub device: Option<u32>,
+    /// When a guest loads it.
+    pub when: When,
     /// Whether a kernel without it will do: it may be left out of the configuration, or another driver has its work.
     pub optional: bool,
 }
 
-const fn needed(name: &'static str, device: Option<u32>) -> Wanted<'static> {
-    Wanted { name, device, optional: false }
+const fn needed(name: &'static str, when: When) -> Wanted<'static> {
+    Wanted { name, when, optional: false }
 }
 
-const fn optional(name: &'static str, device: Option<u32>) -> Wanted<'static> {
-    Wanted { name, device, optional: true }
+const fn optional(name: &'static str, when: When) -> Wanted<'static> {
+    Wanted { name, when, optional: true }
 }
 
 /// What kiln needs of every kernel, in load order.
 pub const GUEST_DRIVERS: [Wanted<'static>; 12] = [
-    needed("virtio_ring", None),
-    needed("virtio", None),
-    optional("virtio_pci_modern_dev", None),
-    optional("virtio_pci_legacy_dev", None),
-    needed("virtio_pci", None),
-    optional("virtio_mmio", None),
-    needed("virtio_blk", Some(2)),
-    needed("virtio_console", Some(3)),
-    optional("virtio_net", Some(1)),
-    optional("virtio_rng", Some(4)),
-    optional("vmw_vsock_virtio_transport", Some(19)),
-    needed("ext4", None),
+    needed("virtio_ring", When::Always),
+    needed("virtio", When::Always),
+    optional("virtio_pci_modern_dev", When::Bus(Bus::Pci)),
+    optional("virtio_pci_legacy_dev", When::Bus(Bus::Pci)),
+    needed("virtio_pci", When::Bus(Bus::Pci)),
+    optional("virtio_mmio", When::Bus(Bus::Mmio)),
+    needed("virtio_blk", When::Device(2)),
+    needed("virtio_console", When::Device(3)),
+    optional("virtio_net", When::Device(1)),
+    optional("virtio_rng", When::Device(4)),
+    optional("vmw_vsock_virtio_transport", When::Device(19)),
+    needed("ext4", When::Always),
 ];
 
 /// A module to load.
@@ -120,8 +121,8 @@ pub struct LoadedModule {
     pub name: String,
     /// Its content, uncompressed.
     pub bytes: Vec<u8>,
-    /// The virtio device it is loaded for; none means always.
-    pub device: Option<u32>,
+    /// When a guest loads it.
+    pub when: When,
 }
 
 /// The modules of one kernel.
@@ -172,7 +173,7 @@ impl ModuleDir {
             if want.optional && !self.files.contains_key(&name) {
                 continue;
             }
-            self.visit(&name, None, want.device, &mut state, &mut loaded)?;
+            self.visit(&name, None, want.when, &mut state, &mut loaded)?;
         }
         Ok(loaded)
     }
@@ -181,7 +182,7 @@ impl ModuleDir {
         &self,
         name: &str,
         wanted_by: Option<&str>,
-        device: Option<u32>,
+        when: When,
         state: &mut BTreeMap<String, Visit>,
         loaded: &mut Vec<LoadedModule>,
     ) -> Result<(), ModuleError> {
@@ -189,9 +190,9 @@ impl ModuleDir {
             Some(Visit::Open) => return Err(ModuleError::Cycle(name.to_owned())),
             Some(Visit::Done(index)) => {
                 let module: &mut LoadedModule = &mut loaded[*index];
-                if module.device != device {
+                if module.when != when {
                     // Two devices need it, or one that is always there.
-                    module.device = None;
+                    module.when = When::Always;
                 }
                 return Ok(());
             }
@@ -209,10 +210,10 @@ impl ModuleDir {
         let depends =
             depends(&bytes).map_err(|problem| ModuleError::NotAModule { path: path.clone(), problem })?;
         for dependency in depends {
-            self.visit(&dependency, Some(name), device, state, loaded)?;
+            self.visit(&dependency, Some(name), when, state, loaded)?;
         }
         state.insert(name.to_owned(), Visit::Done(loaded.len()));
-        loaded.push(LoadedModule { name: name.to_owned(), bytes, device });
+        loaded.push(LoadedModule { name: name.to_owned(), bytes, when });
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::Init;
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
+use kiln_guest::config::When;
 use kiln_sys::{Cancel, IoResultExt, ToolError, Toolbox, fs};
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -243,7 +244,7 @@ fn boot_files(
 
     cx.cancel.check()?;
     let step = Running::start(cx.reporter, Step::Initramfs, "");
-    let wanted = |name| Wanted { name, device: None, optional: false };
+    let wanted = |name| Wanted { name, when: When::Always, optional: false };
     let own: Vec<Wanted<'_>> = plan.agent.modules.iter().map(|name| wanted(name.as_str())).collect();
     let loaded = match (modules, own.first()) {
         (Some(dir), _) => ModuleDir::open(dir)?.resolve(&[&GUEST_DRIVERS, own.as_slice()].concat())?,

@@ -102,6 +102,7 @@ fn store(error: &StoreError) -> Vec<String> {
         StoreError::NewerStore { .. } | StoreError::UnknownFeature { .. } => {
             one("use the newer kiln that wrote it, or set KILN_HOME to another directory")
         }
+        StoreError::CloneUnsupported { .. } => one("--clone auto takes what this host can"),
         StoreError::NotAStore { .. } => one("set KILN_HOME to an empty directory"),
         StoreError::NoSpace { .. } => space(),
         StoreError::Io(error) if error.is_no_space() => space(),

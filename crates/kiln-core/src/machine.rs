@@ -65,7 +65,7 @@ pub struct CloneRecord {
     pub artifact: Digest,
     /// The disk's length in bytes.
     pub size: ByteSize,
-    /// `reflink` or `copy`.
+    /// `reflink`, `overlay` or `copy`.
     pub method: CloneMethod,
 }
 
@@ -76,14 +76,27 @@ pub struct CloneRecord {
 pub enum CloneMethod {
     /// Shared extents, by the file system.
     Reflink,
+    /// A qcow2 file that holds what was written, over the artifact.
+    Overlay,
     /// A copy that keeps holes.
     Copy,
+}
+
+impl CloneMethod {
+    /// Returns the extension of the name of a disk made in this way.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Overlay => "qcow2",
+            Self::Reflink | Self::Copy => "raw",
+        }
+    }
 }
 
 impl fmt::Display for CloneMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Reflink => "reflink",
+            Self::Overlay => "overlay",
             Self::Copy => "copy",
         })
     }

@@ -5,14 +5,14 @@ use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::{MachineRecord, MachineStatus, Network, RECORD_VERSION};
 use kiln_core::variant::MachineShape;
 use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, TemplateName};
-use kiln_store::{MachineEntry, Revision, StoreError};
+use kiln_store::{CloneChoice, CloneRequest, MachineEntry, Revision, StoreError};
 use kiln_sys::commit::{Existing, commit_dir, write_file};
 use kiln_sys::lock::{FileLock, Share};
 use kiln_sys::{IoResultExt as _, clock, fs};
 use std::path::Path;
 
-/// The machine's private root disk, in its directory.
-pub const DISK_FILE: &str = "disk.raw";
+/// The machine's private root disk, in its directory, without the extension of its clone method.
+pub const DISK_STEM: &str = "disk";
 /// The machine's blank second disk, in its directory.
 pub const DATA_DISK_FILE: &str = "data.raw";
 /// Held by whoever starts the machine, until its supervisor is at work.
@@ -35,6 +35,8 @@ pub struct CreateRequest {
     pub accelerator: String,
     /// The board, where not as the template says.
     pub board: Option<kiln_core::variant::Board>,
+    /// How its disk is made.
+    pub clone: CloneChoice,
     /// Whether it is removed when it ends.
     pub remove_on_exit: bool,
 }
@@ -116,8 +118,14 @@ impl Engine {
             board: request.board.unwrap_or(base.board),
         }
         .checked()?;
-        let clone =
-            self.store.clone_artifact(&rootfs.digest, rootfs.size, &dir.join(DISK_FILE), &self.cancel)?;
+        let clone = CloneRequest {
+            digest: rootfs.digest,
+            size: rootfs.size,
+            dir,
+            stem: DISK_STEM,
+            choice: request.clone,
+        };
+        let clone = self.store.clone_artifact(&clone, &self.cancel)?;
         if let Some(size) = shape.data_disk {
             let path = dir.join(DATA_DISK_FILE);
             let disk = fs::create_new(&path)?;

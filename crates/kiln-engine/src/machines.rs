@@ -71,6 +71,9 @@ impl Engine {
         if !fs::exists(&entry.dir)? {
             return Ok(None);
         }
+        if FileLock::is_held(&lock_path)? {
+            return Ok(Some(entry));
+        }
         let Ok(_lock) = FileLock::try_take(&lock_path, "reconciling a machine")? else {
             return Ok(Some(entry));
         };

@@ -10,11 +10,11 @@ mod clients;
 mod desk;
 
 use crate::control::{CONTROL_SOCKET, Report, write_line};
-use crate::create::{DATA_DISK_FILE, DISK_FILE};
+use crate::create::{DATA_DISK_FILE, DISK_STEM};
 use crate::{Engine, EngineError, EngineResult};
 use desk::{Desk, News};
 use kiln_core::MachineId;
-use kiln_core::machine::{EndCause, MachineStatus, Phase};
+use kiln_core::machine::{CloneMethod, CloneRecord, EndCause, MachineStatus, Phase};
 use kiln_core::text::chain;
 use kiln_guest::message::ShutdownMode;
 use kiln_guest::{Session, transport};
@@ -23,8 +23,8 @@ use kiln_sys::lock::FileLock;
 use kiln_sys::{clock, fs};
 use kiln_vmm::lifecycle::{self, Event};
 use kiln_vmm::{
-    AcceleratorChoice, Capabilities, ChannelName, CheckedSpec, Disk, DiskFormat, Mac, Machine, MachineSpec,
-    QemuVmm, RuntimeDir, Stop, Vmm, VmmExit, Waited,
+    AcceleratorChoice, Capabilities, ChannelName, CheckedSpec, Disk, DiskFormat, InvalidSerial, Mac, Machine,
+    MachineSpec, QemuVmm, RuntimeDir, Stop, Vmm, VmmExit, Waited,
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::path::Path;
@@ -162,23 +162,15 @@ impl Supervisor<'_> {
         let store = &self.engine.store;
         let record = &self.record;
         let manifest = store.revision(&record.revision)?.manifest;
-        let used = [Some(record.kernel), record.initrd];
+        let mut used = vec![Some(record.kernel), record.initrd];
+        if record.clone.method == CloneMethod::Overlay {
+            used.push(Some(record.clone.artifact));
+        }
         for artifact in manifest.artifacts.iter().filter(|artifact| used.contains(&Some(artifact.digest))) {
             store.check_artifact(&artifact.digest, artifact.size)?;
         }
         let bad = |reason: String| EngineError::SupervisorRefused { name: record.name.to_string(), reason };
-        let mut disks = vec![(DISK_FILE, "root")];
-        if record.shape.data_disk.is_some() {
-            disks.push((DATA_DISK_FILE, "data"));
-        }
-        let disks = disks.into_iter().map(|(file, serial)| {
-            Ok(Disk {
-                path: self.dir.path().join(file),
-                format: DiskFormat::Raw,
-                read_only: false,
-                serial: serial.parse().map_err(|error| bad(chain(&error)))?,
-            })
-        });
+        let disks = self.disks().map_err(|error| bad(chain(&error)))?;
         let accelerator: AcceleratorChoice =
             record.accelerator.parse().map_err(|error| bad(chain(&error)))?;
         let channel: ChannelName = transport::AGENT_PORT_NAME.parse().map_err(|error| bad(chain(&error)))?;
@@ -191,12 +183,36 @@ impl Supervisor<'_> {
             kernel_format: record.kernel_format,
             initrd: record.initrd.map(|digest| store.artifact_path(&digest)),
             boot_args: record.boot_args.clone(),
-            disks: disks.collect::<EngineResult<_>>()?,
+            disks,
             network: record.network.clone(),
             mac: Mac::local(mac),
             accelerator,
             channel,
         })
+    }
+
+    fn disks(&self) -> Result<Vec<Disk>, InvalidSerial> {
+        let CloneRecord { artifact, method, .. } = &self.record.clone;
+        let root = Disk {
+            path: self.dir.path().join(DISK_STEM).with_extension(method.extension()),
+            format: match method {
+                CloneMethod::Overlay => {
+                    DiskFormat::Qcow2Over { backing: self.engine.store.artifact_path(artifact) }
+                }
+                _ => DiskFormat::Raw,
+            },
+            read_only: false,
+            serial: "root".parse()?,
+        };
+        let data = self.record.shape.data_disk.map(|_| {
+            Ok(Disk {
+                path: self.dir.path().join(DATA_DISK_FILE),
+                format: DiskFormat::Raw,
+                read_only: false,
+                serial: "data".parse()?,
+            })
+        });
+        std::iter::once(Ok(root)).chain(data).collect()
     }
 
     /// Acts on what happens until the machine monitor has ended.

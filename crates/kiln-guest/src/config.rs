@@ -36,9 +36,32 @@ pub struct InitConfig {
 pub struct Module {
     /// Uncompressed module in the initramfs.
     pub path: GuestPath,
-    /// Loads it only when a virtio device of this type exists: 1 net, 2 block, 3 console, 4 rng, 19 vsock.
+    /// When it is loaded.
     #[serde(default)]
-    pub device: Option<u32>,
+    pub when: When,
+}
+
+/// When a module is loaded. Each costs time, most of it for its signature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// In every guest.
+    #[default]
+    Always,
+    /// When virtio devices are on this bus.
+    Bus(Bus),
+    /// When a virtio device of this type exists: 1 net, 2 block, 3 console, 4 rng, 19 vsock.
+    Device(u32),
+}
+
+/// A bus of virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bus {
+    /// PCI.
+    Pci,
+    /// Memory-mapped registers, told by ACPI or the kernel's command line.
+    Mmio,
 }
 
 /// Root filesystem.
@@ -143,7 +166,8 @@ mod tests {
     use super::*;
 
     const TEXT: &str = r#"{"version":1,"modules":[{"path":"/kiln/modules/virtio.ko"},
-        {"path":"/kiln/modules/virtio_blk.ko","device":2}],
+        {"path":"/kiln/modules/virtio_blk.ko","when":{"device":2}},
+        {"path":"/kiln/modules/virtio_pci.ko","when":{"bus":"pci"}}],
         "root":{"device":"/dev/vda","fstype":"ext4","options":"","read_only":false},
         "init":{"image":"/sbin/init"},"entrypoint":null}"#;
 
@@ -151,7 +175,9 @@ mod tests {
     fn the_documented_form_parses_and_prints() {
         let config = InitConfig::from_json(TEXT.as_bytes()).unwrap();
         assert_eq!(config.init, Init::Image(GuestPath::new("/sbin/init").unwrap()));
-        assert_eq!(config.modules[1].device, Some(2));
+        assert_eq!(config.modules[0].when, When::Always);
+        assert_eq!(config.modules[1].when, When::Device(2));
+        assert_eq!(config.modules[2].when, When::Bus(Bus::Pci));
         assert_eq!(InitConfig::from_json(&config.to_json()).unwrap(), config);
     }
 

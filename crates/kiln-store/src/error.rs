@@ -1,5 +1,6 @@
 //! What can go wrong in a store.
 
+use kiln_core::machine::CloneMethod;
 use kiln_core::name::InvalidName;
 use kiln_core::revision::InvalidManifest;
 use kiln_core::{Digest, Reference, Tag, TemplateName};
@@ -114,6 +115,14 @@ pub enum StoreError {
         path: PathBuf,
         /// Its length.
         len: u64,
+    },
+    /// A disk cannot be made in the way asked for.
+    #[error("no disk can be made in {} by {method}", path.display())]
+    CloneUnsupported {
+        /// Where.
+        path: PathBuf,
+        /// The way.
+        method: CloneMethod,
     },
     /// A tag that templates of this store do not have.
     #[error("template `{template}` has no tag `{tag}`")]

@@ -11,12 +11,14 @@ mod hash;
 pub mod index;
 mod layout;
 mod machine;
+mod overlay;
 mod remove;
 mod revision;
 mod staging;
 mod tag;
 
 pub use artifact::{IngestFrom, Ingested};
+pub use clone::{CloneChoice, CloneRequest};
 pub use error::{StoreError, StoreResult};
 pub use hash::hash_file;
 pub use index::Index;

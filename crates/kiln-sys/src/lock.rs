@@ -14,6 +14,11 @@ const HOLDER_BYTES_MAX: usize = 4096;
 /// Time between two tries at a lock that somebody holds: flock has no wait that can be cancelled.
 const RETRY: Duration = Duration::from_millis(50);
 
+/// How often a held lock is tried again before it counts as held: [`FileLock::is_held`] holds it for a moment.
+const LOOKS: u32 = 3;
+/// Time between these tries.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// A held lock. Dropping it lets go.
 #[derive(Debug)]
 pub struct FileLock {
@@ -61,15 +66,24 @@ impl FileLock {
     }
 
     fn try_take_as(share: Share, path: &Path, work: &str) -> IoResult<Result<Self, Holder>> {
-        let file = open_lock(path)?;
         let operation = match share {
             Share::Exclusive => FlockOperation::NonBlockingLockExclusive,
             Share::Shared => FlockOperation::NonBlockingLockShared,
         };
-        match rustix::fs::flock(&file, operation) {
-            Ok(()) => Self::named(file, path, work).map(Ok),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(Err(read_holder(path))),
-            Err(error) => Err(error).at("lock", path),
+        let mut looks = 0;
+        loop {
+            let file = open_lock(path)?;
+            match rustix::fs::flock(&file, operation) {
+                // Who swept the file away between the two steps locked it first: then this is nobody's lock.
+                Ok(()) if !is_at(&file, path)? => {}
+                Ok(()) => return Self::named(file, path, work).map(Ok),
+                Err(rustix::io::Errno::WOULDBLOCK) if looks < LOOKS => {
+                    looks += 1;
+                    pause(LOOK);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(read_holder(path))),
+                Err(error) => return Err(error).at("lock", path),
+            }
         }
     }
 
@@ -144,6 +158,24 @@ pub fn wait_cancelled(cancel: &Cancel, wait: Duration) -> bool {
     cancel.is_cancelled()
 }
 
+/// Waits without anything to wake it.
+fn pause(wait: Duration) {
+    let timeout = rustix::time::Timespec {
+        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(wait.subsec_nanos()),
+    };
+    // An interrupted pause is only a shorter one.
+    let _ = rustix::event::poll(&mut [], Some(&timeout));
+}
+
+/// Returns whether a path leads to this very file.
+fn is_at(file: &File, path: &Path) -> IoResult<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let own = file.metadata().at("inspect", path)?;
+    let there = fs::optional(fs::symlink_metadata(path))?;
+    Ok(there.is_some_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())))
+}
+
 fn open_lock(path: &Path) -> IoResult<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -177,6 +209,49 @@ mod tests {
         assert_eq!(holder.text, format!("process {} (building web)", std::process::id()));
         drop(lock);
         assert!(!FileLock::is_held(&path).unwrap());
+    }
+
+    #[test]
+    fn looking_at_a_lock_keeps_nobody_from_taking_it() {
+        let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("lock");
+        drop(FileLock::try_take(&path, "a").unwrap().unwrap());
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    FileLock::is_held(&path).unwrap();
+                    std::thread::yield_now();
+                }
+            });
+            let taken = (0..1000).all(|_| FileLock::try_take(&path, "b").unwrap().is_ok());
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(taken);
+        });
+    }
+
+    #[test]
+    fn a_lock_that_is_swept_away_while_it_is_taken_is_taken_anew() {
+        let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("lock");
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    // As a sweep does: take, remove, let go.
+                    if let Ok(_lock) = FileLock::try_take(&path, "sweeping").unwrap() {
+                        fs::remove_file(&path).unwrap();
+                    }
+                }
+            });
+            let cancel = Cancel::new().unwrap();
+            let held = (0..300).all(|_| {
+                let lock = FileLock::take(&path, "work", &cancel, &mut |_| {}).unwrap();
+                is_at(&lock._file, &path).unwrap()
+            });
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(held);
+        });
     }
 
     #[test]

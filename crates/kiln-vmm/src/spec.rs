@@ -57,11 +57,16 @@ pub struct Disk {
 }
 
 /// What the bytes of a disk's file are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DiskFormat {
     /// The disk's own bytes.
     Raw,
+    /// A qcow2 file over a raw one, whatever its own header says lies below.
+    Qcow2Over {
+        /// The raw file below, only read.
+        backing: PathBuf,
+    },
 }
 
 /// A disk's serial number.

@@ -40,15 +40,22 @@ fn kernel(files: &[(&str, Vec<u8>)], builtin: &str) -> ScratchDir {
 }
 
 fn always(name: &str) -> Wanted<'_> {
-    Wanted { name, device: None, optional: false }
+    Wanted { name, when: When::Always, optional: false }
 }
 
 fn on(name: &str, device: u32) -> Wanted<'_> {
-    Wanted { name, device: Some(device), optional: false }
+    Wanted { name, when: When::Device(device), optional: false }
+}
+
+fn device(when: When) -> Option<u32> {
+    match when {
+        When::Device(device) => Some(device),
+        _ => None,
+    }
 }
 
 fn names(loaded: &[LoadedModule]) -> Vec<(&str, Option<u32>)> {
-    loaded.iter().map(|module| (module.name.as_str(), module.device)).collect()
+    loaded.iter().map(|module| (module.name.as_str(), device(module.when))).collect()
 }
 
 #[test]

@@ -4,12 +4,12 @@ use cpio::newc::Reader;
 use kiln_build::initramfs::{init_config, write};
 use kiln_build::modules::LoadedModule;
 use kiln_core::recipe::{AgentOptions, Entrypoint, Init};
-use kiln_guest::config::InitConfig;
+use kiln_guest::config::{InitConfig, When};
 use std::io::{Cursor, Read as _};
 
 fn modules() -> Vec<LoadedModule> {
-    let module = |name: &str, device| LoadedModule { name: name.to_owned(), bytes: vec![7; 100], device };
-    vec![module("virtio", None), module("virtio_blk", Some(2))]
+    let module = |name: &str, when| LoadedModule { name: name.to_owned(), bytes: vec![7; 100], when };
+    vec![module("virtio", When::Always), module("virtio_blk", When::Device(2))]
 }
 
 fn archive(agent: &AgentOptions) -> Vec<u8> {
@@ -75,7 +75,10 @@ fn it_holds_the_agent_its_configuration_and_the_modules() {
     assert_eq!(entries[10].3, [7; 100]);
     let config = InitConfig::from_json(&entries[8].3).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&entries[8].3).unwrap();
-    assert_eq!(json["modules"][1], serde_json::json!({"path": "/kiln/modules/virtio_blk.ko", "device": 2}));
+    assert_eq!(
+        json["modules"][1],
+        serde_json::json!({"path": "/kiln/modules/virtio_blk.ko", "when": {"device": 2}})
+    );
     assert_eq!(json["root"]["device"], "/dev/vda");
     assert_eq!(json["init"], "agent");
     let entrypoint = config.entrypoint.unwrap();

@@ -7,7 +7,7 @@ use crate::output;
 use crate::progress::ProgressMode;
 use crate::terminal;
 use clap::{Args, ValueEnum};
-use kiln_core::machine::{EndCause, Forward, Network};
+use kiln_core::machine::{CloneMethod, EndCause, Forward, Network};
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, MachineName, Reference};
 use kiln_engine::EngineError;
@@ -15,7 +15,7 @@ use kiln_engine::create::CreateRequest;
 use kiln_engine::machines::ConsoleReader;
 use kiln_engine::start::{Ownership, Started};
 use kiln_guest::message::ExecRequest;
-use kiln_store::MachineEntry;
+use kiln_store::{CloneChoice, MachineEntry};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -44,6 +44,18 @@ enum BoardName {
     Pc,
     Q35,
     Microvm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CloneBy {
+    /// The first that this host can
+    Auto,
+    /// Blocks shared by the file system
+    Reflink,
+    /// A file of what is written, over the template's disk
+    Overlay,
+    /// A whole copy
+    Copy,
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +97,9 @@ pub(crate) struct RunArgs {
     /// The accelerator: auto takes KVM only where it really works
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accel,
+    /// How its private disk is made
+    #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
+    clone: CloneBy,
     #[command(flatten)]
     options: GuestOptions,
     #[arg(help = "What to run: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…")]
@@ -131,6 +146,12 @@ impl RunArgs {
                 BoardName::Q35 => Board::Q35,
                 BoardName::Microvm => Board::Microvm,
             }),
+            clone: match self.clone {
+                CloneBy::Auto => CloneChoice::Auto,
+                CloneBy::Reflink => CloneChoice::Exactly(CloneMethod::Reflink),
+                CloneBy::Overlay => CloneChoice::Exactly(CloneMethod::Overlay),
+                CloneBy::Copy => CloneChoice::Exactly(CloneMethod::Copy),
+            },
             remove_on_exit: self.rm,
         })
     }

@@ -57,10 +57,20 @@ fn boot_machines_have_disks_of_their_own_and_the_artifact_stays() {
         files.iter().map(|file| std::fs::read(file.path()).unwrap()).collect::<Vec<_>>()
     };
     let before = digest(&context);
-    let one = context.start(["run", "-d", "--name", "one", "web"]);
-    let two = context.start(["run", "-d", "--name", "two", "web"]);
+    let one = context.start(["run", "-d", "--name", "one", "--clone", "overlay", "web"]);
+    let two = context.start(["run", "-d", "--name", "two", "--clone", "copy", "web"]);
     one.finish().ok();
     two.finish().ok();
+    let listed = context.kiln(["ps", "--json"]).json();
+    let mut ways: Vec<_> = listed.as_array().unwrap().iter().map(|line| line["clone"].clone()).collect();
+    ways.sort_by_key(ToString::to_string);
+    assert_eq!(ways, ["copy", "overlay"]);
+    for name in ["one", "two"] {
+        context.kiln(["exec", name, "--", "sh", "-c", "echo kept > /kept; sync"]).ok();
+        context.kiln(["stop", name]).ok();
+        context.kiln(["start", name]).ok();
+        assert_eq!(context.kiln(["exec", name, "--", "cat", "/kept"]).ok(), "kept\n", "{name}");
+    }
     context.kiln(["exec", "one", "--", "sh", "-c", "echo HACKED > /etc/passwd; sync"]).ok();
     let other = context.kiln(["exec", "two", "--", "head", "-n1", "/etc/passwd"]).ok();
     assert!(other.starts_with("root:"), "{other}");

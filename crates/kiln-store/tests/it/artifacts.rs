@@ -1,7 +1,7 @@
 use crate::Fixture;
 use kiln_core::machine::CloneMethod;
 use kiln_core::{ArtifactRole, ByteSize, Digest};
-use kiln_store::{IngestFrom, StoreError, hash_file};
+use kiln_store::{CloneChoice, CloneRequest, IngestFrom, StoreError, hash_file};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
@@ -66,10 +66,21 @@ fn a_touched_artifact_is_not_used() {
     assert!(matches!(writable, Err(StoreError::Damaged { .. })));
     std::fs::write(&path, b"con").unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
-    let dest = fixture.dir.path().join("clone");
-    let short = fixture.store.clone_artifact(&artifact.digest, artifact.size, &dest, &fixture.cancel);
+    let dir = fixture.dir.path().join("clone");
+    std::fs::create_dir(&dir).unwrap();
+    let short = clone(&fixture, &artifact, &dir, CloneChoice::Auto);
     assert!(matches!(short, Err(StoreError::Damaged { .. })), "{short:?}");
-    assert!(!dest.exists());
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+fn clone(
+    fixture: &Fixture,
+    artifact: &kiln_core::revision::Artifact,
+    dir: &std::path::Path,
+    choice: CloneChoice,
+) -> Result<kiln_core::machine::CloneRecord, StoreError> {
+    let request = CloneRequest { digest: artifact.digest, size: artifact.size, dir, stem: "clone", choice };
+    fixture.store.clone_artifact(&request, &fixture.cancel)
 }
 
 #[test]
@@ -77,9 +88,10 @@ fn a_clone_is_private_writable_and_never_reused() {
     let fixture = Fixture::new();
     let artifact = fixture.artifact(ArtifactRole::rootfs(), b"template");
     let source = fixture.store.artifact_path(&artifact.digest);
-    let dest = fixture.dir.path().join("clone");
-    let record =
-        fixture.store.clone_artifact(&artifact.digest, artifact.size, &dest, &fixture.cancel).unwrap();
+    let dir = fixture.dir.path();
+    let dest = dir.join("clone.raw");
+    // Not whole sectors: no overlay can have this length.
+    let record = clone(&fixture, &artifact, dir, CloneChoice::Auto).unwrap();
     assert!(matches!(record.method, CloneMethod::Reflink | CloneMethod::Copy));
     let (one, two) = (std::fs::metadata(&source).unwrap(), std::fs::metadata(&dest).unwrap());
     assert_ne!(one.ino(), two.ino());
@@ -87,9 +99,63 @@ fn a_clone_is_private_writable_and_never_reused() {
     assert_eq!(two.permissions().mode() & 0o7777, 0o600);
     std::fs::write(&dest, b"HACKED!!").unwrap();
     assert_eq!(std::fs::read(&source).unwrap(), b"template");
-    let again = fixture.store.clone_artifact(&artifact.digest, artifact.size, &dest, &fixture.cancel);
+    let again = clone(&fixture, &artifact, dir, CloneChoice::Exactly(record.method));
     assert!(again.is_err(), "a file of the right length is not taken for a clone");
     assert_eq!(std::fs::read(&dest).unwrap(), b"HACKED!!", "and not destroyed either");
+}
+
+#[test]
+fn an_overlay_reads_as_the_artifact_and_is_small_at_any_size() {
+    let fixture = Fixture::new();
+    let path = fixture.dir.path().join("large");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(3 << 40).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"data", 2 << 40).unwrap();
+    drop(file);
+    for len in [512, (1 << 30) + 512, 3 << 40] {
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+        let staging = fixture.store.stage("a test").unwrap();
+        let Ok(taken) = fixture.store.ingest(&path, IngestFrom::Outside, &staging, &fixture.cancel) else {
+            continue; // a file system without files this long
+        };
+        // As deep below the store as the directory of a machine.
+        let dir = fixture.store.root().join("machines").join(format!("m{len}"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let request = CloneRequest {
+            digest: taken.digest,
+            size: taken.size,
+            dir: &dir,
+            stem: "disk",
+            choice: CloneChoice::Exactly(CloneMethod::Overlay),
+        };
+        let record = fixture.store.clone_artifact(&request, &fixture.cancel).unwrap();
+        assert_eq!(record.method, CloneMethod::Overlay);
+        let overlay = dir.join("disk.qcow2");
+        let meta = std::fs::metadata(&overlay).unwrap();
+        assert!(meta.blocks() * 512 <= 64 << 10, "{} blocks", meta.blocks());
+        assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
+        qemu_img(&["check", "-q"], &[&overlay]);
+        if len < 1 << 40 {
+            let artifact = fixture.store.artifact_path(&taken.digest);
+            qemu_img(&["compare", "-q", "-f", "qcow2", "-F", "raw"], &[&overlay, &artifact]);
+        }
+    }
+}
+
+fn qemu_img(args: &[&str], paths: &[&std::path::Path]) {
+    let output = std::process::Command::new("qemu-img").args(args).args(paths).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_way_that_is_not_to_be_had_is_refused_and_leaves_nothing() {
+    let fixture = Fixture::new();
+    let artifact = fixture.artifact(ArtifactRole::rootfs(), b"not whole sectors");
+    let dir = fixture.dir.path().join("clone");
+    std::fs::create_dir(&dir).unwrap();
+    let refused = clone(&fixture, &artifact, &dir, CloneChoice::Exactly(CloneMethod::Overlay));
+    assert!(matches!(refused, Err(StoreError::CloneUnsupported { .. })), "{refused:?}");
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
 }
 
 #[test]
@@ -140,8 +206,14 @@ fn reflink_file_systems_share_their_blocks() {
         std::fs::write(&source, vec![7; 8 << 20]).unwrap();
         let staging = store.stage("a test").unwrap();
         let taken = store.ingest(&source, IngestFrom::Outside, &staging, &cancel).unwrap();
-        let record =
-            store.clone_artifact(&taken.digest, taken.size, &staging.path().join("disk"), &cancel).unwrap();
+        let request = CloneRequest {
+            digest: taken.digest,
+            size: taken.size,
+            dir: staging.path(),
+            stem: "disk",
+            choice: CloneChoice::Auto,
+        };
+        let record = store.clone_artifact(&request, &cancel).unwrap();
         assert_eq!(record.method, CloneMethod::Reflink);
     });
     let unmounted = std::process::Command::new("umount").arg(&mount).status().unwrap();

@@ -3,12 +3,13 @@
 
 use crate::accel::Accelerator;
 use crate::runtime_dir::{AGENT_SOCKET, QMP_SOCKET};
-use crate::spec::{CheckedSpec, Disk};
+use crate::spec::{CheckedSpec, Disk, DiskFormat};
 use kiln_core::machine::Network;
 use kiln_core::variant::Board;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::path::Path;
 
 /// Memory for translated code, in MiB: it is counted to each machine and more is not faster.
 const TCG_CODE_MIB: u32 = 64;
@@ -118,21 +119,30 @@ fn machine(checked: &CheckedSpec) -> String {
 }
 
 fn blockdev(number: usize, disk: &Disk) -> String {
-    json!({
+    let cache = json!({"direct": false, "no-flush": false});
+    let file = |path: &Path, read_only: bool| {
+        json!({
+            "driver": "file",
+            "filename": path.to_string_lossy(),
+            "read-only": read_only,
+            "discard": "unmap",
+            "cache": cache,
+        })
+    };
+    let mut node = json!({
         "driver": "raw",
         "node-name": format!("block{number}"),
         "read-only": disk.read_only,
         "discard": "unmap",
-        "cache": {"direct": false, "no-flush": false},
-        "file": {
-            "driver": "file",
-            "filename": disk.path.to_string_lossy(),
-            "read-only": disk.read_only,
-            "discard": "unmap",
-            "cache": {"direct": false, "no-flush": false},
-        },
-    })
-    .to_string()
+        "cache": cache,
+        "file": file(&disk.path, disk.read_only),
+    });
+    if let DiskFormat::Qcow2Over { backing } = &disk.format {
+        node["driver"] = json!("qcow2");
+        node["backing"] =
+            json!({"driver": "raw", "read-only": true, "cache": cache, "file": file(backing, true)});
+    }
+    node.to_string()
 }
 
 #[cfg(test)]

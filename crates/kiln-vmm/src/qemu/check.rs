@@ -3,7 +3,7 @@
 use super::command_line;
 use super::probe::machine_type;
 use crate::accel::{self, AccelFacts, Accelerator};
-use crate::spec::{CheckedSpec, Disk, MachineSpec, SpecRejected};
+use crate::spec::{CheckedSpec, Disk, DiskFormat, MachineSpec, SpecRejected};
 use crate::vmm::{BoardSupport, Capabilities};
 use kiln_core::arch::Arch;
 use kiln_core::machine::{FORWARDS_MAX, Network};
@@ -91,6 +91,9 @@ fn files(spec: &MachineSpec) -> Result<MachineSpec, SpecRejected> {
     }
     for disk in &mut spec.disks {
         disk.path = file("disk", &disk.path)?;
+        if let DiskFormat::Qcow2Over { backing } = &mut disk.format {
+            *backing = file("disk", backing)?;
+        }
         usable(disk)?;
     }
     Ok(spec)

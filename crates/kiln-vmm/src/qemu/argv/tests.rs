@@ -169,3 +169,22 @@ fn a_disk_s_path_cannot_leave_its_place() {
     assert_eq!(json["file"]["filename"], path);
     assert_eq!(json["read-only"], true);
 }
+
+#[test]
+fn an_overlay_s_backing_file_is_named_and_only_read() {
+    let mut checked = checked(Board::Pc, "pc-i440fx-7.2", Accelerator::Tcg);
+    checked.spec.disks.push(Disk {
+        path: "/m/disk.qcow2".into(),
+        format: DiskFormat::Qcow2Over { backing: "/s/json:{\"x\"}".into() },
+        read_only: false,
+        serial: "root".parse().unwrap(),
+    });
+    let args = argv(&checked);
+    let at = args.iter().position(|word| word == "-blockdev").unwrap();
+    let json: serde_json::Value = serde_json::from_str(args[at + 1].to_str().unwrap()).unwrap();
+    assert_eq!((&json["driver"], &json["read-only"]), (&"qcow2".into(), &false.into()));
+    let backing = &json["backing"];
+    assert_eq!((&backing["driver"], &backing["read-only"]), (&"raw".into(), &true.into()));
+    assert_eq!(backing["file"]["filename"], "/s/json:{\"x\"}");
+    assert_eq!(backing["file"]["read-only"], true);
+}
