@@ -1,8 +1,8 @@
 //! The agent beside an image's own init.
 //!
-//! PID 1 starts it with the port as stdin and, as stdout, the reading end of a pipe that says why the image's
-//! init did not start, or nothing. The port is inherited, not opened again: closing it would drop what the
-//! host has sent.
+//! PID 1 starts it with the port, or the host's connection on vsock, as stdin and, as stdout, the reading end of a
+//! pipe that says why the image's init did not start, or nothing. The port is inherited, not opened again: closing
+//! it would drop what the host has sent.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,9 +16,9 @@ use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::setsid;
 use rustix::stdio::{dup2_stdin, dup2_stdout};
 
+use super::channel::Served;
 use super::console::log;
 use super::files::parse_hex;
-use super::port::ServedPort;
 use super::reaper::Reaper;
 use super::server::{Platform, Server};
 use super::{configure, power};
@@ -54,18 +54,18 @@ impl Platform for DaemonPlatform {
     }
 }
 
-pub(super) fn run(session: &str, boot_id: &str) -> ExitCode {
-    match serve(session, boot_id) {
+pub(super) fn run(channel: &str, session: &str, boot_id: &str) -> ExitCode {
+    match serve(channel, session, boot_id) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log(format!("cannot serve the agent port: {error}"));
+            log(format!("cannot serve the host: {error}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(session: &str, boot_id: &str) -> io::Result<()> {
-    let port: OwnedFd = fcntl_dupfd_cloexec(io::stdin(), 3)?;
+fn serve(channel: &str, session: &str, boot_id: &str) -> io::Result<()> {
+    let inherited: OwnedFd = fcntl_dupfd_cloexec(io::stdin(), 3)?;
     let status: OwnedFd = fcntl_dupfd_cloexec(io::stdout(), 3)?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
@@ -82,7 +82,7 @@ fn serve(session: &str, boot_id: &str) -> io::Result<()> {
     if failed {
         server.set_state(AgentState::Failed { reason: reason.clone() });
     }
-    let _served = ServedPort::start(&server, File::from(port), parse_hex(session))?;
+    let _served = Served::resume(&server, channel, inherited, parse_hex(session))?;
     if failed {
         power::fail(&server, reason);
     }

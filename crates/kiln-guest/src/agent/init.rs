@@ -24,13 +24,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
 use super::boot::{new_boot_id, read_config};
+use super::channel::{Handed, Served};
 use super::console::log;
-use super::port::ServedPort;
 use super::process::Process;
 use super::reaper::Reaper;
 use super::server::{Platform, Server, spawn_worker};
 use super::trampoline::{DEFAULT_PATH, Spec, check_format};
-use super::{configure, daemon, exec, modules, mounts, port, power};
+use super::{configure, daemon, exec, modules, mounts, power};
 use crate::config::{Entrypoint, Init, InitConfig};
 use crate::error::RemoteError;
 use crate::flow::lock;
@@ -94,16 +94,7 @@ fn boot(
 ) -> Result<Never, String> {
     let config = read_config()?;
     let loaded = modules::load(&config.modules);
-    let served = if modules::device_exists(modules::VIRTIO_CONSOLE) {
-        let served = port::open().and_then(|port| {
-            ServedPort::start(server, port, None)
-                .map_err(|error| format!("cannot serve the agent port: {error}"))
-        });
-        served.inspect_err(log_failure).ok()
-    } else {
-        log("no virtio console: the host cannot reach the agent");
-        None
-    };
+    let served = Served::start(server).inspect_err(log_failure).ok();
     loaded?;
     mounts::mount_root(&config.root)?;
     mounts::switch_root()?;
@@ -142,14 +133,13 @@ fn missing_init(path: &GuestPath) -> String {
 /// pipe that the exec closes.
 fn hand_over(
     server: &Arc<Server>,
-    served: Option<ServedPort>,
+    served: Option<Served>,
     boot_id: &str,
     init: &str,
 ) -> Result<Never, String> {
     let mut status: Option<File> = None;
     if let Some(served) = served {
-        let (session, port) = served.stop();
-        let told = start_daemon(server, port, session.as_deref().unwrap_or(daemon::NO_SESSION), boot_id);
+        let told = start_daemon(server, served.stop(), boot_id);
         status = Some(told.map_err(|error| format!("cannot start the agent's daemon: {error}"))?);
     }
     let error = Command::new(init)
@@ -168,11 +158,12 @@ fn hand_over(
     }
 }
 
-fn start_daemon(server: &Server, port: File, session: &str, boot_id: &str) -> std::io::Result<File> {
+fn start_daemon(server: &Server, handed: Handed, boot_id: &str) -> std::io::Result<File> {
     let (reading, writing) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(daemon::NAME).args([daemon::MODE, session, boot_id]).env_clear();
-    command.stdin(Stdio::from(OwnedFd::from(port))).stdout(Stdio::from(reading));
+    let session = handed.session.as_deref().unwrap_or(daemon::NO_SESSION);
+    command.arg0(daemon::NAME).args([daemon::MODE, handed.channel, session, boot_id]).env_clear();
+    command.stdin(handed.stdin.map_or_else(Stdio::null, Stdio::from)).stdout(Stdio::from(reading));
     server.reaper().spawn(|| command.spawn().map(|child| child.id()))?;
     Ok(File::from(writing))
 }

@@ -9,6 +9,7 @@
 )]
 
 mod boot;
+mod channel;
 mod configure;
 mod console;
 mod daemon;
@@ -31,6 +32,7 @@ mod stream;
 mod trampoline;
 mod tree;
 mod user;
+mod vsock;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -45,7 +47,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<Option<&str>> = arguments.iter().map(|a| a.to_str()).collect();
     match (words.as_slice(), arguments.as_slice()) {
         ([Some(trampoline::MODE)], _) => trampoline::run(),
-        ([Some(daemon::MODE), Some(session), Some(boot_id)], _) => daemon::run(session, boot_id),
+        ([Some(daemon::MODE), Some(channel), Some(session), Some(boot_id)], _) => {
+            daemon::run(channel, session, boot_id)
+        }
         ([Some("serve"), Some("--socket"), _, rest @ ..], [_, _, path, ..]) => {
             let pretend = rest == [Some("--pretend-configure")];
             if !pretend && !rest.is_empty() {

@@ -25,6 +25,9 @@ const VIRTIO_MMIO_NODE: &str = "virtio_mmio@";
 /// Virtio type of a console, which carries the agent's port.
 pub(super) const VIRTIO_CONSOLE: u32 = 3;
 
+/// Virtio type of a vsock device.
+pub(super) const VIRTIO_VSOCK: u32 = 19;
+
 /// Loads the modules in order; goes on after a failure, so that the channel may still come up, and returns
 /// the first one.
 pub(super) fn load(modules: &[Module]) -> Result<(), String> {

@@ -25,6 +25,9 @@ const KILL_WAIT: Duration = Duration::from_secs(2);
 /// How long the last frames may take to be written.
 const DRAIN_WAIT: Duration = Duration::from_millis(500);
 
+/// Where the programs are that ask an init to stop the machine.
+const PROGRAM_DIRS: [&str; 4] = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"];
+
 /// systemd's real-time signals for a power-off and a reboot: `SIGRTMIN+4` and `SIGRTMIN+5`.
 const SYSTEMD_POWEROFF: i32 = 34 + 4;
 const SYSTEMD_REBOOT: i32 = 34 + 5;
@@ -55,30 +58,34 @@ pub(super) fn stop(server: &Server, reaper: &Reaper, mode: ShutdownMode, grace: 
 pub(super) fn stop_beside_init(server: &Server, mode: ShutdownMode, grace: Duration) -> ! {
     // Not every init leaves the filesystems clean.
     sync();
-    ask_init(mode);
-    pause(grace);
-    log("the image's init did not stop the guest in time");
+    if ask_init(mode) {
+        pause(grace);
+        log("the image's init did not stop the guest in time");
+    } else {
+        log("the image's init cannot be asked to stop the guest");
+        kill_all(Signal::TERM);
+        pause(grace.min(KILL_WAIT));
+    }
     server.wait_reported(Instant::now() + DRAIN_WAIT);
     restart(mode)
 }
 
-fn ask_init(mode: ShutdownMode) {
+/// Asks an image's init to stop the machine; `false` when there is no way to.
+fn ask_init(mode: ShutdownMode) -> bool {
     if read_attribute("/proc/1/comm".as_ref()).as_deref() == Some("systemd") {
         let number = match mode {
             ShutdownMode::Poweroff => SYSTEMD_POWEROFF,
             ShutdownMode::Reboot => SYSTEMD_REBOOT,
         };
         if raw::signal(number).is_some_and(|signal| kill_process(Pid::INIT, signal).is_ok()) {
-            return;
+            return true;
         }
     }
     let program = match mode {
-        ShutdownMode::Poweroff => "/sbin/poweroff",
-        ShutdownMode::Reboot => "/sbin/reboot",
+        ShutdownMode::Poweroff => "poweroff",
+        ShutdownMode::Reboot => "reboot",
     };
-    if let Err(error) = Command::new(program).spawn() {
-        log(format!("cannot run {program}: {error}"));
-    }
+    PROGRAM_DIRS.into_iter().any(|dir| Command::new(format!("{dir}/{program}")).spawn().is_ok())
 }
 
 fn kill_all(signal: Signal) {
