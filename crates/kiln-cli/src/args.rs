@@ -77,6 +77,8 @@ pub(crate) enum Command {
     Show(cmd::show::ShowArgs),
     /// Give a revision another name
     Tag(cmd::tag::TagArgs),
+    /// Read artifacts and check every byte
+    Verify(cmd::verify::VerifyArgs),
     /// Check this host and say what mends each lack
     Doctor(cmd::doctor::DoctorArgs),
     /// Print the version

@@ -34,6 +34,16 @@ pub(crate) enum CliError {
         /// How many there were.
         all: usize,
     },
+    /// A verification found what is not whole.
+    #[error("{artifacts} artifacts and {revisions} revisions are not whole")]
+    Verify {
+        /// Artifacts that are damaged or missing.
+        artifacts: usize,
+        /// Revisions that cannot be read.
+        revisions: usize,
+        /// Whether a repair was tried.
+        repaired: bool,
+    },
 }
 
 impl CliError {

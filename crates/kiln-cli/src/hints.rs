@@ -22,6 +22,10 @@ pub(crate) fn details(error: &CliError) -> Vec<String> {
 pub(crate) fn hints(error: &CliError) -> Vec<String> {
     match error {
         CliError::Engine(error) => engine(error),
+        CliError::Verify { repaired: false, artifacts: 1.., .. } => {
+            one("kiln verify --all --repair builds them again")
+        }
+        CliError::Verify { .. } => one("kiln build --force in each recipe's directory makes new revisions"),
         CliError::Usage(_) => vec!["kiln --help".to_owned()],
         _ => Vec::new(),
     }
@@ -93,8 +97,10 @@ fn store(error: &StoreError) -> Vec<String> {
         StoreError::NotFound { kind: "variant", similar, .. } if !similar.is_empty() => {
             one(format!("its variants are {}", similar.join(", ")))
         }
-        StoreError::NotFound { kind: "artifact" | "index", .. } | StoreError::Damaged { .. } => {
-            one("kiln build --force bakes it again")
+        StoreError::NotFound { kind: "artifact" | "index", .. }
+        | StoreError::Damaged { .. }
+        | StoreError::Unsealed { .. } => {
+            one("kiln verify --all --repair says what is damaged and bakes it again")
         }
         StoreError::NotFound { .. } => one("kiln ls -a lists all revisions"),
         StoreError::NoTag { template, .. } => one(format!("kiln ls lists the tags of `{template}`")),

@@ -1,6 +1,7 @@
 //! Building: recipe to revision, once for equal inputs.
 
 use crate::progress::{Progress, Reporter, step};
+use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts};
 use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe};
@@ -116,7 +117,7 @@ impl Engine {
         let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
         let plan = self.plan_on(found, &host)?;
-        let hit = if options.force { None } else { self.store.cached_build(&plan.key)? };
+        let hit = if options.force { None } else { self.store.cached_build(&plan.key, &self.cancel)? };
         let cached = hit.is_some();
         let revision = match hit {
             Some(revision) => revision.id,
@@ -162,12 +163,28 @@ impl Engine {
             key: plan.key,
             built_unix_ms: clock::now_unix_ms(),
             elapsed_ms: elapsed_ms(begun),
-            facts: output.facts.into_iter().collect(),
+            facts: output
+                .facts
+                .into_iter()
+                .chain([(RECIPE_FACT.to_owned(), found.path.to_string_lossy().into_owned())])
+                .collect(),
         };
         self.cancel.check()?;
         let id = self.store.commit_revision(&manifest, &record)?;
         self.store.remember_build(&plan.key, &id)?;
         Ok(id)
+    }
+
+    /// Builds a recipe whatever the cache knows, and moves no tag.
+    pub(crate) fn bake_again(&self, found: &FoundRecipe, reporter: &dyn Reporter) -> EngineResult<Digest> {
+        let work = format!("building {} again", found.recipe.name);
+        let mut waiting = |holder: &kiln_sys::lock::Holder| {
+            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
+        };
+        let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
+        let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
+        let plan = self.plan_on(found, &host)?;
+        self.bake(found, &plan, &host, Instant::now(), reporter)
     }
 
     fn take_in(

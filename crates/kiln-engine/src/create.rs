@@ -65,7 +65,7 @@ impl Engine {
         let dir = staging.path().join("machine");
         fs::create_dir(&dir)?;
         let id = MachineId::from_random(clock::random());
-        let mut record = self.record(request, &revision, id, &dir)?;
+        let mut record = self.record(request, &revision, id, &dir, reporter)?;
         let start_lock =
             FileLock::try_take(&dir.join(START_LOCK), "starting a machine")?.map_err(|holder| {
                 EngineError::SupervisorRefused { name: record.name.to_string(), reason: holder.text }
@@ -94,6 +94,7 @@ impl Engine {
         revision: &Revision,
         id: MachineId,
         dir: &Path,
+        reporter: &dyn Reporter,
     ) -> EngineResult<MachineRecord> {
         let manifest = &revision.manifest;
         let required = |role: ArtifactRole| {
@@ -105,8 +106,11 @@ impl Engine {
         let kernel = required(ArtifactRole::kernel())?;
         let rootfs = required(ArtifactRole::rootfs())?;
         let initrd = manifest.artifact(&ArtifactRole::initrd());
-        for artifact in [Some(kernel), initrd].into_iter().flatten() {
-            self.store.check_artifact(&artifact.digest, artifact.size)?;
+        for artifact in [Some(kernel), Some(rootfs), initrd].into_iter().flatten() {
+            let mut reading = |why: &StoreError| {
+                reporter.progress(Progress::Note { text: why.to_string() });
+            };
+            self.store.ensure_artifact(&artifact.digest, artifact.size, &self.cancel, &mut reading)?;
         }
         let variant = request.reference.variant.as_ref().and_then(|name| manifest.variant(name));
         let base =

@@ -14,6 +14,7 @@ pub mod progress;
 pub mod start;
 pub mod supervisor;
 pub mod templates;
+pub mod verify;
 
 pub use error::{EngineError, EngineResult};
 pub use kiln_store::Store;

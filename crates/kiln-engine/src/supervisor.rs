@@ -167,7 +167,7 @@ impl Supervisor<'_> {
             used.push(Some(record.clone.artifact));
         }
         for artifact in manifest.artifacts.iter().filter(|artifact| used.contains(&Some(artifact.digest))) {
-            store.check_artifact(&artifact.digest, artifact.size)?;
+            store.ensure_artifact(&artifact.digest, artifact.size, &self.engine.cancel, &mut |_| {})?;
         }
         let bad = |reason: String| EngineError::SupervisorRefused { name: record.name.to_string(), reason };
         let disks = self.disks().map_err(|error| bad(chain(&error)))?;

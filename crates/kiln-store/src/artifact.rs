@@ -4,14 +4,13 @@ use crate::error::{StoreError, StoreResult};
 use crate::hash::hash_file;
 use crate::index::{INDEX_BYTES_MAX, Index};
 use crate::layout::Store;
+use crate::seal::ARTIFACT_MODE;
 use crate::staging::Staging;
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::{Existing, commit_file, write_file};
 use kiln_sys::{Cancel, copy, fs};
 use std::path::Path;
 
-/// The mode of artifacts: nobody writes to them.
-const ARTIFACT_MODE: u32 = 0o444;
 /// Free space that stays after a copy, in bytes.
 const SPACE_MARGIN: u64 = 16 << 20;
 
@@ -66,6 +65,7 @@ impl Store {
         // What is there and not whole is replaced: the content is known by its name.
         write_file(&self.index_path(&digest), &index.to_bytes(), ARTIFACT_MODE, Existing::Replace)?;
         commit_file(&file, &own, &self.artifact_path(&digest), ARTIFACT_MODE, Existing::Replace)?;
+        self.seal(&digest)?;
         Ok(ingested)
     }
 
@@ -89,7 +89,9 @@ impl Store {
     fn is_whole(&self, digest: &Digest, size: ByteSize) -> StoreResult<bool> {
         match self.check_artifact(digest, size).and_then(|()| self.index(digest)) {
             Ok(_) => Ok(true),
-            Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => Ok(false),
+            Err(StoreError::NotFound { .. } | StoreError::Damaged { .. } | StoreError::Unsealed { .. }) => {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -108,29 +110,6 @@ impl Store {
             return Err(StoreError::Damaged { path, reason: "its content has another digest".to_owned() });
         }
         Index::parse(&bytes).map_err(|error| StoreError::Damaged { path, reason: error.to_string() })
-    }
-
-    /// Checks cheaply that an artifact is there with the length a manifest states, and was not made writable.
-    pub fn check_artifact(&self, digest: &Digest, size: ByteSize) -> StoreResult<()> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = self.artifact_path(digest);
-        let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else {
-            return Err(StoreError::NotFound {
-                kind: "artifact",
-                name: digest.to_string(),
-                similar: Vec::new(),
-            });
-        };
-        let reason = if !meta.is_file() {
-            "it is not a regular file".to_owned()
-        } else if meta.len() != size.bytes() {
-            format!("it has {} bytes, its manifest says {}", meta.len(), size.bytes())
-        } else if meta.permissions().mode() & 0o222 != 0 {
-            "somebody made it writable".to_owned()
-        } else {
-            return Ok(());
-        };
-        Err(StoreError::Damaged { path, reason })
     }
 
     /// Checks that the store's file system has room for `need` more bytes.

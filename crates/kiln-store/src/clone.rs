@@ -44,7 +44,7 @@ impl Store {
     /// Makes a private, writable disk of an artifact's content for a machine, in a file that must not exist. An overlay
     /// needs the artifact for as long as it lives. After an error nothing is left.
     pub fn clone_artifact(&self, request: &CloneRequest<'_>, cancel: &Cancel) -> StoreResult<CloneRecord> {
-        self.check_artifact(&request.digest, request.size)?;
+        self.ensure_artifact(&request.digest, request.size, cancel, &mut |_| {})?;
         let source = fs::open(&self.artifact_path(&request.digest))?;
         let method = match request.choice {
             CloneChoice::Exactly(method) => self

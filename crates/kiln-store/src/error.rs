@@ -57,6 +57,14 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Only the content of a file can tell whether it is what the store wrote.
+    #[error("{} has to be read before it is used: {reason}", path.display())]
+    Unsealed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
     /// A manifest is not one.
     #[error("revision {id} is damaged")]
     BadManifest {

@@ -14,8 +14,10 @@ mod machine;
 mod overlay;
 mod remove;
 mod revision;
+mod seal;
 mod staging;
 mod tag;
+mod verify;
 
 pub use artifact::{IngestFrom, Ingested};
 pub use clone::{CloneChoice, CloneRequest};
@@ -28,3 +30,4 @@ pub use remove::Removed;
 pub use revision::{BuildRecord, Revision};
 pub use staging::Staging;
 pub use tag::{TagMove, TagRecord, TemplateEntry};
+pub use verify::{DAMAGED_RANGES_MAX, Damage, Verdict};

@@ -70,6 +70,7 @@ impl Store {
             removed.bytes += kiln_sys::copy::allocated_bytes(&path).unwrap_or(0);
             fs::remove_file(&path)?;
             fs::remove_file(&self.index_path(&artifact.digest))?;
+            fs::remove_file(&self.seal_path(&artifact.digest))?;
             removed.artifacts.push(artifact.digest);
         }
         Ok(removed)

@@ -5,7 +5,7 @@ use crate::layout::Store;
 use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
-use kiln_sys::fs;
+use kiln_sys::{Cancel, fs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -143,7 +143,7 @@ impl Store {
     }
 
     /// Returns the revision that a build with this key made, if the cache knows and the store still has it whole.
-    pub fn cached_build(&self, key: &Digest) -> StoreResult<Option<Revision>> {
+    pub fn cached_build(&self, key: &Digest, cancel: &Cancel) -> StoreResult<Option<Revision>> {
         let Some(bytes) = fs::read_optional(&self.cache_path(key), 128)? else { return Ok(None) };
         let Some(id) = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()) else {
             return Ok(None);
@@ -158,7 +158,7 @@ impl Store {
             Err(error) => return Err(error),
         };
         for artifact in &revision.manifest.artifacts {
-            match self.check_artifact(&artifact.digest, artifact.size) {
+            match self.ensure_artifact(&artifact.digest, artifact.size, cancel, &mut |_| {}) {
                 Ok(()) => {}
                 Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => return Ok(None),
                 Err(error) => return Err(error),

@@ -17,6 +17,7 @@ pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod supervise;
 pub(crate) mod tag;
+pub(crate) mod verify;
 pub(crate) mod version;
 pub(crate) mod wait;
 
@@ -86,6 +87,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),
+        Command::Verify(args) => verify::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args),
         _ => Err(CliError::Usage("this verb needs no store".to_owned())),
     }

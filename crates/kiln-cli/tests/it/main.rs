@@ -13,6 +13,7 @@ mod crash;
 mod debian;
 mod exec;
 mod lifecycle;
+mod verify;
 mod vsock;
 
 use kiln_testing::TestContext;

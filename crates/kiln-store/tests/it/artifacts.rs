@@ -1,7 +1,7 @@
 use crate::Fixture;
 use kiln_core::machine::CloneMethod;
 use kiln_core::{ArtifactRole, ByteSize, Digest};
-use kiln_store::{CloneChoice, CloneRequest, IngestFrom, StoreError, hash_file};
+use kiln_store::{CloneChoice, CloneRequest, IngestFrom, StoreError, Verdict, hash_file};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
@@ -56,21 +56,81 @@ fn special_files_and_missing_ones_are_refused() {
 }
 
 #[test]
-fn a_touched_artifact_is_not_used() {
+fn a_touched_artifact_is_read_before_it_is_used() {
     let fixture = Fixture::new();
     let artifact = fixture.artifact(ArtifactRole::rootfs(), b"content");
     let path = fixture.store.artifact_path(&artifact.digest);
-    fixture.store.check_artifact(&artifact.digest, artifact.size).unwrap();
+    let check = || fixture.store.check_artifact(&artifact.digest, artifact.size);
+    let mut told = Vec::new();
+    let ensure = |told: &mut Vec<String>| {
+        let mut note = |why: &StoreError| told.push(why.to_string());
+        fixture.store.ensure_artifact(&artifact.digest, artifact.size, &fixture.cancel, &mut note)
+    };
+    check().unwrap();
+    ensure(&mut told).unwrap();
+    assert_eq!(told, Vec::<String>::new(), "a sealed artifact is not read");
+    // Only touched: it is read once, and sealed again.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let writable = fixture.store.check_artifact(&artifact.digest, artifact.size);
-    assert!(matches!(writable, Err(StoreError::Damaged { .. })));
-    std::fs::write(&path, b"con").unwrap();
+    assert!(matches!(check(), Err(StoreError::Unsealed { .. })));
+    ensure(&mut told).unwrap();
+    assert_eq!(told.len(), 1);
+    assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o444);
+    check().unwrap();
+    // Edited in place, with the same length and the time of the last write set back.
+    let before = std::fs::metadata(&path).unwrap().modified().unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"X", 3).unwrap();
+    file.set_modified(before).unwrap();
+    drop(file);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o444)).unwrap();
+    assert!(matches!(check(), Err(StoreError::Unsealed { .. })));
+    assert!(matches!(ensure(&mut told), Err(StoreError::Damaged { .. })));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&path, b"con").unwrap();
+    assert!(matches!(check(), Err(StoreError::Damaged { .. })));
     let dir = fixture.dir.path().join("clone");
     std::fs::create_dir(&dir).unwrap();
     let short = clone(&fixture, &artifact, &dir, CloneChoice::Auto);
     assert!(matches!(short, Err(StoreError::Damaged { .. })), "{short:?}");
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+#[test]
+fn verification_names_what_is_damaged_and_keeps_it() {
+    let fixture = Fixture::new();
+    let mut content = vec![7_u8; 400 << 10];
+    content[100 << 10..250 << 10].fill(0);
+    let artifact = fixture.artifact(ArtifactRole::rootfs(), &content);
+    let store = &fixture.store;
+    let verify = || store.verify_artifact(&artifact.digest, &fixture.cancel).unwrap();
+    let data = ByteSize::from_bytes((400 - 64) << 10);
+    assert_eq!(verify(), Verdict::Intact { size: artifact.size, data, index_rebuilt: false });
+    // A lost index is made from the content.
+    let index = store.root().join("indexes").join(artifact.digest.hex());
+    std::fs::remove_file(&index).unwrap();
+    assert_eq!(verify(), Verdict::Intact { size: artifact.size, data, index_rebuilt: true });
+    store.index(&artifact.digest).unwrap();
+    let path = store.artifact_path(&artifact.digest);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    for offset in [70 << 10, 130 << 10, 399 << 10] {
+        file.write_all_at(b"damage", offset).unwrap();
+    }
+    drop(file);
+    let Verdict::Damaged(damage) = verify() else { panic!("damage was not found") };
+    assert_eq!(damage.ranges, [64 << 10..192 << 10, 384 << 10..400 << 10]);
+    assert_eq!(damage.segments, 3);
+    assert!(damage.quarantined.starts_with(store.root().join("quarantine")));
+    assert_eq!(std::fs::read(&damage.quarantined).unwrap().len(), content.len(), "nothing is deleted");
+    assert_eq!(verify(), Verdict::Missing);
+    assert!(matches!(
+        store.check_artifact(&artifact.digest, artifact.size),
+        Err(StoreError::NotFound { kind: "artifact", .. })
+    ));
+    // The same content comes back as the same artifact.
+    assert_eq!(fixture.artifact(ArtifactRole::rootfs(), &content).digest, artifact.digest);
+    assert_eq!(verify(), Verdict::Intact { size: artifact.size, data, index_rebuilt: false });
 }
 
 fn clone(

@@ -89,15 +89,15 @@ fn removing_a_revision_keeps_what_others_share() {
 fn a_cached_build_counts_only_while_it_is_whole() {
     let fixture = Fixture::new();
     let (store, key) = (&fixture.store, Digest::of(b"key"));
-    assert!(store.cached_build(&key).unwrap().is_none());
+    assert!(store.cached_build(&key, &fixture.cancel).unwrap().is_none());
     let id = fixture.revision(b"kernel", b"root");
     store.remember_build(&key, &id).unwrap();
-    assert_eq!(store.cached_build(&key).unwrap().unwrap().id, id);
+    assert_eq!(store.cached_build(&key, &fixture.cancel).unwrap().unwrap().id, id);
     let rootfs = store.revision(&id).unwrap().manifest.artifacts[1].digest;
     std::fs::remove_file(store.artifact_path(&rootfs)).unwrap();
-    assert!(store.cached_build(&key).unwrap().is_none(), "an artifact is gone");
+    assert!(store.cached_build(&key, &fixture.cancel).unwrap().is_none(), "an artifact is gone");
     std::fs::write(store.root().join("cache/v1/builds").join(key.hex()), "garbage").unwrap();
-    assert!(store.cached_build(&key).unwrap().is_none());
+    assert!(store.cached_build(&key, &fixture.cancel).unwrap().is_none());
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! Verification: an artifact's content is read and compared with its index, and what is damaged is set aside.
+
+use crate::error::{StoreError, StoreResult};
+use crate::index::{Index, SEGMENT_BYTES};
+use crate::layout::Store;
+use kiln_core::{ByteSize, Digest};
+use kiln_sys::commit::{Existing, write_file};
+use kiln_sys::{Cancel, clock, fs};
+use std::ops::Range;
+use std::path::PathBuf;
+
+/// The most damaged ranges that are listed; the count goes on.
+pub const DAMAGED_RANGES_MAX: usize = 1000;
+/// Where damaged artifacts go.
+const QUARANTINE: &str = "quarantine";
+
+/// What became of an artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Its content is what its name says.
+    Intact {
+        /// Its length.
+        size: ByteSize,
+        /// The bytes of its segments that are not all zero.
+        data: ByteSize,
+        /// Whether its index was lost or damaged, and made anew.
+        index_rebuilt: bool,
+    },
+    /// Its content is another.
+    Damaged(Damage),
+    /// There is no such file.
+    Missing,
+}
+
+/// What is wrong with an artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Where it was moved to.
+    pub quarantined: PathBuf,
+    /// What is wrong, in one line.
+    pub reason: String,
+    /// The byte ranges of damaged segments, joined, at most [`DAMAGED_RANGES_MAX`]; none when the index is lost too.
+    pub ranges: Vec<Range<u64>>,
+    /// The damaged segments.
+    pub segments: u64,
+}
+
+impl Store {
+    /// Lists the digests of all artifacts, in order.
+    pub fn artifact_ids(&self) -> StoreResult<Vec<Digest>> {
+        let names = fs::list_dir(&self.root().join("artifacts"))?;
+        Ok(names.iter().filter_map(|name| Digest::from_hex(name.to_str()?).ok()).collect())
+    }
+
+    /// Reads an artifact and compares it with its index. A damaged one is moved to `quarantine/`, never deleted; an
+    /// intact one is sealed. A lost index of an intact artifact is written anew.
+    pub fn verify_artifact(&self, digest: &Digest, cancel: &Cancel) -> StoreResult<Verdict> {
+        let path = self.artifact_path(digest);
+        let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else { return Ok(Verdict::Missing) };
+        let index = match self.index(digest) {
+            Ok(index) => Some(index),
+            Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        if !meta.is_file() {
+            return self.set_aside(digest, "it is not a regular file".to_owned(), Vec::new(), 0);
+        }
+        let (found, seal) = self.read_artifact(digest, cancel)?;
+        if found.digest() == *digest {
+            let index_rebuilt = index.is_none();
+            if index_rebuilt {
+                write_file(&self.index_path(digest), &found.to_bytes(), 0o444, Existing::Replace)?;
+            }
+            self.write_seal(digest, &seal)?;
+            return Ok(Verdict::Intact {
+                size: ByteSize::from_bytes(found.length()),
+                data: ByteSize::from_bytes(found.data_bytes()),
+                index_rebuilt,
+            });
+        }
+        let Some(index) = index else {
+            let reason = "its content has another digest, and its index is lost".to_owned();
+            return self.set_aside(digest, reason, Vec::new(), 0);
+        };
+        let (ranges, segments) = difference(&index, &found);
+        let reason = if index.length() == found.length() {
+            format!("{segments} segments differ")
+        } else {
+            let (have, want) = (found.length(), index.length());
+            format!("it has {have} bytes instead of {want}, and {segments} segments differ")
+        };
+        self.set_aside(digest, reason, ranges, segments)
+    }
+
+    fn set_aside(
+        &self,
+        digest: &Digest,
+        reason: String,
+        ranges: Vec<Range<u64>>,
+        segments: u64,
+    ) -> StoreResult<Verdict> {
+        let directory = self.root().join(QUARANTINE);
+        fs::create_dir_all(&directory)?;
+        let quarantined = directory.join(format!("{}.{}", digest.hex(), clock::now_unix_ms()));
+        fs::rename_new(&self.artifact_path(digest), &quarantined)?;
+        fs::remove_file(&self.seal_path(digest))?;
+        fs::sync_dir(&directory)?;
+        fs::sync_dir(&self.root().join("artifacts"))?;
+        Ok(Verdict::Damaged(Damage { quarantined, reason, ranges, segments }))
+    }
+}
+
+/// Returns the byte ranges of the segments that differ, and their count.
+fn difference(want: &Index, have: &Index) -> (Vec<Range<u64>>, u64) {
+    let (mut wanted, mut found) = (want.segments().peekable(), have.segments().peekable());
+    let mut bad: Vec<u64> = Vec::new();
+    loop {
+        let number = match (wanted.peek(), found.peek()) {
+            (Some((want, _)), Some((have, _))) => *want.min(have),
+            (Some((number, _)), None) | (None, Some((number, _))) => *number,
+            (None, None) => break,
+        };
+        let want = wanted.next_if(|(at, _)| *at == number).map(|(_, digest)| digest);
+        let have = found.next_if(|(at, _)| *at == number).map(|(_, digest)| digest);
+        if want != have {
+            bad.push(number);
+        }
+    }
+    let end = want.length().max(have.length());
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    for number in &bad {
+        let range = number * SEGMENT_BYTES..((number + 1) * SEGMENT_BYTES).min(end);
+        let full = ranges.len() == DAMAGED_RANGES_MAX;
+        match ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ if full => {}
+            _ => ranges.push(range),
+        }
+    }
+    (ranges, bad.len() as u64)
+}
