@@ -77,6 +77,18 @@ pub(crate) enum Command {
     Show(cmd::show::ShowArgs),
     /// Give a revision another name
     Tag(cmd::tag::TagArgs),
+    /// Remove a tag and nothing else
+    Untag(cmd::history::UntagArgs),
+    /// Show where a tag pointed
+    History(cmd::history::HistoryArgs),
+    /// Move a tag back
+    Rollback(cmd::history::RollbackArgs),
+    /// Free what nothing keeps
+    Gc(cmd::gc::GcArgs),
+    /// Show what keeps a revision or artifact
+    Why(cmd::why::WhyArgs),
+    /// Show what the store takes up
+    Df(cmd::df::DfArgs),
     /// Read artifacts and check every byte
     Verify(cmd::verify::VerifyArgs),
     /// Check this host and say what mends each lack

@@ -104,6 +104,9 @@ fn store(error: &StoreError) -> Vec<String> {
         }
         StoreError::NotFound { .. } => one("kiln ls -a lists all revisions"),
         StoreError::NoTag { template, .. } => one(format!("kiln ls lists the tags of `{template}`")),
+        StoreError::NoFormer { template, tag } => {
+            one(format!("kiln history {template}:{tag} shows its moves; kiln tag moves it elsewhere"))
+        }
         StoreError::InUse { machines, .. } => one(format!("kiln rm -f {}", machines.join(" "))),
         StoreError::NewerStore { .. } | StoreError::UnknownFeature { .. } => {
             one("use the newer kiln that wrote it, or set KILN_HOME to another directory")

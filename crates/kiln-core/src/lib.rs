@@ -11,6 +11,7 @@ pub mod recipe;
 pub mod reference;
 pub mod revision;
 pub mod size;
+pub mod span;
 pub mod text;
 pub mod variant;
 
@@ -19,3 +20,4 @@ pub use digest::Digest;
 pub use name::{ArtifactRole, MachineId, MachineName, Tag, TemplateName, VariantName};
 pub use reference::{Reference, RevisionSelector};
 pub use size::ByteSize;
+pub use span::TimeSpan;

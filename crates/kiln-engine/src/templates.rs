@@ -3,8 +3,8 @@
 use crate::progress::{Progress, Reporter};
 use crate::{Engine, EngineResult};
 use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
-use kiln_store::{BuildRecord, Removed, Revision, StoreError};
-use kiln_sys::lock::Share;
+use kiln_store::{BuildRecord, Removed, Revision, StoreError, StoreLock, TagRecord};
+use kiln_sys::lock::{FileLock, Share};
 
 /// One tag of one template, with what it points to.
 #[derive(Debug)]
@@ -67,6 +67,83 @@ impl Engine {
         let revision = self.store.resolve(from)?;
         self.store.set_tag(template, tag, &revision.id, "tag")?;
         Ok(revision.id)
+    }
+
+    /// Removes a tag and nothing else: its revision stays until a collection finds it unused.
+    pub fn untag(&self, template: &TemplateName, tag: &Tag, reporter: &dyn Reporter) -> EngineResult<Digest> {
+        let (_store, _template) = self.hold(template, "untagging", reporter)?;
+        let revision = self.tag_record(template, tag)?.revision;
+        self.store.remove_tag(template, tag)?;
+        Ok(revision)
+    }
+
+    /// Returns where a tag points and how it came there. One that was removed is told with `false`.
+    pub fn history(&self, template: &TemplateName, tag: &Tag) -> EngineResult<(TagRecord, bool)> {
+        match self.tag_record(template, tag) {
+            Ok(record) => Ok((record, true)),
+            Err(error) => match self.store.removed_tag(template, tag)? {
+                Some(record) => Ok((record, false)),
+                None => Err(error),
+            },
+        }
+    }
+
+    /// Moves a tag back: to a revision it had, else to where its last move came from. A tag that was removed comes
+    /// back.
+    pub fn rollback(
+        &self,
+        template: &TemplateName,
+        tag: &Tag,
+        to: Option<&Reference>,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Digest> {
+        let (_store, _template) = self.hold(template, "rolling back", reporter)?;
+        let (record, there) = self.history(template, tag)?;
+        let target = match to {
+            Some(reference) => {
+                let wanted = self.store.resolve(reference)?.id;
+                if !record.mentions(&wanted) {
+                    return Err(
+                        StoreError::NotOfTemplate { template: template.clone(), digest: wanted }.into()
+                    );
+                }
+                wanted
+            }
+            None if !there => record.revision,
+            None => record
+                .log
+                .last()
+                .and_then(|step| step.from)
+                .ok_or_else(|| StoreError::NoFormer { template: template.clone(), tag: tag.clone() })?,
+        };
+        // A revision that was collected cannot come back; the tag stays where it is then.
+        self.store.revision(&target)?;
+        if !there {
+            self.store.restore_tag(template, tag)?;
+        }
+        self.store.set_tag(template, tag, &target, "rollback")?;
+        Ok(target)
+    }
+
+    fn hold(
+        &self,
+        template: &TemplateName,
+        doing: &str,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<(StoreLock, FileLock)> {
+        let mut waiting = |holder: &kiln_sys::lock::Holder| {
+            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
+        };
+        let work = format!("{doing} {template}");
+        let store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
+        let lock = self.store.lock_template(template, &work, &self.cancel, &mut waiting)?;
+        Ok((store, lock))
+    }
+
+    fn tag_record(&self, template: &TemplateName, tag: &Tag) -> EngineResult<TagRecord> {
+        let entry = self.store.template(template)?;
+        let record = entry.and_then(|mut entry| entry.tags.remove(tag));
+        Ok(record.ok_or_else(|| StoreError::NoTag { template: template.clone(), tag: tag.clone() })?)
     }
 
     /// Removes what a reference names: a tag, and the revision when no other tag has it. A digest removes the

@@ -140,6 +140,14 @@ pub enum StoreError {
         /// The tag.
         tag: Tag,
     },
+    /// A tag that never pointed anywhere else.
+    #[error("tag `{template}:{tag}` has no former revision")]
+    NoFormer {
+        /// The template.
+        template: TemplateName,
+        /// The tag.
+        tag: Tag,
+    },
     /// A name in the store is not a name.
     #[error(transparent)]
     Name(#[from] InvalidName),

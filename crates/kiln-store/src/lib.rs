@@ -6,14 +6,17 @@
 
 mod artifact;
 mod clone;
+mod collect;
 mod error;
 mod hash;
 pub mod index;
 mod layout;
+mod lease;
 mod machine;
 mod overlay;
 mod remove;
 mod revision;
+mod root;
 mod seal;
 mod staging;
 mod tag;
@@ -21,13 +24,16 @@ mod verify;
 
 pub use artifact::{IngestFrom, Ingested};
 pub use clone::{CloneChoice, CloneRequest};
+pub use collect::{CollectPolicy, Collection, DeadRevision};
 pub use error::{StoreError, StoreResult};
 pub use hash::hash_file;
 pub use index::Index;
 pub use layout::{STORE_VERSION, Store, StoreLock};
+pub use lease::Lease;
 pub use machine::MachineEntry;
 pub use remove::Removed;
 pub use revision::{BuildRecord, Revision};
+pub use root::Root;
 pub use staging::Staging;
 pub use tag::{TagMove, TagRecord, TemplateEntry};
 pub use verify::{DAMAGED_RANGES_MAX, Damage, Verdict};

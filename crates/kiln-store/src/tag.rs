@@ -8,6 +8,7 @@ use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::{clock, fs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// The most moves a tag's log keeps.
 pub(crate) const MOVES_MAX: usize = 1000;
@@ -39,6 +40,19 @@ pub struct TagMove {
 }
 
 impl TagRecord {
+    /// Returns the revisions it pointed to, each once, the current one first and then the one it had last.
+    pub fn revisions(&self) -> Vec<Digest> {
+        let mut found = vec![self.revision];
+        for step in self.log.iter().rev() {
+            for digest in [Some(step.to), step.from].into_iter().flatten() {
+                if !found.contains(&digest) {
+                    found.push(digest);
+                }
+            }
+        }
+        found
+    }
+
     /// Returns whether the tag points to a revision, or did.
     pub fn mentions(&self, digest: &Digest) -> bool {
         self.revision == *digest || self.log.iter().any(|step| step.to == *digest)
@@ -64,7 +78,7 @@ impl Store {
         by: &str,
     ) -> StoreResult<()> {
         self.revision(revision)?;
-        let directory = self.template_dir(template).join("tags");
+        let directory = self.tags_dir(template);
         fs::create_dir_all(&directory)?;
         let path = directory.join(format!("{tag}.json"));
         let before = self.read_tag(template, tag)?;
@@ -82,10 +96,35 @@ impl Store {
         Ok(write_file(&path, &bytes, 0o644, Existing::Replace)?)
     }
 
-    /// Removes a tag; its revision stays. The caller holds the template's lock.
+    /// Removes a tag; its revision stays, and its log until a tag of that name is removed again. The caller holds the
+    /// template's lock.
     pub fn remove_tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<()> {
-        fs::remove_file(&self.template_dir(template).join("tags").join(format!("{tag}.json")))?;
-        Ok(fs::sync_dir(&self.template_dir(template).join("tags"))?)
+        let (tags, removed) = (self.tags_dir(template), self.template_dir(template).join("removed"));
+        fs::create_dir_all(&removed)?;
+        let file = format!("{tag}.json");
+        fs::optional(fs::rename(&tags.join(&file), &removed.join(&file)))?;
+        fs::sync_dir(&removed)?;
+        Ok(fs::sync_dir(&tags)?)
+    }
+
+    /// Returns what a tag was before it was removed last.
+    pub fn removed_tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<Option<TagRecord>> {
+        read_tag_file(&self.template_dir(template).join("removed").join(format!("{tag}.json")))
+    }
+
+    /// Brings a removed tag back with its log. The caller holds the template's lock and knows that there is no tag of
+    /// that name.
+    pub fn restore_tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<()> {
+        let file = format!("{tag}.json");
+        let removed = self.template_dir(template).join("removed");
+        fs::create_dir_all(&self.tags_dir(template))?;
+        fs::rename_new(&removed.join(&file), &self.tags_dir(template).join(&file))?;
+        fs::sync_dir(&self.tags_dir(template))?;
+        Ok(fs::sync_dir(&removed)?)
+    }
+
+    fn tags_dir(&self, template: &TemplateName) -> PathBuf {
+        self.template_dir(template).join("tags")
     }
 
     /// Keeps the recipe a template was last built from.
@@ -106,7 +145,7 @@ impl Store {
     /// Returns a template with its tags; none when it has no tag.
     pub fn template(&self, name: &TemplateName) -> StoreResult<Option<TemplateEntry>> {
         let mut tags = BTreeMap::new();
-        for file in fs::list_dir(&self.template_dir(name).join("tags"))? {
+        for file in fs::list_dir(&self.tags_dir(name))? {
             let tag =
                 file.to_str().and_then(|file| file.strip_suffix(".json")).and_then(|tag| tag.parse().ok());
             let Some(tag) = tag else { continue };
@@ -143,14 +182,16 @@ impl Store {
     }
 
     fn read_tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<Option<TagRecord>> {
-        let path = self.template_dir(template).join("tags").join(format!("{tag}.json"));
-        let Some(bytes) = fs::read_optional(&path, TAG_FILE_BYTES_MAX)? else { return Ok(None) };
-        let record: TagRecord = serde_json::from_slice(&bytes)
-            .map_err(|error| StoreError::Damaged { path: path.clone(), reason: error.to_string() })?;
-        if record.version != 1 {
-            let reason = format!("it has version {}, this kiln knows 1", record.version);
-            return Err(StoreError::Damaged { path, reason });
-        }
-        Ok(Some(record))
+        read_tag_file(&self.tags_dir(template).join(format!("{tag}.json")))
     }
+}
+
+fn read_tag_file(path: &Path) -> StoreResult<Option<TagRecord>> {
+    let Some(bytes) = fs::read_optional(path, TAG_FILE_BYTES_MAX)? else { return Ok(None) };
+    let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
+    let record: TagRecord = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if record.version != 1 {
+        return Err(damaged(format!("it has version {}, this kiln knows 1", record.version)));
+    }
+    Ok(Some(record))
 }

@@ -3,8 +3,11 @@
 pub(crate) mod build;
 pub(crate) mod completion;
 pub(crate) mod cp;
+pub(crate) mod df;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod gc;
+pub(crate) mod history;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod ls;
@@ -20,6 +23,7 @@ pub(crate) mod tag;
 pub(crate) mod verify;
 pub(crate) mod version;
 pub(crate) mod wait;
+pub(crate) mod why;
 
 use crate::args::{Cli, Command, Global};
 use crate::error::{self, CliError, CliResult};
@@ -87,6 +91,12 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),
+        Command::Untag(args) => history::untag(context, &args),
+        Command::History(args) => history::history(context, &args),
+        Command::Rollback(args) => history::rollback(context, &args),
+        Command::Gc(args) => gc::run(context, &args),
+        Command::Why(args) => why::run(context, &args),
+        Command::Df(args) => df::run(context, &args),
         Command::Verify(args) => verify::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args),
         _ => Err(CliError::Usage("this verb needs no store".to_owned())),

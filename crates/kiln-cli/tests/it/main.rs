@@ -13,6 +13,7 @@ mod crash;
 mod debian;
 mod exec;
 mod lifecycle;
+mod space;
 mod verify;
 mod vsock;
 

@@ -6,6 +6,7 @@
 )]
 
 mod artifacts;
+mod collection;
 mod revisions;
 
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};

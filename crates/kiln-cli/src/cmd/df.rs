@@ -1,0 +1,114 @@
+//! `kiln df`.
+
+use super::Context;
+use crate::error::CliResult;
+use crate::output;
+use clap::Args;
+use serde::Serialize;
+use std::process::ExitCode;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+APPARENT is the length of the artifacts of a template's revisions, ALLOCATED what they take up, SHARED what of it other
+templates have too, EXCLUSIVE what would be free without the template. A revision counts as long as it is in the store,
+tagged or once tagged.")]
+pub(crate) struct DfArgs {
+    /// Print an object of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    templates: Vec<Template>,
+    machines: Vec<Machine>,
+    artifact_bytes: u64,
+    reclaimable_bytes: u64,
+    trash_bytes: u64,
+    quarantine_bytes: u64,
+    cache_bytes: u64,
+    available_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Template {
+    /// None for revisions without a tag.
+    template: Option<String>,
+    revisions: usize,
+    apparent_bytes: u64,
+    allocated_bytes: u64,
+    shared_bytes: u64,
+    exclusive_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Machine {
+    machine: String,
+    allocated_bytes: u64,
+}
+
+pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
+    let usage = context.engine.usage()?;
+    if args.json {
+        output::json(Report {
+            templates: usage
+                .templates
+                .iter()
+                .map(|of| Template {
+                    template: of.template.clone(),
+                    revisions: of.revisions,
+                    apparent_bytes: of.apparent.bytes(),
+                    allocated_bytes: of.allocated.bytes(),
+                    shared_bytes: of.shared.bytes(),
+                    exclusive_bytes: of.exclusive().bytes(),
+                })
+                .collect(),
+            machines: usage
+                .machines
+                .iter()
+                .map(|(machine, bytes)| Machine { machine: machine.clone(), allocated_bytes: bytes.bytes() })
+                .collect(),
+            artifact_bytes: usage.artifacts.bytes(),
+            reclaimable_bytes: usage.reclaimable.bytes(),
+            trash_bytes: usage.trash.bytes(),
+            quarantine_bytes: usage.quarantine.bytes(),
+            cache_bytes: usage.cache.bytes(),
+            available_bytes: usage.available.bytes(),
+        });
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<Vec<String>> = usage
+        .templates
+        .iter()
+        .map(|of| {
+            vec![
+                of.template.clone().unwrap_or_else(|| "(no tag)".to_owned()),
+                of.revisions.to_string(),
+                of.apparent.human(),
+                of.allocated.human(),
+                of.shared.human(),
+                of.exclusive().human(),
+            ]
+        })
+        .collect();
+    output::table(&["TEMPLATE", "REVISIONS", "APPARENT", "ALLOCATED", "SHARED", "EXCLUSIVE"], &rows);
+    if !usage.machines.is_empty() {
+        output::line("");
+        let rows: Vec<Vec<String>> =
+            usage.machines.iter().map(|(name, bytes)| vec![name.clone(), bytes.human()]).collect();
+        output::table(&["MACHINE", "ALLOCATED"], &rows);
+    }
+    output::line("");
+    let rows: Vec<Vec<String>> = [
+        ("artifacts", usage.artifacts),
+        ("reclaimable (kiln gc)", usage.reclaimable),
+        ("trash", usage.trash),
+        ("quarantine", usage.quarantine),
+        ("caches", usage.cache),
+        ("free on the file system", usage.available),
+    ]
+    .map(|(what, bytes)| vec![what.to_owned(), bytes.human()])
+    .to_vec();
+    output::table(&["WHAT", "BYTES"], &rows);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,222 @@
+//! Freeing space, and saying what takes it up.
+
+use crate::progress::{Progress, Reporter};
+use crate::{Engine, EngineResult};
+use kiln_core::{ByteSize, Digest, Reference};
+use kiln_store::{CollectPolicy, Collection, Root, StoreError};
+use kiln_sys::copy::allocated_bytes;
+use kiln_sys::fs;
+use kiln_sys::lock::Share;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+/// What a collection came to.
+#[derive(Debug)]
+pub struct CollectReport {
+    /// What went to the trash, or would.
+    pub collection: Collection,
+    /// The bytes that were deleted from the trash.
+    pub deleted: ByteSize,
+    /// The bytes that the trash still takes up.
+    pub in_trash: ByteSize,
+}
+
+/// Why a revision is kept.
+#[derive(Debug)]
+pub struct Reasons {
+    /// The revision.
+    pub revision: Digest,
+    /// The role of the artifact that was asked for, where one was.
+    pub role: Option<String>,
+    /// What keeps it; nothing when a collection would remove it.
+    pub roots: Vec<Root>,
+}
+
+/// What a store takes up.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// Each template, by name; last, without a name, revisions without a tag.
+    pub templates: Vec<TemplateUsage>,
+    /// Machines' disks.
+    pub machines: Vec<(String, ByteSize)>,
+    /// What artifacts take up in all.
+    pub artifacts: ByteSize,
+    /// What a collection would free now, the trash not counted.
+    pub reclaimable: ByteSize,
+    /// What waits in the trash.
+    pub trash: ByteSize,
+    /// What was set aside as damaged.
+    pub quarantine: ByteSize,
+    /// What the caches take up.
+    pub cache: ByteSize,
+    /// What the file system has left.
+    pub available: ByteSize,
+}
+
+/// What a template's revisions take up.
+#[derive(Debug)]
+pub struct TemplateUsage {
+    /// Its name; none for revisions without a tag.
+    pub template: Option<String>,
+    /// Its revisions, those its tags pointed to before among them.
+    pub revisions: usize,
+    /// The length of its artifacts, each once.
+    pub apparent: ByteSize,
+    /// What they take up.
+    pub allocated: ByteSize,
+    /// What of it other templates have too.
+    pub shared: ByteSize,
+}
+
+impl TemplateUsage {
+    /// Returns what would be free without this template.
+    pub fn exclusive(&self) -> ByteSize {
+        ByteSize::from_bytes(self.allocated.bytes().saturating_sub(self.shared.bytes()))
+    }
+}
+
+impl Engine {
+    /// Moves what nothing keeps to the trash, and deletes what has been there for `grace`. With `dry_run` nothing
+    /// changes.
+    pub fn collect(
+        &self,
+        policy: &CollectPolicy,
+        grace: Duration,
+        dry_run: bool,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<CollectReport> {
+        if dry_run {
+            let collection = self.store.plan_collection(policy)?;
+            let in_trash = self.store.trash_bytes()?;
+            return Ok(CollectReport { collection, deleted: ByteSize::default(), in_trash });
+        }
+        self.sweep();
+        let mut waiting = |holder: &kiln_sys::lock::Holder| {
+            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
+        };
+        let alone = self.store.lock(Share::Exclusive, "collecting", &self.cancel, &mut waiting)?;
+        let collection = self.store.plan_collection(policy)?;
+        self.store.collect(&collection, &alone)?;
+        drop(alone);
+        let deleted = self.store.empty_trash(grace)?;
+        Ok(CollectReport { collection, deleted, in_trash: self.store.trash_bytes()? })
+    }
+
+    /// Returns the revisions that a reference or the digest of an artifact means, with what keeps each.
+    pub fn why(&self, wanted: &Reference) -> EngineResult<Vec<Reasons>> {
+        let keep_last = CollectPolicy::default().keep_last;
+        let found = match self.store.resolve(wanted) {
+            Ok(revision) => vec![(revision.id, None)],
+            Err(error @ StoreError::NotFound { kind: "revision", .. }) => {
+                let users = self.users_of(wanted)?;
+                if users.is_empty() {
+                    return Err(error.into());
+                }
+                users
+            }
+            Err(error) => return Err(error.into()),
+        };
+        found
+            .into_iter()
+            .map(|(revision, role)| {
+                Ok(Reasons { revision, role, roots: self.store.why(&revision, keep_last)? })
+            })
+            .collect()
+    }
+
+    /// Returns the revisions that have the artifact a digest names, with its role.
+    fn users_of(&self, wanted: &Reference) -> EngineResult<Vec<(Digest, Option<String>)>> {
+        use kiln_core::RevisionSelector;
+        let fits = |digest: &Digest| match &wanted.revision {
+            RevisionSelector::Digest(id) => digest == id,
+            RevisionSelector::DigestPrefix(prefix) => digest.hex().starts_with(prefix.as_str()),
+            _ => false,
+        };
+        let mut users = Vec::new();
+        for id in self.store.revision_ids()? {
+            let Ok(revision) = self.store.revision(&id) else { continue };
+            for artifact in revision.manifest.artifacts.iter().filter(|artifact| fits(&artifact.digest)) {
+                users.push((id, Some(artifact.role.to_string())));
+            }
+        }
+        Ok(users)
+    }
+
+    /// Returns what the store takes up.
+    pub fn usage(&self) -> EngineResult<Usage> {
+        let mut usage = Usage {
+            available: ByteSize::from_bytes(fs::space(self.store.root())?.available),
+            trash: self.store.trash_bytes()?,
+            quarantine: tree_bytes(&self.store.root().join("quarantine"))?,
+            cache: tree_bytes(&self.store.root().join("cache"))?,
+            reclaimable: self.store.plan_collection(&CollectPolicy::default())?.freed(),
+            ..Usage::default()
+        };
+        let mut sizes: BTreeMap<Digest, (u64, u64)> = BTreeMap::new();
+        for digest in self.store.artifact_ids()? {
+            let path = self.store.artifact_path(&digest);
+            sizes.insert(digest, (fs::metadata(&path)?.len(), allocated_bytes(&path)?));
+        }
+        usage.artifacts = ByteSize::from_bytes(sizes.values().map(|(_, allocated)| allocated).sum());
+        let mut revisions: BTreeMap<Option<String>, BTreeSet<Digest>> = BTreeMap::new();
+        let mut named = BTreeSet::new();
+        let known: BTreeSet<Digest> = self.store.revision_ids()?.into_iter().collect();
+        for entry in self.store.templates()? {
+            let of = revisions.entry(Some(entry.name.to_string())).or_default();
+            of.extend(entry.tags.values().flat_map(kiln_store::TagRecord::revisions));
+            of.retain(|id| known.contains(id));
+            named.extend(of.iter().copied());
+        }
+        let loose: BTreeSet<Digest> = known.difference(&named).copied().collect();
+        if !loose.is_empty() {
+            revisions.insert(None, loose);
+        }
+        let mut artifacts: BTreeMap<Option<String>, BTreeSet<Digest>> = BTreeMap::new();
+        for (template, ids) in &revisions {
+            let of = artifacts.entry(template.clone()).or_default();
+            for revision in ids.iter().filter_map(|id| self.store.revision(id).ok()) {
+                of.extend(revision.manifest.artifacts.iter().map(|artifact| artifact.digest));
+            }
+        }
+        let mut users: BTreeMap<Digest, usize> = BTreeMap::new();
+        for digest in artifacts.values().flatten() {
+            *users.entry(*digest).or_default() += 1;
+        }
+        for (template, ids) in revisions {
+            let own = artifacts.remove(&template).unwrap_or_default();
+            let sum = |size: &dyn Fn(&Digest) -> u64| ByteSize::from_bytes(own.iter().map(size).sum());
+            let size = |digest: &Digest| sizes.get(digest).copied().unwrap_or_default();
+            usage.templates.push(TemplateUsage {
+                template,
+                revisions: ids.len(),
+                apparent: sum(&|digest| size(digest).0),
+                allocated: sum(&|digest| size(digest).1),
+                shared: sum(&|digest| if users.get(digest) > Some(&1) { size(digest).1 } else { 0 }),
+            });
+        }
+        // The unnamed come last.
+        usage.templates.sort_by_key(|of| (of.template.is_none(), of.template.clone()));
+        for (id, entry) in self.store.machines()? {
+            let name = entry.map_or_else(|_| id.to_string(), |entry| entry.record.name.to_string());
+            usage.machines.push((name, tree_bytes(&self.store.machine_dir(&id))?));
+        }
+        usage.machines.sort();
+        Ok(usage)
+    }
+}
+
+/// Returns what the files of a tree take up. What vanishes meanwhile takes up nothing.
+fn tree_bytes(path: &Path) -> EngineResult<ByteSize> {
+    let mut bytes = 0;
+    let mut stack = vec![path.to_owned()];
+    while let Some(path) = stack.pop() {
+        let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else { continue };
+        if meta.is_dir() {
+            stack.extend(fs::list_dir(&path)?.into_iter().map(|name| path.join(name)));
+        } else {
+            bytes += fs::optional(allocated_bytes(&path))?.unwrap_or(0);
+        }
+    }
+    Ok(ByteSize::from_bytes(bytes))
+}

@@ -1,0 +1,259 @@
+//! Collection: what no root keeps is marked, moved to the trash, and deleted from there after a time of grace.
+
+use crate::error::{StoreError, StoreResult};
+use crate::layout::{Store, StoreLock};
+use crate::root::Root;
+use kiln_core::{ByteSize, Digest};
+use kiln_sys::commit::commit_dir;
+use kiln_sys::copy::allocated_bytes;
+use kiln_sys::{clock, fs};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where what was collected waits for its deletion.
+const TRASH: &str = "trash";
+
+/// What a collection keeps beside what roots keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CollectPolicy {
+    /// Revisions that are kept for each tag, the current one among them; at least 1.
+    pub keep_last: usize,
+    /// Revisions built less than this ago are kept.
+    pub older_than: Duration,
+    /// Stops when the artifacts that stay take up no more than this; the oldest revisions go first.
+    pub budget: Option<ByteSize>,
+}
+
+impl Default for CollectPolicy {
+    fn default() -> Self {
+        Self { keep_last: 2, older_than: Duration::ZERO, budget: None }
+    }
+}
+
+/// A revision that goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadRevision {
+    /// Its id.
+    pub id: Digest,
+    /// When it was built, where that is known, in milliseconds since 1970 (UTC).
+    pub built_unix_ms: Option<u64>,
+    /// The bytes that only it and nothing that stays takes up.
+    pub exclusive: ByteSize,
+}
+
+/// What a collection would do, or did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Collection {
+    /// Revisions that go, the oldest first.
+    pub revisions: Vec<DeadRevision>,
+    /// Artifacts that go, with the bytes they take up: those of the revisions, and those no revision names.
+    pub artifacts: Vec<(Digest, ByteSize)>,
+    /// Revisions that stay.
+    pub kept_revisions: usize,
+    /// The bytes that the artifacts that stay take up.
+    pub kept: ByteSize,
+    /// Revisions that cannot be read. While there are any, no artifact goes: they may name it.
+    pub unreadable: Vec<Digest>,
+}
+
+impl Collection {
+    /// Returns the bytes of the artifacts that go.
+    pub fn freed(&self) -> ByteSize {
+        ByteSize::from_bytes(self.artifacts.iter().map(|(_, bytes)| bytes.bytes()).sum())
+    }
+}
+
+struct Marked {
+    artifacts: Vec<Digest>,
+    built_unix_ms: Option<u64>,
+    kept: bool,
+}
+
+impl Store {
+    /// Returns the roots that keep a revision.
+    pub fn why(&self, revision: &Digest, keep_last: usize) -> StoreResult<Vec<Root>> {
+        let roots = self.roots(keep_last)?;
+        Ok(roots.into_iter().filter(|(_, id)| id == revision).map(|(root, _)| root).collect())
+    }
+
+    /// Finds what a collection would remove, changing nothing.
+    ///
+    /// # Errors
+    /// When a root cannot be read: it may keep anything.
+    pub fn plan_collection(&self, policy: &CollectPolicy) -> StoreResult<Collection> {
+        let roots: HashSet<Digest> = self.roots(policy.keep_last)?.into_iter().map(|(_, id)| id).collect();
+        let mut plan = Collection::default();
+        let mut revisions: BTreeMap<Digest, Marked> = BTreeMap::new();
+        let now = clock::now_unix_ms();
+        let young = u64::try_from(policy.older_than.as_millis()).unwrap_or(u64::MAX);
+        for id in self.revision_ids()? {
+            let manifest = match self.revision(&id) {
+                Ok(revision) => revision.manifest,
+                Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => {
+                    plan.unreadable.push(id);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let built_unix_ms = self.build_record(&id).ok().flatten().map(|record| record.built_unix_ms);
+            let kept =
+                roots.contains(&id) || built_unix_ms.is_some_and(|built| now.saturating_sub(built) < young);
+            let artifacts = manifest.artifacts.iter().map(|artifact| artifact.digest).collect();
+            revisions.insert(id, Marked { artifacts, built_unix_ms, kept });
+        }
+        let sizes: BTreeMap<Digest, u64> = self
+            .artifact_ids()?
+            .into_iter()
+            .map(|digest| Ok((digest, allocated_bytes(&self.artifact_path(&digest))?)))
+            .collect::<StoreResult<_>>()?;
+        self.fit_budget(policy, &mut revisions, &sizes);
+        self.tell(&mut plan, &revisions, &sizes);
+        Ok(plan)
+    }
+
+    /// Keeps the youngest unused revisions that fit the budget, where there is one.
+    fn fit_budget(
+        &self,
+        policy: &CollectPolicy,
+        revisions: &mut BTreeMap<Digest, Marked>,
+        sizes: &BTreeMap<Digest, u64>,
+    ) {
+        let Some(budget) = policy.budget else { return };
+        let mut used: BTreeSet<Digest> =
+            revisions.values().filter(|r| r.kept).flat_map(|r| r.artifacts.iter().copied()).collect();
+        let size = |digest: &Digest| sizes.get(digest).copied().unwrap_or(0);
+        let mut total: u64 = used.iter().map(size).sum();
+        let mut unused: Vec<(Option<u64>, Digest)> =
+            revisions.iter().filter(|(_, r)| !r.kept).map(|(id, r)| (r.built_unix_ms, *id)).collect();
+        unused.sort_unstable();
+        for (_, id) in unused.into_iter().rev() {
+            let Some(revision) = revisions.get_mut(&id) else { continue };
+            let more: u64 = revision.artifacts.iter().filter(|a| !used.contains(*a)).map(size).sum();
+            if total + more > budget.bytes() {
+                // What is older goes too: a smaller one that fits would outlive a younger one.
+                break;
+            }
+            total += more;
+            used.extend(revision.artifacts.iter().copied());
+            revision.kept = true;
+        }
+    }
+
+    fn tell(
+        &self,
+        plan: &mut Collection,
+        revisions: &BTreeMap<Digest, Marked>,
+        sizes: &BTreeMap<Digest, u64>,
+    ) {
+        let size = |digest: &Digest| sizes.get(digest).copied().unwrap_or(0);
+        let kept: HashSet<Digest> =
+            revisions.values().filter(|r| r.kept).flat_map(|r| r.artifacts.iter().copied()).collect();
+        plan.kept_revisions = revisions.values().filter(|r| r.kept).count();
+        let mut dead_users: BTreeMap<Digest, usize> = BTreeMap::new();
+        for revision in revisions.values().filter(|r| !r.kept) {
+            for artifact in &revision.artifacts {
+                *dead_users.entry(*artifact).or_default() += 1;
+            }
+        }
+        for (id, revision) in revisions.iter().filter(|(_, r)| !r.kept) {
+            let own = |digest: &&Digest| !kept.contains(*digest) && dead_users.get(*digest) == Some(&1);
+            let exclusive = ByteSize::from_bytes(revision.artifacts.iter().filter(own).map(size).sum());
+            plan.revisions.push(DeadRevision { id: *id, built_unix_ms: revision.built_unix_ms, exclusive });
+        }
+        plan.revisions.sort_by_key(|dead| (dead.built_unix_ms, dead.id));
+        for (digest, bytes) in sizes {
+            if kept.contains(digest) || !plan.unreadable.is_empty() {
+                plan.kept = ByteSize::from_bytes(plan.kept.bytes() + bytes);
+            } else {
+                plan.artifacts.push((*digest, ByteSize::from_bytes(*bytes)));
+            }
+        }
+    }
+
+    /// Moves what a plan names to the trash, in an order in which nothing that stays refers to anything that went.
+    /// `_alone` is the store's lock, held exclusively since before the plan was made.
+    pub fn collect(&self, plan: &Collection, _alone: &StoreLock) -> StoreResult<()> {
+        if plan.revisions.is_empty() && plan.artifacts.is_empty() {
+            return Ok(());
+        }
+        let trash = self.root().join(TRASH);
+        fs::create_dir_all(&trash)?;
+        let bin = trash.join(format!("{}-{}", clock::now_unix_ms(), clock::random_hex::<4>()));
+        let staging = self.stage("collecting")?;
+        let aside = staging.path().join("bin");
+        for part in ["", "revisions", "artifacts", "indexes"] {
+            fs::create_dir(&aside.join(part))?;
+        }
+        // Made visible before anything is in it: what a crash leaves half moved is all in one place.
+        commit_dir(&aside, &bin)?;
+        let away = |from: PathBuf, part: &str| -> StoreResult<()> {
+            let Some(name) = from.file_name().map(|name| bin.join(part).join(name)) else { return Ok(()) };
+            fs::optional(fs::rename(&from, &name))?;
+            Ok(())
+        };
+        for dead in &plan.revisions {
+            away(self.revision_path(&dead.id), "revisions")?;
+            away(self.build_record_path(&dead.id), "revisions")?;
+        }
+        // No artifact goes before the names of its revisions are gone for good.
+        fs::sync_dir(&self.root().join("revisions"))?;
+        for (digest, _) in &plan.artifacts {
+            fs::remove_file(&self.seal_path(digest))?;
+            away(self.artifact_path(digest), "artifacts")?;
+            away(self.index_path(digest), "indexes")?;
+        }
+        fs::sync_dir(&self.root().join("artifacts"))?;
+        fs::sync_dir(&self.root().join("indexes"))?;
+        Ok(())
+    }
+
+    /// Deletes what has been in the trash for `grace`; returns the bytes that took up.
+    pub fn empty_trash(&self, grace: Duration) -> StoreResult<ByteSize> {
+        let trash = self.root().join(TRASH);
+        let now = clock::now_unix_ms();
+        let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let mut bytes = 0;
+        for (name, moved) in self.trash()? {
+            if now.saturating_sub(moved) >= grace {
+                let path = trash.join(name);
+                bytes += tree_bytes(&path)?;
+                fs::remove_tree(&path)?;
+            }
+        }
+        Ok(ByteSize::from_bytes(bytes))
+    }
+
+    /// Returns the bytes that the trash takes up.
+    pub fn trash_bytes(&self) -> StoreResult<ByteSize> {
+        let mut bytes = 0;
+        for (name, _) in self.trash()? {
+            bytes += tree_bytes(&self.root().join(TRASH).join(name))?;
+        }
+        Ok(ByteSize::from_bytes(bytes))
+    }
+
+    /// Lists what is in the trash, with the time it was moved there.
+    fn trash(&self) -> StoreResult<Vec<(String, u64)>> {
+        let names = fs::list_dir(&self.root().join(TRASH))?;
+        Ok(names
+            .into_iter()
+            .filter_map(|name| {
+                let name = name.into_string().ok()?;
+                let moved = name.split_once('-')?.0.parse().ok()?;
+                Some((name, moved))
+            })
+            .collect())
+    }
+}
+
+/// Returns the bytes that the files directly in a bin's directories take up.
+fn tree_bytes(bin: &std::path::Path) -> StoreResult<u64> {
+    let mut bytes = 0;
+    for part in fs::list_dir(bin)? {
+        for name in fs::list_dir(&bin.join(&part))? {
+            bytes += fs::optional(allocated_bytes(&bin.join(&part).join(name)))?.unwrap_or(0);
+        }
+    }
+    Ok(bytes)
+}
