@@ -172,7 +172,7 @@ impl Reporter for KillSelf {
     fn event(&self, event: BuildEvent) {
         if matches!(&event, BuildEvent::StepOutput { step: Step::Packages, line } if line.contains("extracting archives"))
         {
-            output("kill", &["-9", &std::process::id().to_string()]);
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
         }
     }
 }
