@@ -30,7 +30,7 @@ use super::process::Process;
 use super::reaper::Reaper;
 use super::server::{Platform, Server, spawn_worker};
 use super::trampoline::{DEFAULT_PATH, Spec, check_format};
-use super::{configure, daemon, exec, modules, mounts, power};
+use super::{configure, daemon, exec, grow, modules, mounts, power};
 use crate::config::{Entrypoint, Init, InitConfig};
 use crate::error::RemoteError;
 use crate::flow::lock;
@@ -97,6 +97,7 @@ fn boot(
     let served = Served::start(server).inspect_err(log_failure).ok();
     loaded?;
     mounts::mount_root(&config.root)?;
+    grow::root(&config.root, mounts::NEW_ROOT)?;
     mounts::switch_root()?;
     match image_init(&config)? {
         Some(init) => hand_over(server, served, boot_id, &init),

@@ -15,6 +15,7 @@ mod console;
 mod daemon;
 mod exec;
 mod files;
+mod grow;
 mod init;
 mod link;
 mod modules;

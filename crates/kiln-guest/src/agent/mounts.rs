@@ -15,7 +15,7 @@ use super::console::log;
 use crate::config::RootDevice;
 
 /// Where the root filesystem is mounted before it becomes the root.
-const NEW_ROOT: &str = "/newroot";
+pub(super) const NEW_ROOT: &str = "/newroot";
 
 /// How long the root device may take to appear.
 const ROOT_DEVICE_WAIT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! The two kernel interfaces that have no safe wrapper.
+//! The kernel interfaces that have no safe wrapper.
 
 use std::fs::File;
 use std::io;
@@ -10,6 +10,8 @@ use rustix::process::Signal;
 pub(super) const ENTROPY_BYTES: usize = 32;
 
 const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
+/// `fs/ext4/ext4.h` of Linux.
+const EXT4_IOC_RESIZE_FS: Opcode = opcode::write::<u64>(b'f', 16);
 const RNDRESEEDCRNG: Opcode = opcode::none(b'R', 0x07);
 const SIGNAL_REALTIME_MIN: i32 = 34;
 const SIGNAL_REALTIME_MAX: i32 = 64;
@@ -33,6 +35,16 @@ pub(super) fn add_entropy(random: &File, buffer: [u8; ENTROPY_BYTES]) -> io::Res
     unsafe {
         ioctl(random, Setter::<RNDADDENTROPY, RandPoolInfo>::new(info))?;
         ioctl(random, NoArg::<RNDRESEEDCRNG>::new())?;
+    }
+    Ok(())
+}
+
+/// Grows a mounted ext4 to a number of its blocks. `root` is a file or directory in it.
+pub(super) fn resize_ext4(root: &File, blocks: u64) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "EXT4_IOC_RESIZE_FS has no safe wrapper")]
+    // SAFETY: the kernel reads one u64 and keeps nothing after the call.
+    unsafe {
+        ioctl(root, Setter::<EXT4_IOC_RESIZE_FS, u64>::new(blocks))?;
     }
     Ok(())
 }
