@@ -17,7 +17,7 @@ pub mod variant;
 
 pub use arch::Arch;
 pub use digest::Digest;
-pub use name::{ArtifactRole, MachineId, MachineName, Tag, TemplateName, VariantName};
+pub use name::{ArtifactRole, DiskOwner, MachineId, MachineName, Tag, TemplateName, VariantName};
 pub use reference::{Reference, RevisionSelector};
 pub use size::ByteSize;
 pub use span::TimeSpan;

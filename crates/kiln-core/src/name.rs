@@ -114,6 +114,10 @@ name_type!(
     MachineName, "machine name", NAME_RULE, is_name
 );
 name_type!(
+    /// Who a private disk outside the machines belongs to, same grammar as a machine's name.
+    DiskOwner, "disk owner", NAME_RULE, is_name
+);
+name_type!(
     /// A movable name of a revision within a template.
     Tag, "tag", TAG_RULE, is_tag
 );
@@ -180,6 +184,7 @@ mod tests {
         ] {
             assert!(text.parse::<TemplateName>().is_err(), "{text:?}");
             assert!(text.parse::<MachineName>().is_err(), "{text:?}");
+            assert!(text.parse::<DiskOwner>().is_err(), "{text:?}");
         }
         for text in ["a", "0", "a.b", "a_b", "a-b", &"a".repeat(63)] {
             assert_eq!(text.parse::<TemplateName>().unwrap().as_str(), text);

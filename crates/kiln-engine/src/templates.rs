@@ -165,9 +165,8 @@ impl Engine {
             }
             _ => (tags, Vec::new()),
         };
-        let machines = self.store.machines_of(&revision)?;
-        if kept.is_empty() && !machines.is_empty() {
-            return Err(StoreError::InUse { revision, machines }.into());
+        if kept.is_empty() {
+            self.store.check_unused(&revision)?;
         }
         let mut report = RemovalReport::default();
         for (template, tag) in gone {

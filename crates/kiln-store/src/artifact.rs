@@ -114,10 +114,15 @@ impl Store {
 
     /// Checks that the store's file system has room for `need` more bytes.
     pub fn need_space(&self, need: u64) -> StoreResult<()> {
-        let have = fs::space(self.root())?.available;
-        if have < need.saturating_add(SPACE_MARGIN) {
-            return Err(StoreError::NoSpace { path: self.root().to_owned(), need, have });
-        }
-        Ok(())
+        need_space_in(self.root(), need)
     }
+}
+
+/// Checks that the file system of a directory has room for `need` more bytes.
+pub(crate) fn need_space_in(dir: &Path, need: u64) -> StoreResult<()> {
+    let have = fs::space(dir)?.available;
+    if have < need.saturating_add(SPACE_MARGIN) {
+        return Err(StoreError::NoSpace { path: dir.to_owned(), need, have });
+    }
+    Ok(())
 }

@@ -1,17 +1,19 @@
-//! Private disks: each machine gets its own file, never a link to the artifact.
+//! Private disks: everybody gets a file of their own, never a link to the artifact.
 
+use crate::artifact::need_space_in;
 use crate::error::{StoreError, StoreResult};
 use crate::layout::Store;
 use crate::overlay;
 use kiln_core::machine::{CloneMethod, CloneRecord};
 use kiln_core::{ByteSize, Digest};
+use kiln_sys::commit::{Existing, aside, commit_file};
 use kiln_sys::copy::{allocated_bytes, reflink, sparse_copy};
 use kiln_sys::{Cancel, fs};
 use std::fs::File;
 use std::path::Path;
 
 /// The mode of a private disk.
-const CLONE_MODE: u32 = 0o600;
+pub(crate) const CLONE_MODE: u32 = 0o600;
 /// Bytes an empty overlay takes up, with room to spare.
 const OVERLAY_BYTES: u64 = 64 << 10;
 
@@ -40,25 +42,96 @@ pub struct CloneRequest<'a> {
     pub choice: CloneChoice,
 }
 
+/// What is to be copied out of the store, and to where.
+#[derive(Debug, Clone, Copy)]
+pub struct CopyOut<'a> {
+    /// The artifact.
+    pub digest: Digest,
+    /// Its length.
+    pub size: ByteSize,
+    /// The file, which must not exist.
+    pub dest: &'a Path,
+    /// Its permission bits.
+    pub mode: u32,
+    /// How it is to be made; [`CloneChoice::Auto`] never means an overlay here.
+    pub choice: CloneChoice,
+}
+
+/// A disk about to be made from an artifact.
+struct Target<'a> {
+    digest: &'a Digest,
+    size: ByteSize,
+    /// The file, which must not exist.
+    path: &'a Path,
+    /// A directory on the file system that the disk takes its room from.
+    dir: &'a Path,
+    /// The artifact's name in an overlay.
+    backing: &'a str,
+}
+
 impl Store {
     /// Makes a private, writable disk of an artifact's content for a machine, in a file that must not exist. An overlay
     /// needs the artifact for as long as it lives. After an error nothing is left.
     pub fn clone_artifact(&self, request: &CloneRequest<'_>, cancel: &Cancel) -> StoreResult<CloneRecord> {
         self.ensure_artifact(&request.digest, request.size, cancel, &mut |_| {})?;
         let source = fs::open(&self.artifact_path(&request.digest))?;
-        let method = match request.choice {
-            CloneChoice::Exactly(method) => self
-                .clone_by(method, &source, request, cancel)?
-                .ok_or_else(|| StoreError::CloneUnsupported { path: request.dir.to_owned(), method })?,
-            CloneChoice::Auto => 'made: {
-                for method in [CloneMethod::Reflink, CloneMethod::Overlay] {
-                    if let Some(method) = self.clone_by(method, &source, request, cancel)? {
-                        break 'made method;
-                    }
-                }
-                self.clone_by(CloneMethod::Copy, &source, request, cancel)?.unwrap_or(CloneMethod::Copy)
-            }
+        let make = |method: CloneMethod| {
+            let path = request.dir.join(request.stem).with_extension(method.extension());
+            let (digest, size, dir) = (&request.digest, request.size, request.dir);
+            let backing = backing_name(digest);
+            self.clone_by(
+                method,
+                &source,
+                &Target { digest, size, path: &path, dir, backing: &backing },
+                cancel,
+            )
         };
+        let method = match request.choice {
+            CloneChoice::Exactly(method) => exactly(method, request.dir, make)?,
+            CloneChoice::Auto => first([CloneMethod::Reflink, CloneMethod::Overlay], make)?,
+        };
+        Ok(CloneRecord { artifact: request.digest, size: request.size, method })
+    }
+
+    /// Writes a private, writable disk of an artifact's content to a file outside the store, in one step: it is there
+    /// whole, durable and with its mode, or not at all.
+    pub fn copy_out(&self, request: &CopyOut<'_>, cancel: &Cancel) -> StoreResult<CloneRecord> {
+        let dest = request.dest;
+        if fs::exists(dest)? {
+            return Err(StoreError::Exists { path: dest.to_owned() });
+        }
+        self.ensure_artifact(&request.digest, request.size, cancel, &mut |_| {})?;
+        let artifact = fs::canonicalize(&self.artifact_path(&request.digest))?;
+        let source = fs::open(&artifact)?;
+        let dir = match dest.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let aside = aside(dest);
+        let make = |method: CloneMethod| {
+            // An empty name fits no overlay: a path that is no text is refused there.
+            let backing = artifact.to_str().unwrap_or_default();
+            let (digest, size) = (&request.digest, request.size);
+            self.clone_by(method, &source, &Target { digest, size, path: &aside, dir, backing }, cancel)
+        };
+        let method = match request.choice {
+            CloneChoice::Exactly(method) => exactly(method, dir, make)?,
+            CloneChoice::Auto => first([CloneMethod::Reflink], make)?,
+        };
+        let committed = cancel.check().map_err(StoreError::from).and_then(|()| {
+            let file = fs::open(&aside)?;
+            commit_file(&file, &aside, dest, request.mode, Existing::Refuse).map_err(|error| {
+                match error.kind() {
+                    std::io::ErrorKind::AlreadyExists => StoreError::Exists { path: dest.to_owned() },
+                    _ => error.into(),
+                }
+            })
+        });
+        if committed.is_err() {
+            // The error that is returned says more than a failed clean-up would.
+            let _ = fs::remove_file(&aside);
+        }
+        committed?;
         Ok(CloneRecord { artifact: request.digest, size: request.size, method })
     }
 
@@ -67,18 +140,17 @@ impl Store {
         &self,
         method: CloneMethod,
         source: &File,
-        request: &CloneRequest<'_>,
+        target: &Target<'_>,
         cancel: &Cancel,
     ) -> StoreResult<Option<CloneMethod>> {
-        let dest = request.dir.join(request.stem).with_extension(method.extension());
-        let target = fs::create_new(&dest)?;
-        let made = self.fill(method, source, &target, &dest, request, cancel).and_then(|made| {
-            fs::set_mode(&dest, CLONE_MODE)?;
+        let file = fs::create_new(target.path)?;
+        let made = self.fill(method, source, &file, target, cancel).and_then(|made| {
+            fs::set_mode(target.path, CLONE_MODE)?;
             Ok(made)
         });
         if !matches!(made, Ok(true)) {
-            // The first error is the one that matters; the directory is staged, so nothing becomes visible.
-            let _ = fs::remove_file(&dest);
+            // The first error is the one that matters; the file is staged, so nothing becomes visible.
+            let _ = fs::remove_file(target.path);
         }
         Ok(made?.then_some(method))
     }
@@ -87,25 +159,24 @@ impl Store {
         &self,
         method: CloneMethod,
         source: &File,
-        target: &File,
-        dest: &Path,
-        request: &CloneRequest<'_>,
+        file: &File,
+        target: &Target<'_>,
         cancel: &Cancel,
     ) -> StoreResult<bool> {
         match method {
-            CloneMethod::Reflink => Ok(reflink(source, target)),
+            CloneMethod::Reflink => Ok(reflink(source, file)),
             CloneMethod::Overlay => {
-                let (size, backing) = (request.size.bytes(), backing_name(&request.digest));
-                if !overlay::fits(size, &backing) {
+                let size = target.size.bytes();
+                if !overlay::fits(size, target.backing) {
                     return Ok(false);
                 }
-                self.need_space(OVERLAY_BYTES)?;
-                overlay::write(target, dest, size, &backing)?;
+                need_space_in(target.dir, OVERLAY_BYTES)?;
+                overlay::write(file, target.path, size, target.backing)?;
                 Ok(true)
             }
             CloneMethod::Copy => {
-                self.need_space(allocated_bytes(&self.artifact_path(&request.digest))?)?;
-                sparse_copy(source, target, dest, Some(cancel))?;
+                need_space_in(target.dir, allocated_bytes(&self.artifact_path(target.digest))?)?;
+                sparse_copy(source, file, target.path, Some(cancel))?;
                 Ok(true)
             }
             _ => Ok(false),
@@ -113,7 +184,29 @@ impl Store {
     }
 }
 
-/// Returns an artifact's name as seen from the directory of a machine.
+/// Makes a disk in one way or refuses.
+fn exactly(
+    method: CloneMethod,
+    dir: &Path,
+    make: impl Fn(CloneMethod) -> StoreResult<Option<CloneMethod>>,
+) -> StoreResult<CloneMethod> {
+    make(method)?.ok_or_else(|| StoreError::CloneUnsupported { path: dir.to_owned(), method })
+}
+
+/// Makes a disk in the first way that is to be had, a copy at last.
+fn first<const N: usize>(
+    methods: [CloneMethod; N],
+    make: impl Fn(CloneMethod) -> StoreResult<Option<CloneMethod>>,
+) -> StoreResult<CloneMethod> {
+    for method in methods {
+        if let Some(method) = make(method)? {
+            return Ok(method);
+        }
+    }
+    Ok(make(CloneMethod::Copy)?.unwrap_or(CloneMethod::Copy))
+}
+
+/// Returns an artifact's name as seen from the directory of a machine, or of an embedder's disk.
 fn backing_name(digest: &Digest) -> String {
     format!("../../artifacts/{}", digest.hex())
 }

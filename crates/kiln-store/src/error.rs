@@ -3,7 +3,7 @@
 use kiln_core::machine::CloneMethod;
 use kiln_core::name::InvalidName;
 use kiln_core::revision::InvalidManifest;
-use kiln_core::{Digest, Reference, Tag, TemplateName};
+use kiln_core::{Digest, DiskOwner, Reference, Tag, TemplateName};
 use kiln_sys::IoError;
 use kiln_sys::lock::LockError;
 use std::path::PathBuf;
@@ -48,6 +48,38 @@ pub enum StoreError {
         revision: Digest,
         /// The machines' names.
         machines: Vec<String>,
+    },
+    /// Disks of other programs were made from it.
+    #[error("revision {} is in use by the disk of {}", revision.short(), list(owners))]
+    HasDisks {
+        /// The revision.
+        revision: Digest,
+        /// The disks' owners.
+        owners: Vec<DiskOwner>,
+    },
+    /// An owner has a disk of another revision.
+    #[error("the disk of `{owner}` was made from revision {have}, not from {want}")]
+    Mismatch {
+        /// The owner.
+        owner: DiskOwner,
+        /// The revision of the disk that is there.
+        have: Digest,
+        /// The revision that was asked for.
+        want: Digest,
+    },
+    /// Somebody uses the disk.
+    #[error("the disk of `{owner}` is in use by {holder}")]
+    Busy {
+        /// The disk's owner.
+        owner: DiskOwner,
+        /// Who uses it, in its own words.
+        holder: String,
+    },
+    /// Something stands where a new file is to be.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// The path.
+        path: PathBuf,
     },
     /// A file is not what the store wrote.
     #[error("{} is damaged: {reason}", path.display())]
@@ -160,6 +192,10 @@ pub enum StoreError {
     /// A file could not be used.
     #[error(transparent)]
     Io(IoError),
+}
+
+fn list(owners: &[DiskOwner]) -> String {
+    owners.iter().map(DiskOwner::as_str).collect::<Vec<_>>().join(", ")
 }
 
 impl From<IoError> for StoreError {

@@ -1,7 +1,7 @@
 //! Where things lie in a store, and who may work in it.
 
 use crate::error::{StoreError, StoreResult};
-use kiln_core::{Digest, MachineId, TemplateName};
+use kiln_core::{Digest, DiskOwner, MachineId, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::lock::{FileLock, Holder, Share};
 use kiln_sys::{Cancel, fs};
@@ -14,7 +14,7 @@ pub const STORE_VERSION: u32 = 1;
 /// The largest `meta.json` that is read, in bytes.
 const META_BYTES_MAX: usize = 64 << 10;
 const FORMAT: &str = "kiln.store";
-const DIRECTORIES: [&str; 9] = [
+const DIRECTORIES: [&str; 10] = [
     "artifacts",
     "indexes",
     "revisions",
@@ -22,6 +22,7 @@ const DIRECTORIES: [&str; 9] = [
     "templates",
     "leases",
     "machines",
+    "clones",
     "staging",
     "cache/v1/builds",
 ];
@@ -168,6 +169,10 @@ impl Store {
 
     pub(crate) fn cache_path(&self, key: &Digest) -> PathBuf {
         self.root.join("cache/v1/builds").join(key.hex())
+    }
+
+    pub(crate) fn disk_dir(&self, owner: &DiskOwner) -> PathBuf {
+        self.root.join("clones").join(owner.as_str())
     }
 
     /// Returns the directory of a machine, there or not.

@@ -7,7 +7,9 @@
 mod artifact;
 mod clone;
 mod collect;
+mod disks;
 mod error;
+mod file_hash;
 mod hash;
 pub mod index;
 mod layout;
@@ -23,9 +25,13 @@ mod tag;
 mod verify;
 
 pub use artifact::{IngestFrom, Ingested};
-pub use clone::{CloneChoice, CloneRequest};
+pub use clone::{CloneChoice, CloneRequest, CopyOut};
 pub use collect::{CollectPolicy, Collection, DeadRevision};
+pub use disks::{
+    AdoptDisk, ClonedDisk, DISK_RECORD_VERSION, Disk, DiskLock, DiskRecord, DiskTemplate, Disks,
+};
 pub use error::{StoreError, StoreResult};
+pub use file_hash::FileHash;
 pub use hash::hash_file;
 pub use index::Index;
 pub use layout::{STORE_VERSION, Store, StoreLock};

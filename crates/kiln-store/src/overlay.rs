@@ -76,6 +76,18 @@ pub(crate) fn write(file: &File, path: &Path, size: u64, backing: &str) -> IoRes
     file.write_all_at(&counts, 2 * CLUSTER_BYTES).at("write", path)
 }
 
+/// Returns the size of the disk in a qcow2 file, in bytes; none where the file is no qcow2 file.
+pub(crate) fn virtual_size(file: &File, path: &Path) -> IoResult<Option<u64>> {
+    let mut head = [0; 32];
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error).at("read", path),
+    }
+    let [magic, size] = [&head[..4], &head[24..]];
+    Ok((magic == b"QFI\xfb").then(|| size.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))))
+}
+
 fn put32(out: &mut Vec<u8>, value: u32) {
     out.extend(value.to_be_bytes());
 }

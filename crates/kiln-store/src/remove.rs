@@ -30,13 +30,23 @@ impl Store {
         Ok(names)
     }
 
-    /// Removes a revision without tags and machines, and the artifacts only it had. `_alone` is the store's lock,
+    /// Refuses when a machine or a disk uses a revision, or could.
+    pub fn check_unused(&self, revision: &Digest) -> StoreResult<()> {
+        let machines = self.machines_of(revision)?;
+        if !machines.is_empty() {
+            return Err(StoreError::InUse { revision: *revision, machines });
+        }
+        let owners = self.disks_of(revision)?;
+        if !owners.is_empty() {
+            return Err(StoreError::HasDisks { revision: *revision, owners });
+        }
+        Ok(())
+    }
+
+    /// Removes a revision without tags, machines and disks, and the artifacts only it had. `_alone` is the store's lock,
     /// held exclusively: nobody can begin to use them meanwhile.
     pub fn remove_revision(&self, id: &Digest, _alone: &StoreLock) -> StoreResult<Removed> {
-        let machines = self.machines_of(id)?;
-        if !machines.is_empty() {
-            return Err(StoreError::InUse { revision: *id, machines });
-        }
+        self.check_unused(id)?;
         let artifacts = match self.revision(id) {
             Ok(revision) => revision.manifest.artifacts,
             // What it referred to is unknown: its files stay for a collector.

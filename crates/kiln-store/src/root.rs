@@ -2,7 +2,7 @@
 
 use crate::error::StoreResult;
 use crate::layout::Store;
-use kiln_core::{Digest, Tag, TemplateName};
+use kiln_core::{Digest, DiskOwner, Tag, TemplateName};
 use kiln_sys::clock;
 use std::fmt;
 
@@ -33,6 +33,11 @@ pub enum Root {
         /// Its reason.
         reason: String,
     },
+    /// A disk of another program began with it.
+    Disk {
+        /// The disk's owner.
+        owner: DiskOwner,
+    },
     /// A machine runs it, or may be started on it.
     Machine {
         /// The machine's name.
@@ -47,6 +52,7 @@ impl fmt::Display for Root {
             Self::Former { template, tag, back: 1 } => write!(f, "tag {template}:{tag}, one revision ago"),
             Self::Former { template, tag, back } => write!(f, "tag {template}:{tag}, {back} revisions ago"),
             Self::Lease { id, reason } => write!(f, "lease {id} ({reason})"),
+            Self::Disk { owner } => write!(f, "disk of {owner}"),
             Self::Machine { name } => write!(f, "machine {name}"),
         }
     }
@@ -77,6 +83,8 @@ impl Store {
         for lease in self.leases()?.into_iter().filter(|lease| lease.holds_at(now)) {
             roots.push((Root::Lease { id: lease.id, reason: lease.reason }, lease.revision));
         }
+        let disks = self.disk_revisions()?.into_iter();
+        roots.extend(disks.map(|(owner, revision)| (Root::Disk { owner }, revision)));
         for (_, entry) in self.machines()? {
             let record = entry?.record;
             roots.push((Root::Machine { name: record.name.to_string() }, record.revision));

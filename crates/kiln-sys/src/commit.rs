@@ -13,6 +13,8 @@ pub enum Existing {
     Replace,
     /// It stays, and the new file is dropped: for files named by their content.
     Keep,
+    /// It stays, and the commit fails: for files of the user's.
+    Refuse,
 }
 
 /// Publishes a finished file at `to`, on the same file system, with `mode`. After success it is durable; after a
@@ -22,6 +24,7 @@ pub fn commit_file(file: &File, from: &Path, to: &Path, mode: u32, existing: Exi
     file.sync_all().at("sync", from)?;
     match existing {
         Existing::Replace => fs::rename(from, to)?,
+        Existing::Refuse => fs::rename_new(from, to)?,
         Existing::Keep => match fs::rename_new(from, to) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => fs::remove_file(from)?,
             other => other?,
@@ -51,12 +54,13 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> I
     result
 }
 
-/// Returns whether a file name is one that [`write_file`] makes before its commit.
+/// Returns whether a file name is one that [`aside`] makes.
 pub fn is_aside(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".aside-")
 }
 
-fn aside(path: &Path) -> PathBuf {
+/// Returns a name beside `path` for what is to be committed there.
+pub fn aside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".aside-{}", crate::clock::random_hex::<8>()))
 }
 

@@ -7,6 +7,7 @@
 
 mod artifacts;
 mod collection;
+mod disks;
 mod revisions;
 
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
