@@ -91,6 +91,8 @@ pub(crate) enum Command {
     Df(cmd::df::DfArgs),
     /// Read artifacts and check every byte
     Verify(cmd::verify::VerifyArgs),
+    /// Write a template's disk to a file of your own
+    Clone(cmd::clone::CloneArgs),
     /// Check this host and say what mends each lack
     Doctor(cmd::doctor::DoctorArgs),
     /// Print the version

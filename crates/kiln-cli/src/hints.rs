@@ -42,6 +42,7 @@ fn engine(error: &EngineError) -> Vec<String> {
             one("kiln schema prints every key; docs/formats/recipe.md explains them")
         }
         EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
+        EngineError::NoDirectory { path } => one(format!("mkdir -p {}", path.display())),
         EngineError::NoMachine { similar: Some(name), .. } => {
             one(format!("did you mean `{name}`? kiln ps -a lists all"))
         }
@@ -113,7 +114,15 @@ fn store(error: &StoreError) -> Vec<String> {
         }
         StoreError::CloneUnsupported { .. } => one("--clone auto takes what this host can"),
         StoreError::NotAStore { .. } => one("set KILN_HOME to an empty directory"),
-        StoreError::NoSpace { .. } => space(),
+        StoreError::Exists { .. } => one("name another file, or remove it first: kiln overwrites nothing"),
+        StoreError::HasDisks { .. } => one("the programs they belong to release them: docs/embedding.md"),
+        StoreError::Mismatch { owner, have, .. } => {
+            one(format!("release the disk of `{owner}`, or pin the reference: NAME@{have}"))
+        }
+        StoreError::NoSpace { path, .. } => one(format!(
+            "make room in {}, or use a larger file system; kiln rm frees that of the store, kiln doctor shows it",
+            path.display()
+        )),
         StoreError::Io(error) if error.is_no_space() => space(),
         StoreError::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             one("set KILN_HOME to a directory of yours, or run as its owner")

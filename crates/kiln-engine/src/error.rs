@@ -37,6 +37,30 @@ pub enum EngineError {
         /// The file.
         path: PathBuf,
     },
+    /// The directory of a new file is missing.
+    #[error("directory {} is not there", path.display())]
+    NoDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A directory of another program holds what cannot be taken over, or would have to.
+    #[error("{} of {} cannot be {action}; nothing was written", entries(problems.len()), path.display())]
+    Registry {
+        /// What was to be done with it: "imported", "exported".
+        action: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Every entry that is in the way.
+        problems: Vec<RegistryProblem>,
+    },
+    /// A directory of another program holds nothing to take over.
+    #[error("{} holds no STACK/{file}", path.display())]
+    RegistryEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// The file that is looked for.
+        file: &'static str,
+    },
     /// No machine has that name or id.
     #[error("machine `{name}` not found")]
     NoMachine {
@@ -140,6 +164,19 @@ pub enum EngineError {
     /// A file could not be used.
     #[error(transparent)]
     Io(IoError),
+}
+
+/// Why one entry of another program's directory cannot be taken over, or written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryProblem {
+    /// The entry.
+    pub name: String,
+    /// What is the matter with it.
+    pub reason: String,
+}
+
+fn entries(count: usize) -> String {
+    if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") }
 }
 
 fn said(log: &str) -> String {

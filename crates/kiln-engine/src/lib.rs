@@ -2,6 +2,7 @@
 //! locks; it prints nothing and reads no environment: everything arrives in [`Settings`].
 
 pub mod build;
+pub mod clone;
 pub mod collect;
 pub mod control;
 pub mod copy;

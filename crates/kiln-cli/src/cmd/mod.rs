@@ -1,6 +1,7 @@
 //! The verbs. Each file: arguments, the call, the rendering.
 
 pub(crate) mod build;
+pub(crate) mod clone;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod df;
@@ -90,6 +91,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Wait(args) => wait::run(context, &args),
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
+        Command::Clone(args) => clone::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),
         Command::Untag(args) => history::untag(context, &args),
         Command::History(args) => history::history(context, &args),

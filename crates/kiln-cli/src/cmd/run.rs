@@ -1,5 +1,6 @@
 //! `kiln run`.
 
+use super::clone::CloneBy;
 use super::exec::{GuestOptions, shell_of, strip_dashes};
 use super::{Context, echo, logs};
 use crate::error::{CliError, CliResult};
@@ -7,7 +8,7 @@ use crate::output;
 use crate::progress::ProgressMode;
 use crate::terminal;
 use clap::{Args, ValueEnum};
-use kiln_core::machine::{CloneMethod, EndCause, Forward, Network};
+use kiln_core::machine::{EndCause, Forward, Network};
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, MachineName, Reference};
 use kiln_engine::EngineError;
@@ -15,7 +16,7 @@ use kiln_engine::create::CreateRequest;
 use kiln_engine::machines::ConsoleReader;
 use kiln_engine::start::{Ownership, Started};
 use kiln_guest::message::ExecRequest;
-use kiln_store::{CloneChoice, MachineEntry};
+use kiln_store::MachineEntry;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -44,18 +45,6 @@ enum BoardName {
     Pc,
     Q35,
     Microvm,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum CloneBy {
-    /// The first that this host can
-    Auto,
-    /// Blocks shared by the file system
-    Reflink,
-    /// A file of what is written, over the template's disk
-    Overlay,
-    /// A whole copy
-    Copy,
 }
 
 #[derive(Debug, Args)]
@@ -146,12 +135,7 @@ impl RunArgs {
                 BoardName::Q35 => Board::Q35,
                 BoardName::Microvm => Board::Microvm,
             }),
-            clone: match self.clone {
-                CloneBy::Auto => CloneChoice::Auto,
-                CloneBy::Reflink => CloneChoice::Exactly(CloneMethod::Reflink),
-                CloneBy::Overlay => CloneChoice::Exactly(CloneMethod::Overlay),
-                CloneBy::Copy => CloneChoice::Exactly(CloneMethod::Copy),
-            },
+            clone: self.clone.into(),
             remove_on_exit: self.rm,
         })
     }

@@ -25,6 +25,7 @@ fn version_and_help_print_to_stdout() {
         "ls",
         "show",
         "tag",
+        "clone",
         "doctor",
         "version",
         "completion",

@@ -8,6 +8,7 @@
 mod basics;
 mod boot;
 mod build;
+mod clone;
 mod copy;
 mod crash;
 mod debian;
