@@ -105,6 +105,9 @@ fn store(error: &StoreError) -> Vec<String> {
         }
         StoreError::NotFound { .. } => one("kiln ls -a lists all revisions"),
         StoreError::NoTag { template, .. } => one(format!("kiln ls lists the tags of `{template}`")),
+        StoreError::Shrink { .. } => {
+            one("disks only grow: a smaller [machine] disk in kiln.toml makes a smaller template")
+        }
         StoreError::NoFormer { template, tag } => {
             one(format!("kiln history {template}:{tag} shows its moves; kiln tag moves it elsewhere"))
         }

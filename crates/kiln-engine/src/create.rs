@@ -35,6 +35,8 @@ pub struct CreateRequest {
     pub accelerator: String,
     /// The board, where not as the template says.
     pub board: Option<kiln_core::variant::Board>,
+    /// The length of its root disk, where not the template's; the guest's file system grows to it.
+    pub disk: Option<ByteSize>,
     /// How its disk is made.
     pub clone: CloneChoice,
     /// Whether it is removed when it ends.
@@ -129,7 +131,7 @@ impl Engine {
             stem: DISK_STEM,
             choice: request.clone,
         };
-        let clone = self.store.clone_artifact(&clone, &self.cancel)?;
+        let clone = self.store.clone_grown(&clone, request.disk.unwrap_or(rootfs.size), &self.cancel)?;
         if let Some(size) = shape.data_disk {
             let path = dir.join(DATA_DISK_FILE);
             let disk = fs::create_new(&path)?;

@@ -8,7 +8,7 @@ use kiln_core::machine::{CloneMethod, CloneRecord};
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::{Existing, aside, commit_file};
 use kiln_sys::copy::{allocated_bytes, reflink, sparse_copy};
-use kiln_sys::{Cancel, fs};
+use kiln_sys::{Cancel, IoResultExt as _, fs};
 use std::fs::File;
 use std::path::Path;
 
@@ -61,6 +61,8 @@ pub struct CopyOut<'a> {
 struct Target<'a> {
     digest: &'a Digest,
     size: ByteSize,
+    /// The disk's length, no less than the artifact's; what is beyond that reads as zeros.
+    grown: ByteSize,
     /// The file, which must not exist.
     path: &'a Path,
     /// A directory on the file system that the disk takes its room from.
@@ -73,6 +75,22 @@ impl Store {
     /// Makes a private, writable disk of an artifact's content for a machine, in a file that must not exist. An overlay
     /// needs the artifact for as long as it lives. After an error nothing is left.
     pub fn clone_artifact(&self, request: &CloneRequest<'_>, cancel: &Cancel) -> StoreResult<CloneRecord> {
+        self.clone_grown(request, request.size, cancel)
+    }
+
+    /// Like [`Store::clone_artifact`], with a disk of another length: what lies beyond the artifact reads as zeros.
+    ///
+    /// # Errors
+    /// [`StoreError::Shrink`] for a length below the artifact's.
+    pub fn clone_grown(
+        &self,
+        request: &CloneRequest<'_>,
+        grown: ByteSize,
+        cancel: &Cancel,
+    ) -> StoreResult<CloneRecord> {
+        if grown < request.size {
+            return Err(StoreError::Shrink { wanted: grown, least: request.size });
+        }
         self.ensure_artifact(&request.digest, request.size, cancel, &mut |_| {})?;
         let source = fs::open(&self.artifact_path(&request.digest))?;
         let make = |method: CloneMethod| {
@@ -82,7 +100,7 @@ impl Store {
             self.clone_by(
                 method,
                 &source,
-                &Target { digest, size, path: &path, dir, backing: &backing },
+                &Target { digest, size, grown, path: &path, dir, backing: &backing },
                 cancel,
             )
         };
@@ -90,7 +108,7 @@ impl Store {
             CloneChoice::Exactly(method) => exactly(method, request.dir, make)?,
             CloneChoice::Auto => first([CloneMethod::Reflink, CloneMethod::Overlay], make)?,
         };
-        Ok(CloneRecord { artifact: request.digest, size: request.size, method })
+        Ok(CloneRecord { artifact: request.digest, size: grown, method })
     }
 
     /// Writes a private, writable disk of an artifact's content to a file outside the store, in one step: it is there
@@ -112,7 +130,8 @@ impl Store {
             // An empty name fits no overlay: a path that is no text is refused there.
             let backing = artifact.to_str().unwrap_or_default();
             let (digest, size) = (&request.digest, request.size);
-            self.clone_by(method, &source, &Target { digest, size, path: &aside, dir, backing }, cancel)
+            let target = Target { digest, size, grown: size, path: &aside, dir, backing };
+            self.clone_by(method, &source, &target, cancel)
         };
         let method = match request.choice {
             CloneChoice::Exactly(method) => exactly(method, dir, make)?,
@@ -163,10 +182,17 @@ impl Store {
         target: &Target<'_>,
         cancel: &Cancel,
     ) -> StoreResult<bool> {
+        let lengthen = || -> StoreResult<bool> {
+            if target.grown > target.size {
+                file.set_len(target.grown.bytes()).at("set the length of", target.path)?;
+            }
+            Ok(true)
+        };
         match method {
-            CloneMethod::Reflink => Ok(reflink(source, file)),
+            CloneMethod::Reflink if reflink(source, file) => lengthen(),
+            CloneMethod::Reflink => Ok(false),
             CloneMethod::Overlay => {
-                let size = target.size.bytes();
+                let size = target.grown.bytes();
                 if !overlay::fits(size, target.backing) {
                     return Ok(false);
                 }
@@ -177,7 +203,7 @@ impl Store {
             CloneMethod::Copy => {
                 need_space_in(target.dir, allocated_bytes(&self.artifact_path(target.digest))?)?;
                 sparse_copy(source, file, target.path, Some(cancel))?;
-                Ok(true)
+                lengthen()
             }
             _ => Ok(false),
         }

@@ -3,7 +3,7 @@
 use kiln_core::machine::CloneMethod;
 use kiln_core::name::InvalidName;
 use kiln_core::revision::InvalidManifest;
-use kiln_core::{Digest, DiskOwner, Reference, Tag, TemplateName};
+use kiln_core::{ByteSize, Digest, DiskOwner, Reference, Tag, TemplateName};
 use kiln_sys::IoError;
 use kiln_sys::lock::LockError;
 use std::path::PathBuf;
@@ -171,6 +171,14 @@ pub enum StoreError {
         template: TemplateName,
         /// The tag.
         tag: Tag,
+    },
+    /// A disk was asked for that its artifact does not fit in.
+    #[error("a disk of {} is too small: its template's has {}", wanted.human(), least.human())]
+    Shrink {
+        /// The length asked for.
+        wanted: ByteSize,
+        /// The artifact's length.
+        least: ByteSize,
     },
     /// A tag that never pointed anywhere else.
     #[error("tag `{template}:{tag}` has no former revision")]

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// Commands of busybox that tests use.
-const APPLETS: [&str; 33] = [
+const APPLETS: [&str; 34] = [
     "sh",
     "cat",
     "echo",
@@ -23,6 +23,7 @@ const APPLETS: [&str; 33] = [
     "id",
     "pwd",
     "env",
+    "stat",
     "stty",
     "mount",
     "hostname",

@@ -86,6 +86,9 @@ pub(crate) struct RunArgs {
     /// The accelerator: auto takes KVM only where it really works
     #[arg(long, value_enum, default_value = "auto")]
     accel: Accel,
+    /// Size of its root disk, more than the template's; the file system grows to it
+    #[arg(long, value_name = "SIZE")]
+    disk: Option<ByteSize>,
     /// How its private disk is made
     #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
     clone: CloneBy,
@@ -136,6 +139,7 @@ impl RunArgs {
                 BoardName::Microvm => Board::Microvm,
             }),
             clone: self.clone.into(),
+            disk: self.disk,
             remove_on_exit: self.rm,
         })
     }

@@ -198,3 +198,29 @@ fn boot_without_qemu_names_the_package() {
     assert!(said.contains("qemu-system-x86"), "{said}");
     assert_eq!(context.machine_dirs(), Vec::<String>::new());
 }
+
+#[test]
+fn boot_a_larger_disk_is_a_larger_file_system() {
+    let context = context();
+    let dir = recipe(&context, "web", "");
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    let blocks = |name: &str| -> u64 {
+        let line = context.kiln(["exec", name, "--", "stat", "-f", "-c", "%b %S", "/"]).ok();
+        let numbers: Vec<u64> = line.split_whitespace().map(|word| word.parse().unwrap()).collect();
+        numbers[0] * numbers[1]
+    };
+    for (name, method) in [("one", "overlay"), ("two", "copy")] {
+        context.kiln(["run", "-d", "--name", name, "--disk", "3G", "--clone", method, "web"]).ok();
+        let grown = blocks(name);
+        assert!(grown > 28 * (100 << 20) && grown <= 3 << 30, "{grown}");
+        context.kiln(["exec", name, "--", "sh", "-c", "echo kept > /kept"]).ok();
+        context.kiln(["stop", name]).ok();
+        context.kiln(["start", name]).ok();
+        assert_eq!(context.kiln(["exec", name, "--", "cat", "/kept"]).ok(), "kept\n");
+        assert_eq!(blocks(name), grown, "{method}");
+        context.kiln(["rm", "-f", name]).ok();
+    }
+    let small = context.kiln(["run", "--rm", "--disk", "1M", "web", "--", "true"]).fails(1);
+    assert!(small.starts_with("error: a disk of 1.0 MiB is too small: its template's has "), "{small}");
+    assert_eq!(context.machine_dirs(), Vec::<String>::new());
+}
