@@ -32,6 +32,6 @@ pub use error::BuildError;
 pub use host::HostFacts;
 pub use plan::{BuildPlan, KeyPart, plan};
 pub use report::{BuildEvent, Quiet, Reporter, Step};
-pub use run::{BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, run};
+pub use run::{BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, run};
 pub use tree::TreeSize;
 pub use unpack::Ownership;

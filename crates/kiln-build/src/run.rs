@@ -15,7 +15,7 @@ use crate::unpack::{self, Ownership};
 use crate::{apt, debian};
 use kiln_core::digest::Digest;
 use kiln_core::name::ArtifactRole;
-use kiln_core::recipe::Init;
+use kiln_core::recipe::{AgentOptions, Init};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_guest::config::When;
@@ -116,7 +116,7 @@ fn run_directory(
     check.done(format!("{} files", walked.size.inodes));
     need_space(cx, walked.size.bytes())?;
     let mut output = Output::default();
-    boot_files(plan, &source.kernel, source.modules.as_deref(), cx, &mut output)?;
+    boot_files(&plan.agent, &source.kernel, source.modules.as_deref(), cx, &mut output)?;
     // Whoever is not root owns the files, and they stay that user's in the image.
     disk(plan, &source.root, &Ownership::OnDisk, walked.size, walked.listing, cx, &mut output)?;
     Ok(output.sorted(cx))
@@ -125,7 +125,7 @@ fn run_directory(
 fn run_tar(plan: &BuildPlan, source: &PathPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
     let mut output = Output::default();
     let root = unpacked(&source.root, cx)?;
-    boot_files(plan, &source.kernel, source.modules.as_deref(), cx, &mut output)?;
+    boot_files(&plan.agent, &source.kernel, source.modules.as_deref(), cx, &mut output)?;
     disk(plan, &root.path, &root.ownership, root.size, root.listing, cx, &mut output)?;
     Ok(output.sorted(cx))
 }
@@ -221,12 +221,24 @@ fn packaged_boot_files(
     let files: KernelFiles = kernel_package::fetch(&request, cx.toolbox, cx.cancel, &mut step.lines())?;
     step.done(files.packages.join(" "));
     output.fact("kernel_package", files.packages.join(" "));
-    boot_files(plan, &files.kernel, Some(&files.modules), cx, output)
+    boot_files(&plan.agent, &files.kernel, Some(&files.modules), cx, output)
+}
+
+/// Makes kernel and initramfs alone, for a root file system that comes from elsewhere.
+pub fn boot(
+    agent: &AgentOptions,
+    kernel: &Path,
+    modules: Option<&Path>,
+    cx: &BuildContext<'_>,
+) -> Result<BuildOutput, BuildError> {
+    let mut output = Output::default();
+    boot_files(agent, kernel, modules, cx, &mut output)?;
+    Ok(output.sorted(cx))
 }
 
 /// Writes kernel and initramfs.
 fn boot_files(
-    plan: &BuildPlan,
+    agent: &AgentOptions,
     kernel: &Path,
     modules: Option<&Path>,
     cx: &BuildContext<'_>,
@@ -245,13 +257,13 @@ fn boot_files(
     cx.cancel.check()?;
     let step = Running::start(cx.reporter, Step::Initramfs, "");
     let wanted = |name| Wanted { name, when: When::Always, optional: false };
-    let own: Vec<Wanted<'_>> = plan.agent.modules.iter().map(|name| wanted(name.as_str())).collect();
+    let own: Vec<Wanted<'_>> = agent.modules.iter().map(|name| wanted(name.as_str())).collect();
     let loaded = match (modules, own.first()) {
         (Some(dir), _) => ModuleDir::open(dir)?.resolve(&[&GUEST_DRIVERS, own.as_slice()].concat())?,
         (None, Some(first)) => return Err(ModuleError::NoDirectory(first.name.to_owned()).into()),
         (None, None) => Vec::new(),
     };
-    let config = initramfs::init_config(&plan.agent, &loaded)?;
+    let config = initramfs::init_config(agent, &loaded)?;
     let path = output.file(cx, ArtifactRole::initrd(), "initrd", ArtifactFormat::Cpio);
     write(&path, |out| initramfs::write(out, AGENT, &config, &loaded))?;
     step.done(format!("{} modules", loaded.len()));

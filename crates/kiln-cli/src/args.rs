@@ -93,6 +93,10 @@ pub(crate) enum Command {
     Verify(cmd::verify::VerifyArgs),
     /// Write a template's disk to a file of your own
     Clone(cmd::clone::CloneArgs),
+    /// Take templates over from another program's directory
+    Import(cmd::import::ImportArgs),
+    /// Write templates in another program's layout
+    Export(cmd::export::ExportArgs),
     /// Check this host and say what mends each lack
     Doctor(cmd::doctor::DoctorArgs),
     /// Print the version

@@ -39,6 +39,21 @@ fn home(option: Option<PathBuf>) -> PathBuf {
     std::path::absolute(&chosen).unwrap_or(chosen)
 }
 
+/// Returns where microvm-runtime keeps its templates.
+pub(crate) fn rootfs_templates() -> PathBuf {
+    directory("MICROVM_ROOTFS_TEMPLATE_DIR", "/var/lib/microvm/rootfs-templates")
+}
+
+/// Returns where microvm-runtime keeps its machines' disks.
+pub(crate) fn rootfs_clones() -> PathBuf {
+    directory("MICROVM_ROOTFS_CLONES_DIR", "/var/lib/microvm/rootfs")
+}
+
+fn directory(variable: &str, otherwise: &str) -> PathBuf {
+    let chosen = std::env::var_os(variable).filter(|value| !value.is_empty());
+    chosen.map_or_else(|| PathBuf::from(otherwise), PathBuf::from)
+}
+
 /// The user's path first, then the system's: administrators' tools are often missing from a user's.
 fn toolbox() -> Toolbox {
     let mut search: Vec<PathBuf> = std::env::var_os("PATH")

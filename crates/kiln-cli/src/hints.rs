@@ -14,6 +14,9 @@ pub(crate) fn details(error: &CliError) -> Vec<String> {
         CliError::Engine(EngineError::Store(StoreError::Ambiguous { candidates, .. })) => {
             candidates.iter().map(ToString::to_string).collect()
         }
+        CliError::Engine(EngineError::Registry { problems, .. }) => {
+            problems.iter().map(|problem| format!("{}: {}", problem.name, problem.reason)).collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -42,6 +45,13 @@ fn engine(error: &EngineError) -> Vec<String> {
             one("kiln schema prints every key; docs/formats/recipe.md explains them")
         }
         EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
+        EngineError::Registry { action: "imported", .. } => one(
+            "copy what is wanted to a directory of its own, under names kiln takes (cp --sparse=always), and import that",
+        ),
+        EngineError::Registry { .. } => {
+            one("name other references, or an empty directory; a disk has to be raw and not in use")
+        }
+        EngineError::RegistryEmpty { .. } => one("name the directory that holds the stacks' directories"),
         EngineError::NoDirectory { path } => one(format!("mkdir -p {}", path.display())),
         EngineError::NoMachine { similar: Some(name), .. } => {
             one(format!("did you mean `{name}`? kiln ps -a lists all"))

@@ -66,7 +66,7 @@ fn walk_up(start: &Path) -> EngineResult<PathBuf> {
 }
 
 /// Hands a build's events on.
-struct Forward<'a>(&'a dyn Reporter);
+pub(crate) struct Forward<'a>(pub(crate) &'a dyn Reporter);
 
 impl kiln_build::Reporter for Forward<'_> {
     fn event(&self, event: BuildEvent) {
@@ -234,6 +234,6 @@ impl Engine {
     }
 }
 
-fn elapsed_ms(begun: Instant) -> u64 {
+pub(crate) fn elapsed_ms(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,7 @@
 //! The operations of kiln: what a command line, a server or an embedder calls. This crate decides order, policy and
 //! locks; it prints nothing and reads no environment: everything arrives in [`Settings`].
 
+pub mod adopt;
 pub mod build;
 pub mod clone;
 pub mod collect;
@@ -18,7 +19,7 @@ pub mod supervisor;
 pub mod templates;
 pub mod verify;
 
-pub use error::{EngineError, EngineResult};
+pub use error::{EngineError, EngineResult, RegistryProblem};
 pub use kiln_store::Store;
 pub use kvm_cache::PROBE_COMMAND;
 pub use progress::{Progress, Reporter, Silent};

@@ -35,7 +35,7 @@ pub struct TagMove {
     pub from: Option<Digest>,
     /// To where.
     pub to: Digest,
-    /// By what: `build`, `tag`.
+    /// By what: `build`, `tag`, `import`.
     pub by: String,
 }
 

@@ -7,8 +7,10 @@ pub(crate) mod cp;
 pub(crate) mod df;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod export;
 pub(crate) mod gc;
 pub(crate) mod history;
+pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod ls;
@@ -100,6 +102,8 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Why(args) => why::run(context, &args),
         Command::Df(args) => df::run(context, &args),
         Command::Verify(args) => verify::run(context, &args),
+        Command::Import(args) => import::run(context, &args),
+        Command::Export(args) => export::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args),
         _ => Err(CliError::Usage("this verb needs no store".to_owned())),
     }

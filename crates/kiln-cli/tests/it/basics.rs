@@ -26,6 +26,8 @@ fn version_and_help_print_to_stdout() {
         "show",
         "tag",
         "clone",
+        "import",
+        "export",
         "doctor",
         "version",
         "completion",

@@ -14,6 +14,7 @@ mod crash;
 mod debian;
 mod exec;
 mod lifecycle;
+mod registry;
 mod space;
 mod verify;
 mod vsock;
