@@ -113,6 +113,10 @@ fn store(error: &StoreError) -> Vec<String> {
         | StoreError::Unsealed { .. } => {
             one("kiln verify --all --repair says what is damaged and bakes it again")
         }
+        StoreError::NotFound { kind: "disk", similar, .. } => match similar.first() {
+            Some(similar) => one(format!("did you mean `{similar}`?")),
+            None => one("kiln show REF names the disks of a revision"),
+        },
         StoreError::NotFound { .. } => one("kiln ls -a lists all revisions"),
         StoreError::NoTag { template, .. } => one(format!("kiln ls lists the tags of `{template}`")),
         StoreError::Shrink { .. } => {
@@ -128,7 +132,11 @@ fn store(error: &StoreError) -> Vec<String> {
         StoreError::CloneUnsupported { .. } => one("--clone auto takes what this host can"),
         StoreError::NotAStore { .. } => one("set KILN_HOME to an empty directory"),
         StoreError::Exists { .. } => one("name another file, or remove it first: kiln overwrites nothing"),
-        StoreError::HasDisks { .. } => one("the programs they belong to release them: docs/embedding.md"),
+        StoreError::HasDisks { owners, .. } => {
+            let names: Vec<&str> = owners.iter().map(kiln_core::DiskOwner::as_str).collect();
+            one(format!("have their programs release them, or kiln rm --disk {}", names.join(" ")))
+        }
+        StoreError::Busy { .. } => one("end the machine that runs on it, then try again"),
         StoreError::Mismatch { owner, have, .. } => {
             one(format!("release the disk of `{owner}`, or pin the reference: NAME@{have}"))
         }

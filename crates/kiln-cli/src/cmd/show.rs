@@ -5,7 +5,7 @@ use crate::error::{CliError, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::revision::Manifest;
-use kiln_core::{Digest, Reference};
+use kiln_core::{Digest, DiskOwner, Reference};
 use kiln_engine::EngineError;
 use kiln_store::{BuildRecord, StoreError};
 use serde::Serialize;
@@ -35,6 +35,8 @@ struct Shown {
     revision: Digest,
     tags: Vec<String>,
     machines: Vec<String>,
+    /// Owners of disks of other programs.
+    disks: Vec<DiskOwner>,
     manifest: Manifest,
     build: Option<BuildRecord>,
 }
@@ -63,6 +65,7 @@ pub(crate) fn run(context: &Context, args: &ShowArgs) -> CliResult {
             .map(|(template, tag)| format!("{template}:{tag}"))
             .collect(),
         machines: store.machines_of(&revision.id)?,
+        disks: store.disks_of(&revision.id)?,
         build: store.build_record(&revision.id)?,
         revision: revision.id,
         manifest: revision.manifest,
@@ -103,10 +106,12 @@ fn machine(context: &Context, args: &ShowArgs) -> CliResult {
 
 fn render(shown: &Shown) {
     let manifest = &shown.manifest;
+    let disks: Vec<&str> = shown.disks.iter().map(DiskOwner::as_str).collect();
     let mut rows = vec![
         vec!["revision".to_owned(), shown.revision.to_string()],
         vec!["tags".to_owned(), shown.tags.join(", ")],
         vec!["machines".to_owned(), shown.machines.join(", ")],
+        vec!["disks".to_owned(), disks.join(", ")],
         vec!["arch".to_owned(), manifest.arch.to_string()],
         vec![
             "machine".to_owned(),

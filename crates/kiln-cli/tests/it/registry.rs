@@ -132,7 +132,10 @@ fn clones_become_disks_and_are_written_back_with_their_stamps() {
     assert_eq!(record["revision"], id);
     let told = context.kiln(["rm", "--template", "web"]).fails(1);
     assert!(told.contains("is in use by the disk of grown, vm-1"), "{told}");
+    assert!(told.contains("or kiln rm --disk grown vm-1"), "{told}");
     assert_eq!(context.kiln(["ls", "-q"]).ok(), "other:latest\nweb:latest\n", "the tag is still there");
+    let shown = context.kiln(["show", "web", "--json"]).json();
+    assert_eq!(shown["disks"], serde_json::json!(["grown", "vm-1"]));
 
     let args = ["export", "rootfs-registry", "out", "web", "--clones", "out-clones"];
     context.kiln(args).ok();
@@ -143,6 +146,11 @@ fn clones_become_disks_and_are_written_back_with_their_stamps() {
     assert_eq!(std::fs::read_to_string(out("grown/rootfs.ext4.size")).unwrap(), "3145728");
     assert_eq!(sha256(&out("grown/rootfs.ext4")), sha256(&grown));
     assert_eq!(sha256(&context.work().join("out/web/rootfs.ext4")), web);
+
+    assert_eq!(context.kiln(["rm", "--disk", "vm-1", "grown"]).ok(), "vm-1\ngrown\n");
+    assert!(context.kiln(["rm", "--disk", "vm-1"]).fails(1).contains("disk `vm-1` not found"));
+    context.kiln(["rm", "--disk", "../vm-1"]).fails(2);
+    context.kiln(["rm", "--template", "web"]).ok();
 }
 
 #[test]
@@ -213,4 +221,17 @@ fn what_the_layout_cannot_hold_is_not_exported() {
         assert!(told.contains(line), "{line} in\n{told}");
     }
     assert!(!context.work().join("out").exists() && !context.work().join("out2").exists());
+}
+
+#[test]
+fn boot_a_template_that_went_out_and_came_in() {
+    let context = context();
+    let dir = kiln_testing::recipe(&context, "web", "");
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    context.kiln(["export", "rootfs-registry", "stacks"]).ok();
+    context.kiln(["rm", "web"]).ok();
+    let modules = fixtures().join("modules");
+    import(&context, &["--modules", modules.to_str().unwrap()]).ok();
+    let output = context.kiln(["run", "--rm", "web", "--", "sh", "-c", "uname -s; exit 7"]);
+    assert_eq!((output.code, output.stdout.as_str()), (7, "Linux\n"), "{}", output.stderr);
 }

@@ -244,22 +244,7 @@ fn what_an_ended_process_staged_is_swept_and_what_a_living_one_stages_is_not() {
 
 #[test]
 fn reflink_file_systems_share_their_blocks() {
-    // Only a loop-mounted file system can show this on a host without one; that needs root and loop devices.
-    let fixture = Fixture::new();
-    let image = fixture.dir.path().join("xfs.img");
-    let mount = fixture.dir.path().join("mnt");
-    std::fs::create_dir(&mount).unwrap();
-    let script = "truncate -s 320M \"$1\" && mkfs.xfs -q -m reflink=1 \"$1\" && mount -o loop \"$1\" \"$2\"";
-    let mounted = std::process::Command::new("sh")
-        .args(["-c", script, "sh"])
-        .args([&image, &mount])
-        .stderr(std::process::Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !mounted {
-        return;
-    }
-    let result = std::panic::catch_unwind(|| {
+    crate::on_xfs(|mount| {
         let store = kiln_store::Store::open(&mount.join("home")).unwrap();
         let cancel = kiln_sys::Cancel::new().unwrap();
         let source = mount.join("file");
@@ -276,7 +261,4 @@ fn reflink_file_systems_share_their_blocks() {
         let record = store.clone_artifact(&request, &cancel).unwrap();
         assert_eq!(record.method, CloneMethod::Reflink);
     });
-    let unmounted = std::process::Command::new("umount").arg(&mount).status().unwrap();
-    assert!(unmounted.success());
-    result.unwrap();
 }

@@ -348,3 +348,48 @@ fn too_little_room_is_said_with_both_sizes() {
     assert_eq!((path.as_path(), need), (fixture.store.root(), 1 << 60));
     assert!(have < need);
 }
+
+#[test]
+fn a_full_file_system_is_told_before_anything_is_written_and_shared_blocks_need_no_room() {
+    crate::on_xfs(|mount| {
+        let fixture = Fixture::at(&mount.join("home"));
+        publish(&fixture, &[1; 24 << 20]);
+        let (_, rootfs) = disks(&fixture).template(&web()).unwrap();
+        let room = kiln_sys::fs::space(mount).unwrap().available - (30 << 20);
+        let mut fill = std::process::Command::new("fallocate");
+        fill.arg("-l").arg(room.to_string()).arg(mount.join("filler"));
+        assert!(fill.status().unwrap().success());
+        let dest = mount.join("out.raw");
+        let request =
+            CopyOut { digest: rootfs.digest, size: rootfs.size, dest: &dest, mode: 0o600, choice: COPY };
+        for result in [
+            fixture.store.copy_out(&request, &fixture.cancel).map(drop),
+            disks(&fixture).clone_for(&owner("vm"), &web(), COPY).map(drop),
+        ] {
+            let Err(StoreError::NoSpace { need, have, .. }) = result else { panic!("{result:?}") };
+            assert!(need >= 24 << 20 && have < need + (16 << 20), "{need} {have}");
+        }
+        assert!(!dest.exists() && disks(&fixture).list().unwrap().is_empty());
+        assert_eq!(staged(&fixture), 0);
+        let shared = disks(&fixture).clone_for(&owner("vm"), &web(), CloneChoice::Auto).unwrap().disk;
+        assert_eq!(shared.record().method, CloneMethod::Reflink);
+        assert!(std::fs::read(shared.path()).unwrap() == [1; 24 << 20]);
+    });
+}
+
+#[test]
+fn holes_stay_holes() {
+    let fixture = Fixture::new();
+    let path = fixture.dir.path().join("sparse");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(256 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1; 4096], 64 << 20).unwrap();
+    let staging = fixture.store.stage("a test").unwrap();
+    let taken =
+        fixture.store.ingest(&path, kiln_store::IngestFrom::Outside, &staging, &fixture.cancel).unwrap();
+    let dest = fixture.dir.path().join("out.raw");
+    let request = CopyOut { digest: taken.digest, size: taken.size, dest: &dest, mode: 0o600, choice: COPY };
+    fixture.store.copy_out(&request, &fixture.cancel).unwrap();
+    let meta = std::fs::metadata(&dest).unwrap();
+    assert!(meta.len() == 256 << 20 && meta.blocks() * 512 <= 64 << 10, "{} blocks", meta.blocks());
+}

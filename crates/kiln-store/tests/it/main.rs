@@ -31,6 +31,11 @@ impl Fixture {
         Self { dir, store, cancel: Cancel::new().unwrap() }
     }
 
+    /// Makes a store in this place.
+    fn at(home: &std::path::Path) -> Self {
+        Self { store: Store::open(home).unwrap(), ..Self::new() }
+    }
+
     /// Ingests a file with this content.
     fn artifact(&self, role: ArtifactRole, content: &[u8]) -> Artifact {
         let path = self.dir.path().join("file");
@@ -67,4 +72,26 @@ fn record() -> BuildRecord {
         elapsed_ms: 1,
         facts: std::collections::BTreeMap::new(),
     }
+}
+
+/// Works on a small file system that shares blocks. Only a loop-mounted one can show this on a host without; that
+/// needs root and loop devices, and where they lack nothing is done.
+fn on_xfs(work: impl FnOnce(&std::path::Path) + std::panic::UnwindSafe) {
+    let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+    let (image, mount) = (dir.path().join("xfs.img"), dir.path().join("mnt"));
+    std::fs::create_dir(&mount).unwrap();
+    let script = "truncate -s 320M \"$1\" && mkfs.xfs -q -m reflink=1 \"$1\" && mount -o loop \"$1\" \"$2\"";
+    let mounted = std::process::Command::new("sh")
+        .args(["-c", script, "sh"])
+        .args([&image, &mount])
+        .stderr(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        return;
+    }
+    let result = std::panic::catch_unwind(|| work(&mount));
+    let unmounted = std::process::Command::new("umount").arg(&mount).status().unwrap();
+    assert!(unmounted.success());
+    result.unwrap();
 }
