@@ -8,7 +8,7 @@ use crate::seal::ARTIFACT_MODE;
 use crate::staging::Staging;
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::{Existing, commit_file, write_file};
-use kiln_sys::{Cancel, copy, fs};
+use kiln_sys::{Cancel, copy, fail, fs};
 use std::path::Path;
 
 /// Free space that stays after a copy, in bytes.
@@ -59,20 +59,27 @@ impl Store {
             known: self.is_whole(&digest, ByteSize::from_bytes(index.length()))?,
         };
         if ingested.known {
+            fail::point("ingest.known", &own)?;
             fs::remove_file(&own)?;
             return Ok(ingested);
         }
         // What is there and not whole is replaced: the content is known by its name.
+        fail::point("ingest.index", &own)?;
         write_file(&self.index_path(&digest), &index.to_bytes(), ARTIFACT_MODE, Existing::Replace)?;
+        fail::point("ingest.artifact", &own)?;
         commit_file(&file, &own, &self.artifact_path(&digest), ARTIFACT_MODE, Existing::Replace)?;
+        fail::point("ingest.seal", path)?;
         self.seal(&digest)?;
+        fail::point("ingest.done", path)?;
         Ok(ingested)
     }
 
     fn copy_in(&self, path: &Path, staging: &Staging, cancel: &Cancel) -> StoreResult<std::path::PathBuf> {
         let source = fs::open(path)?;
         let own = staging.path().join(format!("in-{}", kiln_sys::clock::random_hex::<8>()));
+        fail::point("ingest.create", &own)?;
         let target = fs::create_new(&own)?;
+        fail::point("ingest.copy", &own)?;
         if !copy::reflink(&source, &target) {
             self.need_space(copy::allocated_bytes(path)?)?;
             copy::sparse_copy(&source, &target, &own, Some(cancel))?;

@@ -8,7 +8,7 @@ use kiln_core::machine::{CloneMethod, CloneRecord};
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::{Existing, aside, commit_file};
 use kiln_sys::copy::{allocated_bytes, reflink, sparse_copy};
-use kiln_sys::{Cancel, IoResultExt as _, fs};
+use kiln_sys::{Cancel, IoResultExt as _, fail, fs};
 use std::fs::File;
 use std::path::Path;
 
@@ -162,8 +162,10 @@ impl Store {
         target: &Target<'_>,
         cancel: &Cancel,
     ) -> StoreResult<Option<CloneMethod>> {
+        fail::point("clone.create", target.path)?;
         let file = fs::create_new(target.path)?;
         let made = self.fill(method, source, &file, target, cancel).and_then(|made| {
+            fail::point("clone.mode", target.path)?;
             fs::set_mode(target.path, CLONE_MODE)?;
             Ok(made)
         });
@@ -188,6 +190,7 @@ impl Store {
             }
             Ok(true)
         };
+        fail::point("clone.fill", target.path)?;
         match method {
             CloneMethod::Reflink if reflink(source, file) => lengthen(),
             CloneMethod::Reflink => Ok(false),
@@ -197,11 +200,13 @@ impl Store {
                     return Ok(false);
                 }
                 need_space_in(target.dir, OVERLAY_BYTES)?;
+                fail::point("clone.overlay", target.path)?;
                 overlay::write(file, target.path, size, target.backing)?;
                 Ok(true)
             }
             CloneMethod::Copy => {
                 need_space_in(target.dir, allocated_bytes(&self.artifact_path(target.digest))?)?;
+                fail::point("clone.copy", target.path)?;
                 sparse_copy(source, file, target.path, Some(cancel))?;
                 lengthen()
             }

@@ -4,7 +4,7 @@ use crate::error::{StoreError, StoreResult};
 use kiln_core::{Digest, DiskOwner, MachineId, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::lock::{FileLock, Holder, Share};
-use kiln_sys::{Cancel, fs};
+use kiln_sys::{Cancel, fail, fs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -76,12 +76,14 @@ impl Store {
             return Err(StoreError::NotAStore { path: self.root.clone(), reason });
         }
         for directory in DIRECTORIES {
+            fail::point("open.directory", &self.root.join(directory))?;
             fs::create_dir_all(&self.root.join(directory))?;
         }
         let content =
             Meta { format: FORMAT.to_owned(), version: STORE_VERSION, features: Features::default() };
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let bytes = serde_json::to_vec_pretty(&content).unwrap();
+        fail::point("open.meta", meta)?;
         write_file(meta, &bytes, 0o644, Existing::Keep)?;
         Ok(())
     }
@@ -137,6 +139,7 @@ impl Store {
         cancel: &Cancel,
         waiting: &mut dyn FnMut(&Holder),
     ) -> StoreResult<FileLock> {
+        fail::point("template.directory", &self.template_dir(name))?;
         fs::create_dir_all(&self.template_dir(name))?;
         Ok(FileLock::take(&self.template_dir(name).join("lock"), work, cancel, waiting)?)
     }

@@ -6,7 +6,7 @@ use crate::layout::Store;
 use kiln_core::MachineId;
 use kiln_core::machine::{MachineRecord, MachineStatus, RECORD_BYTES_MAX, RECORD_VERSION};
 use kiln_sys::commit::{Existing, write_file};
-use kiln_sys::fs;
+use kiln_sys::{fail, fs};
 use std::path::{Path, PathBuf};
 
 /// A machine as the store knows it.
@@ -61,6 +61,7 @@ impl Store {
     pub fn write_status(&self, dir: &Path, status: &MachineStatus) -> StoreResult<()> {
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let bytes = serde_json::to_vec_pretty(status).unwrap();
+        fail::point("status.write", dir)?;
         Ok(write_file(&dir.join("status.json"), &bytes, 0o600, Existing::Replace)?)
     }
 }

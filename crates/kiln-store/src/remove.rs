@@ -3,7 +3,7 @@
 use crate::error::{StoreError, StoreResult};
 use crate::layout::{Store, StoreLock};
 use kiln_core::Digest;
-use kiln_sys::fs;
+use kiln_sys::{fail, fs};
 use std::collections::BTreeSet;
 
 /// What a removal freed.
@@ -68,8 +68,11 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
+        fail::point("remove.manifest", &self.revision_path(id))?;
         fs::remove_file(&self.revision_path(id))?;
+        fail::point("remove.record", &self.build_record_path(id))?;
         fs::remove_file(&self.build_record_path(id))?;
+        fail::point("remove.sync", &self.revision_path(id))?;
         fs::sync_dir(&self.root().join("revisions"))?;
         let mut removed = Removed::default();
         for artifact in artifacts {
@@ -78,7 +81,9 @@ impl Store {
             }
             let path = self.artifact_path(&artifact.digest);
             removed.bytes += kiln_sys::copy::allocated_bytes(&path).unwrap_or(0);
+            fail::point("remove.artifact", &path)?;
             fs::remove_file(&path)?;
+            fail::point("remove.index", &path)?;
             fs::remove_file(&self.index_path(&artifact.digest))?;
             fs::remove_file(&self.seal_path(&artifact.digest))?;
             removed.artifacts.push(artifact.digest);

@@ -5,7 +5,7 @@ use crate::layout::Store;
 use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
-use kiln_sys::{Cancel, fs};
+use kiln_sys::{Cancel, fail, fs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -49,8 +49,11 @@ impl Store {
         let id = manifest.id();
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let record = serde_json::to_vec_pretty(record).unwrap();
+        fail::point("revision.record", &self.build_record_path(&id))?;
         write_file(&self.build_record_path(&id), &record, 0o644, Existing::Replace)?;
+        fail::point("revision.manifest", &self.revision_path(&id))?;
         write_file(&self.revision_path(&id), &manifest.to_bytes(), 0o444, Existing::Replace)?;
+        fail::point("revision.done", &self.revision_path(&id))?;
         Ok(id)
     }
 
@@ -170,6 +173,7 @@ impl Store {
     /// Remembers which revision a build with this key made.
     pub fn remember_build(&self, key: &Digest, id: &Digest) -> StoreResult<()> {
         fs::create_dir_all(&self.root().join("cache/v1/builds"))?;
+        fail::point("cache.entry", &self.cache_path(key))?;
         Ok(write_file(&self.cache_path(key), format!("{id}\n").as_bytes(), 0o644, Existing::Replace)?)
     }
 }

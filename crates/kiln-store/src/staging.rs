@@ -4,7 +4,7 @@
 use crate::error::{StoreError, StoreResult};
 use crate::layout::Store;
 use kiln_sys::lock::FileLock;
-use kiln_sys::{clock, fs};
+use kiln_sys::{clock, fail, fs};
 use std::path::{Path, PathBuf};
 
 /// A private directory on the store's file system. Dropping it removes what is left in it.
@@ -26,7 +26,9 @@ impl Store {
             reason: "a random name is taken".to_owned(),
         })?;
         let path = parent.join(&name);
+        fail::point("stage.directory", &path)?;
         fs::create_dir(&path)?;
+        fail::point("stage.made", &path)?;
         Ok(Staging { path, lock_path, _lock: lock })
     }
 
@@ -42,9 +44,11 @@ impl Store {
             };
             let path = parent.join(stem);
             if fs::exists(&path)? {
+                fail::point("sweep.tree", &path)?;
                 fs::remove_tree(&path)?;
                 removed += 1;
             }
+            fail::point("sweep.lock", &lock_path)?;
             fs::remove_file(&lock_path)?;
         }
         Ok(removed)
@@ -53,6 +57,7 @@ impl Store {
     /// Moves a directory out of sight and removes it: whoever looks sees it whole or not at all.
     pub fn discard_dir(&self, path: &Path) -> StoreResult<()> {
         let staging = self.stage("removing a directory")?;
+        fail::point("discard.rename", path)?;
         match fs::rename(path, &staging.path().join("discarded")) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => Ok(other?),
@@ -70,7 +75,8 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         // What cannot be removed now is swept by a later command: the lock is free by then.
-        if fs::remove_tree(&self.path).is_ok() {
+        let cleared = fail::point("stage.clear", &self.path).and_then(|()| fs::remove_tree(&self.path));
+        if cleared.is_ok() && fail::point("stage.unlock", &self.lock_path).is_ok() {
             let _ = fs::remove_file(&self.lock_path);
         }
     }

@@ -5,7 +5,7 @@ use crate::layout::Store;
 use kiln_core::recipe::RECIPE_BYTES_MAX;
 use kiln_core::{Digest, Tag, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
-use kiln_sys::{clock, fs};
+use kiln_sys::{clock, fail, fs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -79,6 +79,7 @@ impl Store {
     ) -> StoreResult<()> {
         self.revision(revision)?;
         let directory = self.tags_dir(template);
+        fail::point("tag.directory", &directory)?;
         fs::create_dir_all(&directory)?;
         let path = directory.join(format!("{tag}.json"));
         let before = self.read_tag(template, tag)?;
@@ -93,6 +94,7 @@ impl Store {
         let record = TagRecord { version: 1, revision: *revision, log };
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let bytes = serde_json::to_vec_pretty(&record).unwrap();
+        fail::point("tag.write", &path)?;
         Ok(write_file(&path, &bytes, 0o644, Existing::Replace)?)
     }
 
@@ -102,7 +104,9 @@ impl Store {
         let (tags, removed) = (self.tags_dir(template), self.template_dir(template).join("removed"));
         fs::create_dir_all(&removed)?;
         let file = format!("{tag}.json");
+        fail::point("tag.remove", &removed)?;
         fs::optional(fs::rename(&tags.join(&file), &removed.join(&file)))?;
+        fail::point("tag.remove-sync", &removed)?;
         fs::sync_dir(&removed)?;
         Ok(fs::sync_dir(&tags)?)
     }
@@ -131,6 +135,7 @@ impl Store {
     pub fn keep_recipe(&self, template: &TemplateName, text: &str) -> StoreResult<()> {
         fs::create_dir_all(&self.template_dir(template))?;
         let path = self.template_dir(template).join("kiln.toml");
+        fail::point("recipe.write", &path)?;
         Ok(write_file(&path, text.as_bytes(), 0o644, Existing::Replace)?)
     }
 

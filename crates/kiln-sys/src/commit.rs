@@ -1,7 +1,7 @@
 //! The one way a file becomes visible: written aside, synced, given its mode, renamed, directory synced.
 
 use crate::error::{IoResult, IoResultExt};
-use crate::fs;
+use crate::{fail, fs};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,15 +18,21 @@ pub enum Existing {
 }
 
 /// Publishes a finished file at `to`, on the same file system, with `mode`. After success it is durable; after a
-/// failure or a crash the target is as it was.
+/// failure or a crash the target is as it was, or, when only the directory could not be synced, the whole new file.
 pub fn commit_file(file: &File, from: &Path, to: &Path, mode: u32, existing: Existing) -> IoResult<()> {
+    fail::point("commit.mode", from)?;
     fs::set_mode(from, mode)?;
+    fail::point("commit.sync", from)?;
     file.sync_all().at("sync", from)?;
+    fail::point("commit.rename", from)?;
     match existing {
         Existing::Replace => fs::rename(from, to)?,
         Existing::Refuse => fs::rename_new(from, to)?,
         Existing::Keep => match fs::rename_new(from, to) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => fs::remove_file(from)?,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                fail::point("commit.drop", from)?;
+                fs::remove_file(from)?;
+            }
             other => other?,
         },
     }
@@ -35,7 +41,9 @@ pub fn commit_file(file: &File, from: &Path, to: &Path, mode: u32, existing: Exi
 
 /// Publishes a finished directory at `to`, which must not exist. The caller has synced the files in it.
 pub fn commit_dir(from: &Path, to: &Path) -> IoResult<()> {
+    fail::point("commit.dir-sync", from)?;
     fs::sync_dir(from)?;
+    fail::point("commit.dir-rename", from)?;
     fs::rename_new(from, to)?;
     sync_parent(to)
 }
@@ -43,7 +51,9 @@ pub fn commit_dir(from: &Path, to: &Path) -> IoResult<()> {
 /// Writes `bytes` to `path` in one step: readers see the old content or the new, never a part.
 pub fn write_file(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> IoResult<()> {
     let aside = aside(path);
+    fail::point("commit.create", &aside)?;
     let result = fs::create_new(&aside).and_then(|mut file| {
+        fail::point("commit.write", &aside)?;
         file.write_all(bytes).at("write", &aside)?;
         commit_file(&file, &aside, path, mode, existing)
     });
@@ -65,6 +75,7 @@ pub fn aside(path: &Path) -> PathBuf {
 }
 
 fn sync_parent(path: &Path) -> IoResult<()> {
+    fail::point("commit.parent-sync", path)?;
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => fs::sync_dir(parent),
         _ => fs::sync_dir(Path::new(".")),

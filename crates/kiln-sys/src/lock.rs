@@ -2,7 +2,7 @@
 //! that ends, so a lock that can be taken proves that nobody is at work.
 
 use crate::error::{IoError, IoResult, IoResultExt};
-use crate::{Cancel, clock, fs};
+use crate::{Cancel, clock, fail, fs};
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io::{self, Write};
@@ -72,7 +72,9 @@ impl FileLock {
         };
         let mut looks = 0;
         loop {
+            fail::point("lock.open", path)?;
             let file = open_lock(path)?;
+            fail::point("lock.take", path)?;
             match rustix::fs::flock(&file, operation) {
                 // Who swept the file away between the two steps locked it first: then this is nobody's lock.
                 Ok(()) if !is_at(&file, path)? => {}
@@ -138,6 +140,7 @@ impl FileLock {
 
     fn named(mut file: File, path: &Path, work: &str) -> IoResult<Self> {
         let text = format!("process {} ({work}) since {}\n", std::process::id(), clock::now_unix_ms());
+        fail::point("lock.name", path)?;
         file.set_len(0).at("write", path)?;
         file.write_all(text.as_bytes()).at("write", path)?;
         Ok(Self { _file: file, path: path.to_owned() })

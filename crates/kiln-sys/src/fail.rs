@@ -1,0 +1,136 @@
+//! Fail-points: named places in durable work where a test makes the process die, fail or stop.
+//!
+//! Every step that changes a disk has one before it, so that dying at a point is dying after the step before. Without
+//! the feature `failpoints` a point is nothing at all. With it, points do what the **calling thread** has armed: tests
+//! that share a process do not meet each other's faults. Nothing is armed by environment.
+
+use crate::error::IoResult;
+use std::path::Path;
+
+#[cfg(feature = "failpoints")]
+pub use armed::{Action, arm, disarm, trace};
+
+/// Passes the point `name`. `path` is what the next step is about, for the error that a test asks for.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn point(_name: &'static str, _path: &Path) -> IoResult<()> {
+    Ok(())
+}
+
+/// Passes the point `name`. `path` is what the next step is about, for the error that a test asks for.
+#[cfg(feature = "failpoints")]
+pub fn point(name: &'static str, path: &Path) -> IoResult<()> {
+    armed::pass(name, path)
+}
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use crate::error::{IoResult, IoResultExt as _};
+    use rustix::process::{Signal, getpid, kill_process};
+    use std::cell::RefCell;
+    use std::io;
+    use std::path::Path;
+
+    /// What happens at an armed point.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Action {
+        /// The process is killed, as by `SIGKILL`: nothing is cleaned up.
+        Kill,
+        /// The process stops until somebody sends `SIGCONT`.
+        Pause,
+        /// The step fails with this error number.
+        Error(i32),
+    }
+
+    #[derive(Debug, Default)]
+    struct Plan {
+        armed: Option<(String, u32, Action)>,
+        passed: Option<Vec<&'static str>>,
+    }
+
+    thread_local! {
+        static PLAN: RefCell<Plan> = RefCell::default();
+    }
+
+    /// Arms a point of this thread in place of what was armed: at the `nth` pass from now, counted from 1, `action`
+    /// happens, once.
+    pub fn arm(name: &str, nth: u32, action: Action) {
+        PLAN.with_borrow_mut(|plan| plan.armed = Some((name.to_owned(), nth.max(1), action)));
+    }
+
+    /// Disarms this thread's point; returns whether it was still waiting to happen.
+    pub fn disarm() -> bool {
+        PLAN.with_borrow_mut(|plan| plan.armed.take().is_some())
+    }
+
+    /// Does `work` and returns what it returned with the points that it passed, in order.
+    pub fn trace<T>(work: impl FnOnce() -> T) -> (T, Vec<&'static str>) {
+        PLAN.with_borrow_mut(|plan| plan.passed = Some(Vec::new()));
+        let result = work();
+        (result, PLAN.with_borrow_mut(|plan| plan.passed.take().unwrap_or_default()))
+    }
+
+    pub(super) fn pass(name: &'static str, path: &Path) -> IoResult<()> {
+        let due = PLAN.with_borrow_mut(|plan| {
+            plan.passed.iter_mut().for_each(|passed| passed.push(name));
+            let (armed, left, action) = plan.armed.as_mut()?;
+            if armed != name {
+                return None;
+            }
+            *left -= 1;
+            let action = *action;
+            (*left == 0).then(|| plan.armed = None).map(|()| action)
+        });
+        match due {
+            None => Ok(()),
+            Some(Action::Kill) => signal_self(Signal::KILL, path),
+            Some(Action::Pause) => signal_self(Signal::STOP, path),
+            Some(Action::Error(number)) => Err(io::Error::from_raw_os_error(number)).at("write", path),
+        }
+    }
+
+    fn signal_self(signal: Signal, path: &Path) -> IoResult<()> {
+        kill_process(getpid(), signal).at("signal the process that works on", path)
+    }
+}
+
+#[cfg(all(test, feature = "failpoints"))]
+mod tests {
+    use super::*;
+    use crate::commit::{Existing, write_file};
+
+    #[test]
+    fn an_armed_point_acts_once_at_its_pass_and_on_its_thread() {
+        let here = Path::new("here");
+        arm("a", 2, Action::Error(28));
+        assert!(
+            std::thread::spawn(|| point("a", Path::new("x")).is_ok() && point("a", Path::new("x")).is_ok())
+                .join()
+                .unwrap()
+        );
+        let (results, passed) = trace(|| ["a", "b", "a", "a"].map(|name| point(name, here)));
+        assert_eq!(passed, ["a", "b", "a", "a"]);
+        let [one, other, two, three] = results;
+        assert!(one.is_ok() && other.is_ok() && three.is_ok());
+        assert!(two.unwrap_err().is_no_space());
+        assert!(!disarm());
+    }
+
+    #[test]
+    fn a_write_that_fails_anywhere_leaves_the_old_file_or_the_new_and_nothing_aside() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("file");
+        for existing in [Existing::Replace, Existing::Keep] {
+            let ((), points) = trace(|| write_file(&path, b"old", 0o644, existing).unwrap());
+            for (at, name) in points.iter().enumerate() {
+                let nth = points[..=at].iter().filter(|other| *other == name).count();
+                write_file(&path, b"old", 0o644, Existing::Replace).unwrap();
+                arm(name, u32::try_from(nth).unwrap(), Action::Error(5));
+                write_file(&path, b"new", 0o644, existing).unwrap_err();
+                let content = crate::fs::read_limited(&path, 16).unwrap();
+                assert!(content == b"old" || content == b"new");
+                assert_eq!(crate::fs::list_dir(dir.path()).unwrap(), ["file"], "at {name}");
+            }
+        }
+    }
+}
