@@ -5,6 +5,7 @@
 //! shared; removal holds it alone.
 
 mod artifact;
+mod aside;
 mod clone;
 mod collect;
 mod disks;

@@ -8,7 +8,7 @@ use crate::error::IoResult;
 use std::path::Path;
 
 #[cfg(feature = "failpoints")]
-pub use armed::{Action, arm, disarm, trace};
+pub use armed::{ANY, Action, arm, disarm, trace};
 
 /// Passes the point `name`. `path` is what the next step is about, for the error that a test asks for.
 #[cfg(not(feature = "failpoints"))]
@@ -52,8 +52,11 @@ mod armed {
         static PLAN: RefCell<Plan> = RefCell::default();
     }
 
-    /// Arms a point of this thread in place of what was armed: at the `nth` pass from now, counted from 1, `action`
-    /// happens, once.
+    /// Stands for whichever point is passed.
+    pub const ANY: &str = "*";
+
+    /// Arms a point, or [`ANY`], of this thread in place of what was armed: at the `nth` pass from now, counted from 1,
+    /// `action` happens, once.
     pub fn arm(name: &str, nth: u32, action: Action) {
         PLAN.with_borrow_mut(|plan| plan.armed = Some((name.to_owned(), nth.max(1), action)));
     }
@@ -74,7 +77,7 @@ mod armed {
         let due = PLAN.with_borrow_mut(|plan| {
             plan.passed.iter_mut().for_each(|passed| passed.push(name));
             let (armed, left, action) = plan.armed.as_mut()?;
-            if armed != name {
+            if armed != name && armed != ANY {
                 return None;
             }
             *left -= 1;
@@ -122,10 +125,9 @@ mod tests {
         let path = dir.path().join("file");
         for existing in [Existing::Replace, Existing::Keep] {
             let ((), points) = trace(|| write_file(&path, b"old", 0o644, existing).unwrap());
-            for (at, name) in points.iter().enumerate() {
-                let nth = points[..=at].iter().filter(|other| *other == name).count();
+            for (name, nth) in points.iter().zip(1..) {
                 write_file(&path, b"old", 0o644, Existing::Replace).unwrap();
-                arm(name, u32::try_from(nth).unwrap(), Action::Error(5));
+                arm(ANY, nth, Action::Error(5));
                 write_file(&path, b"new", 0o644, existing).unwrap_err();
                 let content = crate::fs::read_limited(&path, 16).unwrap();
                 assert!(content == b"old" || content == b"new");

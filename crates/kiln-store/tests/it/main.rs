@@ -8,6 +8,7 @@
 mod artifacts;
 mod collection;
 mod disks;
+mod faults;
 mod revisions;
 
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};

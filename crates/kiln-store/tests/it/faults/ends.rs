@@ -1,0 +1,140 @@
+//! Every operation, ended at every point: by death and by errors.
+
+use super::op::{Fault, Op, Outcome};
+use super::{Bench, WORKER};
+use kiln_core::machine::CloneMethod;
+use kiln_sys::fail::{disarm, trace};
+use kiln_testing::{Served, Worker, fail_points};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+const SIGKILL: i32 = 9;
+
+const BUILD: Op = Op::Build { content: 0, template: 0 };
+const OTHER: Op = Op::Build { content: 1, template: 0 };
+const MACHINE: Op = Op::Machine { slot: 0, content: 0, method: None };
+const COPY: Op = Op::Machine { slot: 0, content: 0, method: Some(CloneMethod::Copy) };
+
+/// Each operation, and what was done before it.
+const SCENES: [(&[Op], Op); 12] = [
+    (&[], Op::Open),
+    (&[Op::Open], BUILD),
+    (&[BUILD], OTHER),
+    (&[BUILD], BUILD),
+    (&[BUILD, OTHER], Op::Tag { content: 0, template: 0 }),
+    (&[BUILD, Op::Tag { content: 0, template: 0 }], Op::Untag { template: 0 }),
+    (&[BUILD, OTHER], Op::Remove { content: 1 }),
+    (&[BUILD], MACHINE),
+    (&[BUILD], COPY),
+    (&[BUILD, MACHINE], Op::Status { slot: 0 }),
+    (&[BUILD, MACHINE], Op::Discard { slot: 0 }),
+    (&[BUILD], Op::Sweep),
+];
+
+/// Makes the bench of a scene; a sweep finds something to do.
+fn scene(before: &[Op], op: Op) -> Bench {
+    let bench = Bench::new().with(before);
+    if op == Op::Sweep {
+        let staging = bench.home.join("staging");
+        std::fs::write(bench.home.join("revisions/.aside-0123456789abcdef"), b"half").unwrap();
+        for name in ["0123456789abcdef", "123456789abcdef0"] {
+            std::fs::create_dir(staging.join(name)).unwrap();
+            std::fs::write(staging.join(name).join("file"), b"half").unwrap();
+            std::fs::write(staging.join(format!("{name}.lock")), b"").unwrap();
+        }
+    }
+    bench
+}
+
+/// Returns the points an operation passes, and checks that it does what its twin does.
+fn points(before: &[Op], op: Op) -> Vec<&'static str> {
+    let bench = scene(before, op);
+    let mut twin = if before.is_empty() { super::Twin::default() } else { bench.twin() };
+    let (outcome, points) = trace(|| bench.run(op));
+    assert_eq!(outcome, twin.run(op, &bench.sources), "{op:?}");
+    assert_eq!(bench.twin(), twin, "{op:?}");
+    points
+}
+
+/// Checks a store in which `op` was ended at a point, and does it again.
+#[track_caller]
+fn check_and_retry(bench: &Bench, steps: &[super::Twin], op: Op, what: &dyn std::fmt::Debug) {
+    bench.check(what);
+    let mut twin = bench.twin();
+    assert!(steps.contains(&twin), "after {what:?} the store is in none of the states of {op:?}: {twin:#?}");
+    let expected = twin.run(op, &bench.sources);
+    assert_eq!(bench.run(op), expected, "again after {what:?}");
+    assert_eq!(bench.twin(), twin, "again after {what:?}");
+    bench.check(&("a second try", what));
+}
+
+fn steps(bench: &Bench, before: &[Op], op: Op) -> Vec<super::Twin> {
+    let twin = if before.is_empty() { super::Twin::default() } else { bench.twin() };
+    twin.steps(op, &bench.sources).0
+}
+
+#[test]
+fn no_point_is_dead() {
+    let mut passed: BTreeSet<String> = BTreeSet::new();
+    for (before, op) in SCENES {
+        passed.extend(points(before, op).into_iter().map(str::to_owned));
+    }
+    // Who loses the race to make a store meets the winner's file.
+    let dir = Bench::new().with(&[Op::Open]);
+    let keep = kiln_sys::commit::Existing::Keep;
+    let meta = dir.home.join("meta.json");
+    let (_, points) = trace(|| kiln_sys::commit::write_file(&meta, b"{}", 0o644, keep));
+    passed.extend(points.into_iter().map(str::to_owned));
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut known = fail_points(&crates.join("kiln-store/src"));
+    known.extend(fail_points(&crates.join("kiln-sys/src")));
+    let dead: Vec<_> = known.difference(&passed).collect();
+    assert!(dead.is_empty(), "no operation passes {dead:?}");
+    assert!(known.len() > 40, "{known:?}");
+}
+
+#[test]
+fn a_death_at_any_point_leaves_a_whole_store_and_the_work_can_be_done_again() {
+    let mut deaths = 0;
+    for (before, op) in SCENES {
+        let mut worker = Worker::spawn(WORKER);
+        for (point, nth) in points(before, op).into_iter().zip(1..) {
+            let bench = scene(before, op);
+            let steps = steps(&bench, before, op);
+            worker.order(&bench.order(op, Some((nth, Fault::Kill))));
+            assert_eq!(worker.served(), Served::Died(SIGKILL), "{op:?} at {point}, pass {nth}");
+            worker = Worker::spawn(WORKER);
+            check_and_retry(&bench, &steps, op, &(op, "killed at", point, nth));
+            deaths += 1;
+        }
+    }
+    assert!(deaths > 200, "{deaths}");
+}
+
+#[test]
+fn an_error_at_any_point_is_typed_and_the_work_can_be_done_again() {
+    for (before, op) in SCENES {
+        for (point, nth) in points(before, op).into_iter().zip(1..) {
+            for number in [ENOSPC, EIO] {
+                let bench = scene(before, op);
+                let steps = steps(&bench, before, op);
+                Fault::Error(number).arm(nth);
+                let outcome = bench.run(op);
+                assert!(!disarm(), "{op:?} did not pass {point}");
+                match outcome {
+                    // What cannot be cleaned up is left to a sweep, which is no error.
+                    Outcome::Ok => {
+                        let harmless = point.starts_with("stage.") || point.starts_with("sweep.");
+                        assert!(harmless || point == "lock.name", "{op:?} hides an error at {point}");
+                    }
+                    Outcome::NoSpace => assert_eq!(number, ENOSPC),
+                    Outcome::Other(text) => assert!(number == EIO && text.contains("code: 5"), "{text}"),
+                    other => panic!("{op:?} with error {number} at {point}: {other:?}"),
+                }
+                check_and_retry(&bench, &steps, op, &(op, "error", number, point, nth));
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Operations on a store as the engine does them, locks and order included, over a handful of contents and names.
+
+use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Network, Phase, RECORD_VERSION};
+use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
+use kiln_core::variant::MachineShape;
+use kiln_core::{Arch, ArtifactRole, ByteSize, Digest, MachineId, Tag, TemplateName};
+use kiln_store::index::{Index, segment_digest};
+use kiln_store::{BuildRecord, CloneChoice, CloneRequest, IngestFrom, Store, StoreError, StoreResult};
+use kiln_sys::commit::{Existing, commit_dir, write_file};
+use kiln_sys::fail::{ANY, Action, arm};
+use kiln_sys::lock::{Holder, Share};
+use kiln_sys::{Cancel, fs};
+use serde::{Deserialize, Serialize};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// How many contents there are; each two share a kernel.
+pub(crate) const CONTENTS: u8 = 5;
+/// The hole before a root file system's data, in bytes: a whole segment.
+const HOLE: u64 = 64 << 10;
+
+/// One operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Op {
+    /// Opens the store, making it where there is none.
+    Open,
+    /// Takes in two files, publishes their revision, and tags it `latest`.
+    Build { content: u8, template: u8 },
+    /// Tags a revision `v1`.
+    Tag { content: u8, template: u8 },
+    /// Removes the tag `v1`.
+    Untag { template: u8 },
+    /// Removes a revision and its tags.
+    Remove { content: u8 },
+    /// Makes a machine.
+    Machine { slot: u8, content: u8, method: Option<CloneMethod> },
+    /// Says in a machine's status that it ended.
+    Status { slot: u8 },
+    /// Removes a machine.
+    Discard { slot: u8 },
+    /// Removes what ended processes left.
+    Sweep,
+}
+
+/// What happens to an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Fault {
+    Kill,
+    Pause,
+    Error(i32),
+}
+
+impl Fault {
+    /// Arms the `nth` point that this thread passes.
+    pub(crate) fn arm(self, nth: u32) {
+        let action = match self {
+            Self::Kill => Action::Kill,
+            Self::Pause => Action::Pause,
+            Self::Error(number) => Action::Error(number),
+        };
+        arm(ANY, nth, action);
+    }
+}
+
+/// What a worker is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) home: PathBuf,
+    pub(crate) op: Op,
+    pub(crate) fault: Option<(u32, Fault)>,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    Ok,
+    NotFound,
+    InUse,
+    Exists,
+    Unsupported,
+    NoSpace,
+    Other(String),
+}
+
+pub(crate) fn outcome(result: &StoreResult<()>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Ok,
+        Err(StoreError::NotFound { .. } | StoreError::NoTag { .. }) => Outcome::NotFound,
+        Err(StoreError::InUse { .. }) => Outcome::InUse,
+        Err(StoreError::CloneUnsupported { .. }) => Outcome::Unsupported,
+        Err(StoreError::NoSpace { .. }) => Outcome::NoSpace,
+        Err(StoreError::Io(error)) if error.is_no_space() => Outcome::NoSpace,
+        Err(StoreError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Outcome::NotFound,
+        Err(StoreError::Io(error)) if error.kind() == std::io::ErrorKind::AlreadyExists => Outcome::Exists,
+        Err(error) => Outcome::Other(format!("{error:?}")),
+    }
+}
+
+/// The files that builds take in, and the names their content will have.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    dir: PathBuf,
+    revisions: Vec<Manifest>,
+}
+
+impl Sources {
+    /// Writes the files into a new directory.
+    pub(crate) fn make(dir: &Path) -> Self {
+        std::fs::create_dir(dir).unwrap();
+        for content in 0..CONTENTS {
+            std::fs::write(dir.join(format!("kernel-{content}")), kernel(content)).unwrap();
+            let rootfs = std::fs::File::create(dir.join(format!("rootfs-{content}"))).unwrap();
+            rootfs.write_all_at(&rootfs_data(content), HOLE).unwrap();
+        }
+        Self::at(dir)
+    }
+
+    /// Knows the files in a directory that [`Sources::make`] filled.
+    pub(crate) fn at(dir: &Path) -> Self {
+        let revisions = (0..CONTENTS).map(manifest).collect();
+        Self { dir: dir.to_owned(), revisions }
+    }
+
+    pub(crate) fn id(&self, content: u8) -> Digest {
+        self.revisions[usize::from(content)].id()
+    }
+
+    pub(crate) fn artifacts(&self, content: u8) -> [Digest; 2] {
+        [0, 1].map(|at| self.revisions[usize::from(content)].artifacts[at].digest)
+    }
+
+    pub(crate) fn content(&self, id: &Digest) -> Option<u8> {
+        (0..CONTENTS).find(|content| self.id(*content) == *id)
+    }
+}
+
+fn kernel(content: u8) -> Vec<u8> {
+    format!("kernel {}", content / 2).into_bytes()
+}
+
+fn rootfs_data(content: u8) -> [u8; 4096] {
+    [content + 1; 4096]
+}
+
+fn manifest(content: u8) -> Manifest {
+    let kernel = kernel(content);
+    let kernel_index = Index::from_segments(kernel.len() as u64, [segment_digest(&kernel)]);
+    let rootfs_index = Index::from_segments(HOLE + 4096, [None, segment_digest(&rootfs_data(content))]);
+    let artifact = |role, index: &Index, format| Artifact {
+        role,
+        digest: index.digest(),
+        size: ByteSize::from_bytes(index.length()),
+        format,
+    };
+    Manifest {
+        version: MANIFEST_VERSION,
+        arch: Arch::X86_64,
+        artifacts: vec![
+            artifact(ArtifactRole::kernel(), &kernel_index, ArtifactFormat::Elf),
+            artifact(ArtifactRole::rootfs(), &rootfs_index, ArtifactFormat::Ext4),
+        ],
+        machine: MachineShape::default(),
+        boot_args: Vec::new(),
+        ready: None,
+        variants: Vec::new(),
+    }
+}
+
+pub(crate) fn template(number: u8) -> TemplateName {
+    ["web", "db"][usize::from(number)].parse().unwrap()
+}
+
+pub(crate) fn v1() -> Tag {
+    "v1".parse().unwrap()
+}
+
+pub(crate) fn key(content: u8) -> Digest {
+    Digest::of(&[content])
+}
+
+pub(crate) fn machine_id(slot: u8) -> MachineId {
+    MachineId::from_random([slot; 6])
+}
+
+/// Does an operation. `waiting` is told when it waits for somebody's lock.
+pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &mut dyn FnMut()) -> StoreResult<()> {
+    let store = Store::open(home)?;
+    let cancel = Cancel::new().unwrap();
+    let mut waiting = |_: &Holder| waiting();
+    let mut lock = |share| store.lock(share, "a test", &cancel, &mut waiting);
+    match op {
+        Op::Open => Ok(()),
+        Op::Build { content, template: number } => {
+            let _store = lock(Share::Shared)?;
+            let name = template(number);
+            let _template = store.lock_template(&name, "a test", &cancel, &mut |_| ())?;
+            build(&store, sources, content, &name, &cancel)
+        }
+        Op::Tag { content, template: number } => {
+            let _store = lock(Share::Shared)?;
+            let _template = store.lock_template(&template(number), "a test", &cancel, &mut |_| ())?;
+            store.set_tag(&template(number), &v1(), &sources.id(content), "tag")
+        }
+        Op::Untag { template: number } => {
+            let _store = lock(Share::Exclusive)?;
+            let entry = store.template(&template(number))?;
+            match entry.is_some_and(|entry| entry.tags.contains_key(&v1())) {
+                true => store.remove_tag(&template(number), &v1()),
+                false => Ok(()),
+            }
+        }
+        Op::Remove { content } => {
+            let alone = lock(Share::Exclusive)?;
+            let id = sources.id(content);
+            store.revision(&id)?;
+            if store.machines_of(&id)?.is_empty() {
+                for (name, tag) in store.tags_of(&id)? {
+                    store.remove_tag(&name, &tag)?;
+                }
+            }
+            store.remove_revision(&id, &alone).map(|_| ())
+        }
+        Op::Machine { slot, content, method } => {
+            let _store = lock(Share::Shared)?;
+            machine(&store, sources, slot, content, method, &cancel)
+        }
+        Op::Status { slot } => {
+            let dir = store.machine(&machine_id(slot))?.dir;
+            let status = MachineStatus { phase: Phase::Stopped, ..MachineStatus::created() };
+            store.write_status(&dir, &status)
+        }
+        Op::Discard { slot } => store.discard_dir(&store.machine_dir(&machine_id(slot))),
+        Op::Sweep => {
+            store.sweep_staging()?;
+            store.sweep_asides(&lock(Share::Exclusive)?).map(|_| ())
+        }
+    }
+}
+
+fn build(
+    store: &Store,
+    sources: &Sources,
+    content: u8,
+    name: &TemplateName,
+    cancel: &Cancel,
+) -> StoreResult<()> {
+    let staging = store.stage("a test")?;
+    let kernel = sources.dir.join(format!("kernel-{content}"));
+    store.ingest(&kernel, IngestFrom::Outside, &staging, cancel)?;
+    let own = staging.path().join("rootfs");
+    let rootfs = fs::open(&sources.dir.join(format!("rootfs-{content}")))?;
+    let target = fs::create_new(&own)?;
+    kiln_sys::copy::copy_file(&rootfs, &target, &own, None)?;
+    store.ingest(&own, IngestFrom::Staging, &staging, cancel)?;
+    let record = BuildRecord { template: name.clone(), key: key(content), ..crate::record() };
+    let id = store.commit_revision(&sources.revisions[usize::from(content)], &record)?;
+    store.remember_build(&key(content), &id)?;
+    store.keep_recipe(name, "# a recipe\n")?;
+    store.set_tag(name, &Tag::latest(), &id, "build")
+}
+
+fn machine(
+    store: &Store,
+    sources: &Sources,
+    slot: u8,
+    content: u8,
+    method: Option<CloneMethod>,
+    cancel: &Cancel,
+) -> StoreResult<()> {
+    let revision = store.revision(&sources.id(content))?;
+    let [kernel, rootfs] = [0, 1].map(|at| revision.manifest.artifacts[at].clone());
+    let staging = store.stage("a test")?;
+    let dir = staging.path().join("machine");
+    fs::create_dir(&dir)?;
+    let request = CloneRequest {
+        digest: rootfs.digest,
+        size: rootfs.size,
+        dir: &dir,
+        stem: "disk",
+        choice: method.map_or(CloneChoice::Auto, CloneChoice::Exactly),
+    };
+    let record = MachineRecord {
+        version: RECORD_VERSION,
+        id: machine_id(slot),
+        name: format!("machine-{slot}").parse().unwrap(),
+        reference: "web".to_owned(),
+        revision: revision.id,
+        variant: None,
+        arch: revision.manifest.arch,
+        shape: MachineShape::default(),
+        kernel: kernel.digest,
+        kernel_format: kernel.format,
+        initrd: None,
+        boot_args: Vec::new(),
+        ready: None,
+        network: Network::None,
+        accelerator: "auto".to_owned(),
+        clone: store.clone_artifact(&request, cancel)?,
+        remove_on_exit: false,
+        created_unix_ms: 1,
+    };
+    store.write_status(&dir, &MachineStatus::created())?;
+    let bytes = serde_json::to_vec(&record).unwrap();
+    write_file(&dir.join("machine.json"), &bytes, 0o600, Existing::Replace)?;
+    Ok(commit_dir(&dir, &store.machine_dir(&record.id))?)
+}

@@ -1,0 +1,82 @@
+//! Small file systems of their own, for tests that fill them or need what only some can do.
+
+use kiln_sys::tool::ScratchDir;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A file system that a test may want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    /// In memory.
+    Tmpfs,
+    /// Journalled, without shared extents.
+    Ext4,
+    /// With shared extents.
+    Xfs,
+    /// Copy on write throughout.
+    Btrfs,
+}
+
+/// A mounted file system, gone when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    path: PathBuf,
+    _scratch: ScratchDir,
+}
+
+impl Mounted {
+    /// Mounts a new file system of `size_mib`; none where this user, kernel or installation cannot, with the reason
+    /// on standard error.
+    pub fn new(kind: FileSystem, size_mib: u32) -> Option<Self> {
+        let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = scratch.path().join("mount");
+        std::fs::create_dir(&path).unwrap();
+        let on_image = |mkfs: &str| {
+            format!("set -e; truncate -s {size_mib}M \"$1\"; {mkfs} \"$1\"; mount -o loop \"$1\" \"$2\"")
+        };
+        let script = match kind {
+            FileSystem::Tmpfs => format!("mount -t tmpfs -o size={size_mib}m kiln-test \"$2\""),
+            FileSystem::Ext4 => on_image("mkfs.ext4 -q -m 0"),
+            FileSystem::Xfs => on_image("mkfs.xfs -q -m reflink=1"),
+            FileSystem::Btrfs => on_image("mkfs.btrfs -q"),
+        };
+        let output = Command::new("sh")
+            .args(["-c", &script, "sh"])
+            .args([&scratch.path().join("image"), &path])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let mut stderr = std::io::stderr();
+            let _ = std::io::Write::write_fmt(
+                &mut stderr,
+                format_args!("skipped: {kind:?} cannot be mounted here: {}\n", said.trim()),
+            );
+            return None;
+        }
+        Some(Self { path, _scratch: scratch })
+    }
+
+    /// Returns where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A file that a test forgot to close keeps the file system, not its place.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
+    }
+}
+
+/// Returns a directory for scratch files that is in memory where the host has one.
+pub fn fast_dir() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() && kiln_sys::fs::file_system_name(memory).is_ok_and(|name| name == "tmpfs") {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
+}
