@@ -65,12 +65,17 @@ impl Store {
         let store = Self { root: root.to_owned() };
         match fs::read_optional(&meta, META_BYTES_MAX)? {
             Some(bytes) => store.check(&bytes)?,
-            None => store.create(&meta)?,
+            None => store.create(&meta).or_else(|error| match fs::read_optional(&meta, META_BYTES_MAX)? {
+                // Somebody else made it at the same time.
+                Some(bytes) => store.check(&bytes),
+                None => Err(error),
+            })?,
         }
         Ok(store)
     }
 
     fn create(&self, meta: &Path) -> StoreResult<()> {
+        fail::point("open.look", meta)?;
         if let Some(stranger) = self.stranger()? {
             let reason = format!("it has no meta.json, but holds `{stranger}`");
             return Err(StoreError::NotAStore { path: self.root.clone(), reason });
