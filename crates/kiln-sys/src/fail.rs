@@ -1,4 +1,4 @@
-//! Fail-points: named places in durable work where a test makes the process die, fail or stop.
+//! Fail-points: named places in durable work where a test makes the process die, fail or wait.
 //!
 //! Every step that changes a disk has one before it, so that dying at a point is dying after the step before. Without
 //! the feature `failpoints` a point is nothing at all. With it, points do what the **calling thread** has armed: tests
@@ -32,12 +32,12 @@ mod armed {
     use std::path::Path;
 
     /// What happens at an armed point.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    #[derive(Debug, Clone, Copy)]
     pub enum Action {
         /// The process is killed, as by `SIGKILL`: nothing is cleaned up.
         Kill,
-        /// The process stops until somebody sends `SIGCONT`.
-        Pause,
+        /// This is called, and the step taken when it returns: somebody else may work meanwhile.
+        Call(fn()),
         /// The step fails with this error number.
         Error(i32),
     }
@@ -86,14 +86,13 @@ mod armed {
         });
         match due {
             None => Ok(()),
-            Some(Action::Kill) => signal_self(Signal::KILL, path),
-            Some(Action::Pause) => signal_self(Signal::STOP, path),
+            Some(Action::Kill) => kill_process(getpid(), Signal::KILL).at("kill the process that works on", path),
+            Some(Action::Call(call)) => {
+                call();
+                Ok(())
+            }
             Some(Action::Error(number)) => Err(io::Error::from_raw_os_error(number)).at("write", path),
         }
-    }
-
-    fn signal_self(signal: Signal, path: &Path) -> IoResult<()> {
-        kill_process(getpid(), signal).at("signal the process that works on", path)
     }
 }
 

@@ -19,4 +19,4 @@ pub use filter::plain;
 pub use guest::{busybox_rootfs, fixtures, recipe};
 pub use mount::{FileSystem, Mounted, fast_dir};
 pub use points::fail_points;
-pub use worker::{Served, Worker, serve};
+pub use worker::{Served, Worker, pause, serve};

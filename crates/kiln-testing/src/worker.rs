@@ -1,15 +1,18 @@
-//! Processes that do what a test orders, line by line, and that may die or stop while they do it.
+//! Processes that do what a test orders, line by line, and that may die or pause while they do it.
 //!
 //! The test program is its own worker: a test of it that is ignored calls [`serve`], and [`Worker::spawn`] runs that
 //! one test in a process of its own. Orders and answers are one line each, of the test's own making.
 
-use rustix::process::{Pid, Signal, WaitOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// What marks an answer among what the test harness says.
 const ANSWER: &str = "answer: ";
+/// The answer of a worker that waits in the middle of an order.
+const PAUSED: &str = "paused";
+/// The order that ends such a wait.
+const GO_ON: &str = "go on";
 
 /// How an order ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,16 +64,14 @@ impl Worker {
         }
     }
 
-    /// Waits until the worker stops itself; false when it ends instead.
-    pub fn stopped(&mut self) -> bool {
-        let pid = Pid::from_child(&self.child);
-        let status = rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED).unwrap();
-        status.is_some_and(|(_, status)| status.stopped())
+    /// Waits until the worker pauses at what it does; false when it ends instead.
+    pub fn paused(&mut self) -> bool {
+        self.served() == Served::Answer(PAUSED.to_owned())
     }
 
-    /// Lets a stopped worker go on.
-    pub fn go_on(&self) {
-        rustix::process::kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    /// Lets a worker that paused go on.
+    pub fn go_on(&mut self) {
+        self.order(GO_ON);
     }
 }
 
@@ -83,9 +84,24 @@ impl Drop for Worker {
 
 /// Serves the orders on standard input until it ends.
 pub fn serve(mut serve_one: impl FnMut(&str) -> String) {
-    for line in std::io::stdin().lines() {
-        let answer = serve_one(&line.unwrap());
-        // The harness may have begun a line of its own.
-        writeln!(std::io::stdout(), "\n{ANSWER}{answer}").unwrap();
+    while let Some(line) = next_line() {
+        answer(&serve_one(&line));
     }
+}
+
+/// In the middle of an order: says so, and waits until [`Worker::go_on`].
+pub fn pause() {
+    answer(PAUSED);
+    assert_eq!(next_line().as_deref(), Some(GO_ON));
+}
+
+fn next_line() -> Option<String> {
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line).unwrap();
+    (read > 0).then(|| line.trim_end().to_owned())
+}
+
+fn answer(text: &str) {
+    // The harness may have begun a line of its own.
+    writeln!(std::io::stdout(), "\n{ANSWER}{text}").unwrap();
 }

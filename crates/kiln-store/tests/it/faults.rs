@@ -53,7 +53,7 @@ impl Bench {
 
     /// Does an operation in this process.
     fn run(&self, op: Op) -> Outcome {
-        op::outcome(&op::run(&self.home, &self.sources, op, &mut || ()))
+        op::outcome(&op::run(&self.home, &self.sources, op, &|| ()))
     }
 
     /// Returns the line that orders an operation.
@@ -92,7 +92,7 @@ fn worker() {
         if let Some((nth, fault)) = order.fault {
             fault.arm(nth);
         }
-        let outcome = op::outcome(&op::run(&order.home, &sources, order.op, &mut || ()));
+        let outcome = op::outcome(&op::run(&order.home, &sources, order.op, &|| ()));
         kiln_sys::fail::disarm();
         serde_json::to_string(&outcome).unwrap()
     });

@@ -55,7 +55,7 @@ impl Fault {
     pub(crate) fn arm(self, nth: u32) {
         let action = match self {
             Self::Kill => Action::Kill,
-            Self::Pause => Action::Pause,
+            Self::Pause => Action::Call(kiln_testing::pause),
             Self::Error(number) => Action::Error(number),
         };
         arm(ANY, nth, action);
@@ -100,7 +100,7 @@ pub(crate) fn outcome(result: &StoreResult<()>) -> Outcome {
 #[derive(Debug)]
 pub(crate) struct Sources {
     dir: PathBuf,
-    revisions: Vec<Manifest>,
+    revisions: Vec<(Digest, Manifest)>,
 }
 
 impl Sources {
@@ -117,16 +117,16 @@ impl Sources {
 
     /// Knows the files in a directory that [`Sources::make`] filled.
     pub(crate) fn at(dir: &Path) -> Self {
-        let revisions = (0..CONTENTS).map(manifest).collect();
+        let revisions = (0..CONTENTS).map(manifest).map(|manifest| (manifest.id(), manifest)).collect();
         Self { dir: dir.to_owned(), revisions }
     }
 
     pub(crate) fn id(&self, content: u8) -> Digest {
-        self.revisions[usize::from(content)].id()
+        self.revisions[usize::from(content)].0
     }
 
     pub(crate) fn artifacts(&self, content: u8) -> [Digest; 2] {
-        [0, 1].map(|at| self.revisions[usize::from(content)].artifacts[at].digest)
+        [0, 1].map(|at| self.revisions[usize::from(content)].1.artifacts[at].digest)
     }
 
     pub(crate) fn content(&self, id: &Digest) -> Option<u8> {
@@ -167,7 +167,7 @@ fn manifest(content: u8) -> Manifest {
 }
 
 pub(crate) fn template(number: u8) -> TemplateName {
-    ["web", "db"][usize::from(number)].parse().unwrap()
+    ["db", "web"][usize::from(number)].parse().unwrap()
 }
 
 pub(crate) fn v1() -> Tag {
@@ -183,22 +183,22 @@ pub(crate) fn machine_id(slot: u8) -> MachineId {
 }
 
 /// Does an operation. `waiting` is told when it waits for somebody's lock.
-pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &mut dyn FnMut()) -> StoreResult<()> {
+pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &dyn Fn()) -> StoreResult<()> {
     let store = Store::open(home)?;
     let cancel = Cancel::new().unwrap();
-    let mut waiting = |_: &Holder| waiting();
-    let mut lock = |share| store.lock(share, "a test", &cancel, &mut waiting);
+    let lock = |share| store.lock(share, "a test", &cancel, &mut |_: &Holder| waiting());
+    let lock_template = |name: &TemplateName| store.lock_template(name, "a test", &cancel, &mut |_| waiting());
     match op {
         Op::Open => Ok(()),
         Op::Build { content, template: number } => {
             let _store = lock(Share::Shared)?;
             let name = template(number);
-            let _template = store.lock_template(&name, "a test", &cancel, &mut |_| ())?;
+            let _template = lock_template(&name)?;
             build(&store, sources, content, &name, &cancel)
         }
         Op::Tag { content, template: number } => {
             let _store = lock(Share::Shared)?;
-            let _template = store.lock_template(&template(number), "a test", &cancel, &mut |_| ())?;
+            let _template = lock_template(&template(number))?;
             store.set_tag(&template(number), &v1(), &sources.id(content), "tag")
         }
         Op::Untag { template: number } => {
@@ -253,7 +253,7 @@ fn build(
     kiln_sys::copy::copy_file(&rootfs, &target, &own, None)?;
     store.ingest(&own, IngestFrom::Staging, &staging, cancel)?;
     let record = BuildRecord { template: name.clone(), key: key(content), ..crate::record() };
-    let id = store.commit_revision(&sources.revisions[usize::from(content)], &record)?;
+    let id = store.commit_revision(&sources.revisions[usize::from(content)].1, &record)?;
     store.remember_build(&key(content), &id)?;
     store.keep_recipe(name, "# a recipe\n")?;
     store.set_tag(name, &Tag::latest(), &id, "build")
