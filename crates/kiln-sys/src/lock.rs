@@ -5,7 +5,7 @@ use crate::error::{IoError, IoResult, IoResultExt};
 use crate::{Cancel, clock, fail, fs};
 use rustix::fs::FlockOperation;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ impl FileLock {
             match rustix::fs::flock(&file, operation) {
                 // Who swept the file away between the two steps locked it first: then this is nobody's lock.
                 Ok(()) if !is_at(&file, path)? => {}
-                Ok(()) => return Self::named(file, path, work).map(Ok),
+                Ok(()) => return Ok(Ok(Self::named(file, path, work))),
                 Err(rustix::io::Errno::WOULDBLOCK) if looks < LOOKS => {
                     looks += 1;
                     pause(LOOK);
@@ -138,12 +138,15 @@ impl FileLock {
         &self.path
     }
 
-    fn named(mut file: File, path: &Path, work: &str) -> IoResult<Self> {
+    /// The lock is held whether its holder can be named or not: a full disk must not keep anybody from freeing space.
+    /// The new name is written over the old one, which is there to be read until then.
+    fn named(file: File, path: &Path, work: &str) -> Self {
+        use std::os::unix::fs::FileExt as _;
         let text = format!("process {} ({work}) since {}\n", std::process::id(), clock::now_unix_ms());
-        fail::point("lock.name", path)?;
-        file.set_len(0).at("write", path)?;
-        file.write_all(text.as_bytes()).at("write", path)?;
-        Ok(Self { _file: file, path: path.to_owned() })
+        if fail::point("lock.name", path).is_ok() && file.write_all_at(text.as_bytes(), 0).is_ok() {
+            let _ = file.set_len(text.len() as u64);
+        }
+        Self { _file: file, path: path.to_owned() }
     }
 }
 
