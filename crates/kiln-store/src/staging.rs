@@ -18,6 +18,15 @@ pub struct Staging {
 impl Store {
     /// Makes a staging directory. `work` names what it is for.
     pub fn stage(&self, work: &str) -> StoreResult<Staging> {
+        let staging = self.reserve(work)?;
+        fail::point("stage.directory", &staging.path)?;
+        fs::create_dir(&staging.path)?;
+        fail::point("stage.made", &staging.path)?;
+        Ok(staging)
+    }
+
+    /// Takes the lock of a staging directory that is yet to come.
+    fn reserve(&self, work: &str) -> StoreResult<Staging> {
         let name = clock::random_hex::<8>();
         let parent = self.root().join("staging");
         let lock_path = parent.join(format!("{name}.lock"));
@@ -26,43 +35,49 @@ impl Store {
             reason: "a random name is taken".to_owned(),
         })?;
         let path = parent.join(&name);
-        fail::point("stage.directory", &path)?;
-        fs::create_dir(&path)?;
-        fail::point("stage.made", &path)?;
         Ok(Staging { path, lock_path, _lock: lock })
     }
 
-    /// Removes the staging directories of processes that are gone; returns how many.
+    /// Removes the staging directories of processes that are gone; returns how many. One that cannot be removed keeps
+    /// none of the others; the first such error is returned after them.
     pub fn sweep_staging(&self) -> StoreResult<usize> {
         let parent = self.root().join("staging");
-        let mut removed = 0;
+        let (mut removed, mut failed) = (0, None);
         for name in fs::list_dir(&parent)? {
             let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(".lock")) else { continue };
-            let lock_path = parent.join(&name);
-            let Ok(_lock) = FileLock::try_take(&lock_path, "removing what an ended process left")? else {
-                continue;
-            };
-            let path = parent.join(stem);
-            if fs::exists(&path)? {
-                fail::point("sweep.tree", &path)?;
-                fs::remove_tree(&path)?;
-                removed += 1;
+            match sweep(&parent.join(stem), &parent.join(&name)) {
+                Ok(swept) => removed += usize::from(swept),
+                Err(error) => _ = failed.get_or_insert(error),
             }
-            fail::point("sweep.lock", &lock_path)?;
-            fs::remove_file(&lock_path)?;
         }
-        Ok(removed)
+        failed.map_or(Ok(removed), Err)
     }
 
-    /// Moves a directory out of sight and removes it: whoever looks sees it whole or not at all.
+    /// Moves a directory out of sight and removes it: whoever looks sees it whole or not at all. It becomes a staging
+    /// directory itself, which takes no space: a full disk can be freed so.
     pub fn discard_dir(&self, path: &Path) -> StoreResult<()> {
-        let staging = self.stage("removing a directory")?;
+        let staging = self.reserve("removing a directory")?;
         fail::point("discard.rename", path)?;
-        match fs::rename(path, &staging.path().join("discarded")) {
+        match fs::rename(path, &staging.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => Ok(other?),
         }
     }
+}
+
+/// Removes a staging directory whose lock is free; returns whether there was one.
+fn sweep(path: &Path, lock_path: &Path) -> StoreResult<bool> {
+    let Ok(_lock) = FileLock::try_take(lock_path, "removing what an ended process left")? else {
+        return Ok(false);
+    };
+    let there = fs::exists(path)?;
+    if there {
+        fail::point("sweep.tree", path)?;
+        fs::remove_tree(path)?;
+    }
+    fail::point("sweep.lock", lock_path)?;
+    fs::remove_file(lock_path)?;
+    Ok(there)
 }
 
 impl Staging {

@@ -138,3 +138,13 @@ fn an_error_at_any_point_is_typed_and_the_work_can_be_done_again() {
         }
     }
 }
+
+#[test]
+fn what_cannot_be_swept_keeps_nothing_else() {
+    let bench = scene(&[BUILD], Op::Sweep);
+    kiln_sys::fail::arm("sweep.tree", 1, kiln_sys::fail::Action::Error(EIO));
+    assert!(matches!(bench.run(Op::Sweep), Outcome::Other(_)));
+    let left = kiln_sys::fs::list_dir(&bench.home.join("staging")).unwrap();
+    assert_eq!(left, ["0123456789abcdef", "0123456789abcdef.lock"], "the other is gone");
+    bench.check(&"a second sweep");
+}
