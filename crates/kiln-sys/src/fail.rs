@@ -86,7 +86,9 @@ mod armed {
         });
         match due {
             None => Ok(()),
-            Some(Action::Kill) => kill_process(getpid(), Signal::KILL).at("kill the process that works on", path),
+            Some(Action::Kill) => {
+                kill_process(getpid(), Signal::KILL).at("kill the process that works on", path)
+            }
             Some(Action::Call(call)) => {
                 call();
                 Ok(())

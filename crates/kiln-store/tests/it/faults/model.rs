@@ -54,13 +54,15 @@ fn luck() -> impl Strategy<Value = Luck> {
 
 #[test]
 fn a_store_and_its_twin_live_the_same_life() {
-    let config = Config { cases: LIVES, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
+    let config =
+        Config { cases: LIVES, max_shrink_iters: 200, failure_persistence: None, ..Config::default() };
     let life = proptest::collection::vec((op(), luck()), OPERATIONS);
-    TestRunner::new(config).run(&life, |life| {
-        live(&life);
-        Ok(())
-    })
-    .unwrap();
+    TestRunner::new(config)
+        .run(&life, |life| {
+            live(&life);
+            Ok(())
+        })
+        .unwrap();
 }
 
 fn live(life: &[(Op, Luck)]) {

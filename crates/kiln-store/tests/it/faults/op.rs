@@ -187,7 +187,8 @@ pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &dyn Fn()) ->
     let store = Store::open(home)?;
     let cancel = Cancel::new().unwrap();
     let lock = |share| store.lock(share, "a test", &cancel, &mut |_: &Holder| waiting());
-    let lock_template = |name: &TemplateName| store.lock_template(name, "a test", &cancel, &mut |_| waiting());
+    let lock_template =
+        |name: &TemplateName| store.lock_template(name, "a test", &cancel, &mut |_| waiting());
     match op {
         Op::Open => Ok(()),
         Op::Build { content, template: number } => {

@@ -40,7 +40,13 @@ fn bench() -> Bench {
 
 /// Checks that the store and both outcomes are those of one order or the other.
 #[track_caller]
-fn check(bench: &Bench, before: &Twin, ops: (Op, Op), outcomes: (Outcome, Outcome), what: &dyn std::fmt::Debug) {
+fn check(
+    bench: &Bench,
+    before: &Twin,
+    ops: (Op, Op),
+    outcomes: (Outcome, Outcome),
+    what: &dyn std::fmt::Debug,
+) {
     bench.check(what);
     let found = bench.twin();
     let (mut first, mut second) = (before.clone(), before.clone());

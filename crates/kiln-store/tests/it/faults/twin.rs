@@ -46,8 +46,11 @@ impl Twin {
                 twin.recipes.insert(number);
             }
             for (tag, record) in store.template(&name).unwrap().into_iter().flat_map(|entry| entry.tags) {
-                let log: Vec<_> =
-                    record.log.iter().map(|step| (step.from.as_ref().map(content), content(&step.to))).collect();
+                let log: Vec<_> = record
+                    .log
+                    .iter()
+                    .map(|step| (step.from.as_ref().map(content), content(&step.to)))
+                    .collect();
                 assert_eq!(log.last().map(|step| step.1), Some(content(&record.revision)));
                 twin.tags.insert((number, tag), log);
             }
