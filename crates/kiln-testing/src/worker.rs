@@ -103,5 +103,6 @@ fn next_line() -> Option<String> {
 
 fn answer(text: &str) {
     // The harness may have begun a line of its own.
-    writeln!(std::io::stdout(), "\n{ANSWER}{text}").unwrap();
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "\n{ANSWER}{text}").unwrap();
 }
