@@ -65,11 +65,13 @@ impl Store {
         let store = Self { root: root.to_owned() };
         match fs::read_optional(&meta, META_BYTES_MAX)? {
             Some(bytes) => store.check(&bytes)?,
-            None => store.create(&meta).or_else(|error| match fs::read_optional(&meta, META_BYTES_MAX)? {
-                // Somebody else made it at the same time.
-                Some(bytes) => store.check(&bytes),
-                None => Err(error),
-            })?,
+            None => match store.create(&meta) {
+                Err(error) if is_overtaken(&error) => match fs::read_optional(&meta, META_BYTES_MAX)? {
+                    Some(bytes) => store.check(&bytes)?,
+                    None => return Err(error),
+                },
+                made => made?,
+            },
         }
         Ok(store)
     }
@@ -186,5 +188,15 @@ impl Store {
     /// Returns the directory of a machine, there or not.
     pub fn machine_dir(&self, id: &MachineId) -> PathBuf {
         self.root.join("machines").join(id.as_str())
+    }
+}
+
+/// Whether making a store ended so because somebody else had made it meanwhile: files of theirs are there, or what was
+/// written aside was swept away.
+fn is_overtaken(error: &StoreError) -> bool {
+    match error {
+        StoreError::NotAStore { .. } => true,
+        StoreError::Io(error) => error.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
     }
 }
