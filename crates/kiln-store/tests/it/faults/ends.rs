@@ -3,6 +3,7 @@
 use super::op::{Fault, Op, Outcome};
 use super::{Bench, WORKER};
 use kiln_core::machine::CloneMethod;
+use kiln_store::{CloneChoice, CloneRequest};
 use kiln_sys::fail::{disarm, trace};
 use kiln_testing::{Served, Worker, fail_points};
 use std::collections::BTreeSet;
@@ -147,4 +148,29 @@ fn what_cannot_be_swept_keeps_nothing_else() {
     let left = kiln_sys::fs::list_dir(&bench.home.join("staging")).unwrap();
     assert_eq!(left, ["0123456789abcdef", "0123456789abcdef.lock"], "the other is gone");
     bench.check(&"a second sweep");
+}
+
+#[test]
+fn a_disk_that_fails_to_be_made_leaves_no_file() {
+    let bench = Bench::new().with(&[BUILD]);
+    let store = bench.store();
+    let artifact = store.revision(&bench.sources.id(0)).unwrap().manifest.artifacts[1].clone();
+    let cancel = kiln_sys::Cancel::new().unwrap();
+    let exactly = |method| CloneChoice::Exactly(method);
+    for choice in [CloneChoice::Auto, exactly(CloneMethod::Copy), exactly(CloneMethod::Overlay)] {
+        let dir = bench.home.with_file_name("disks");
+        std::fs::create_dir(&dir).unwrap();
+        let request =
+            CloneRequest { digest: artifact.digest, size: artifact.size, dir: &dir, stem: "disk", choice };
+        let (made, points) = trace(|| store.clone_artifact(&request, &cancel));
+        let name = format!("disk.{}", made.unwrap().method.extension());
+        assert_eq!(kiln_sys::fs::list_dir(&dir).unwrap(), [name.as_str()], "{choice:?}");
+        std::fs::remove_file(dir.join(name)).unwrap();
+        for (point, nth) in points.iter().zip(1..) {
+            Fault::Error(ENOSPC).arm(nth);
+            store.clone_artifact(&request, &cancel).unwrap_err();
+            assert!(kiln_sys::fs::list_dir(&dir).unwrap().is_empty(), "{choice:?} at {point}");
+        }
+        std::fs::remove_dir(&dir).unwrap();
+    }
 }

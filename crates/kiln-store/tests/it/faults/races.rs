@@ -2,21 +2,25 @@
 
 use super::op::{Fault, Op, Outcome, outcome, run};
 use super::{Bench, Twin, WORKER};
+use kiln_store::{Store, StoreError};
 use kiln_sys::fail::trace;
 use kiln_testing::{Served, Worker};
 use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const BUILD: Op = Op::Build { content: 0, template: 0 };
 const MACHINE: Op = Op::Machine { slot: 0, content: 0, method: None };
 
 /// What is there when two meet.
-const BEFORE: [Op; 2] = [BUILD, Op::Machine { slot: 1, content: 0, method: None }];
+const BEFORE: [Op; 3] =
+    [BUILD, Op::Build { content: 1, template: 1 }, Op::Machine { slot: 1, content: 0, method: None }];
 
 /// What they do, each against each and against itself.
-const RACERS: [Op; 10] = [
+const RACERS: [Op; 11] = [
     BUILD,
-    Op::Build { content: 1, template: 0 },
-    Op::Build { content: 1, template: 1 },
+    Op::Build { content: 2, template: 0 },
+    Op::Build { content: 2, template: 1 },
+    Op::Tag { content: 0, template: 0 },
     Op::Tag { content: 1, template: 0 },
     Op::Untag { template: 0 },
     Op::Remove { content: 0 },
@@ -150,5 +154,65 @@ fn a_store_is_made_while_another_stands_at_any_point_of_making_it() {
         assert_eq!(answer(&worker.served()), Outcome::Ok, "at {point}");
         bench.check(&point);
         assert!(bench.twin().revisions.contains(&0));
+    }
+}
+
+/// Readers take no lock: whatever they see is whole, or gone.
+#[test]
+fn who_reads_while_others_work_sees_whole_things_only() {
+    let bench = bench();
+    let mut worker = Worker::spawn(WORKER);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (store, mut looks) = (bench.store(), 0_u32);
+            while !done.load(Ordering::Relaxed) || looks == 0 {
+                read_all(&store);
+                looks += 1;
+            }
+            looks
+        });
+        let cycle = [
+            Op::Build { content: 4, template: 0 },
+            Op::Build { content: 2, template: 0 },
+            Op::Tag { content: 4, template: 1 },
+            Op::Machine { slot: 0, content: 4, method: None },
+            Op::Status { slot: 0 },
+            Op::Discard { slot: 0 },
+            Op::Untag { template: 1 },
+            Op::Remove { content: 2 },
+            Op::Remove { content: 4 },
+        ];
+        // A failure of the worker must not leave the reader at work.
+        let outcomes: Vec<_> = (0..20)
+            .flat_map(|_| cycle)
+            .map(|op| {
+                worker.order(&bench.order(op, None));
+                worker.served()
+            })
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 10);
+        assert!(outcomes.iter().all(|served| answer(served) == Outcome::Ok), "{outcomes:?}");
+    });
+    bench.check(&"readers");
+}
+
+fn read_all(store: &Store) {
+    let gone = |error: &StoreError| matches!(error, StoreError::NotFound { .. } | StoreError::NoTag { .. });
+    for id in store.revision_ids().unwrap() {
+        match store.revision(&id) {
+            Ok(revision) => assert_eq!(revision.manifest.id(), id),
+            Err(error) => assert!(gone(&error), "{error:?}"),
+        }
+    }
+    for entry in store.templates().unwrap() {
+        assert!(entry.tags.values().all(|record| !record.log.is_empty()));
+    }
+    for (id, entry) in store.machines().unwrap() {
+        assert!(entry.as_ref().is_ok_and(|entry| entry.record.id == id), "{entry:?}");
+    }
+    for content in 0..super::op::CONTENTS {
+        store.cached_build(&super::op::key(content)).unwrap();
     }
 }

@@ -6,6 +6,9 @@ use kiln_core::{Digest, Tag};
 use kiln_store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// The moves of a tag: from where, to where.
+type Moves = Vec<(Option<u8>, u8)>;
+
 /// Everything that operations can see, contents and names by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Twin {
@@ -18,7 +21,7 @@ pub(crate) struct Twin {
     /// Templates with a recipe.
     pub(crate) recipes: BTreeSet<u8>,
     /// Tags and their moves; the last one says where a tag points.
-    pub(crate) tags: BTreeMap<(u8, Tag), Vec<(Option<u8>, u8)>>,
+    pub(crate) tags: BTreeMap<(u8, Tag), Moves>,
     /// Machines: their content, and whether they ended.
     pub(crate) machines: BTreeMap<u8, (u8, bool)>,
 }
@@ -46,7 +49,7 @@ impl Twin {
                 twin.recipes.insert(number);
             }
             for (tag, record) in store.template(&name).unwrap().into_iter().flat_map(|entry| entry.tags) {
-                let log: Vec<_> = record
+                let log: Moves = record
                     .log
                     .iter()
                     .map(|step| (step.from.as_ref().map(content), content(&step.to)))
