@@ -88,7 +88,8 @@ impl Store {
         Disks { store: self, cancel }
     }
 
-    /// Lists the owners of disks, readable or not. A collector keeps what each of them refers to.
+    /// Lists the owners of disks, readable or not. A collector keeps what [`Store::disk_record`] of each refers to, and
+    /// everything while there is one that cannot be read.
     pub fn disk_owners(&self) -> StoreResult<Vec<DiskOwner>> {
         let names = fs::list_dir(&self.root().join("clones"))?;
         Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
@@ -110,12 +111,17 @@ impl Store {
         Ok(found)
     }
 
+    /// Reads what is recorded of an owner's disk, without a look at the disk itself.
+    pub fn disk_record(&self, owner: &DiskOwner) -> StoreResult<DiskRecord> {
+        read_record(&self.disk_dir(owner), owner)
+    }
+
     /// Returns the owners of the disks that were made from a revision or could be: one whose record cannot be read
     /// may use anything.
     pub fn disks_of(&self, revision: &Digest) -> StoreResult<Vec<DiskOwner>> {
         let mut owners = Vec::new();
         for owner in self.disk_owners()? {
-            match read_record(&self.disk_dir(&owner), &owner) {
+            match self.disk_record(&owner) {
                 Ok(record) if record.revision != *revision => {}
                 Err(StoreError::NotFound { .. }) => {}
                 _ => owners.push(owner),

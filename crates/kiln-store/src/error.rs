@@ -49,6 +49,14 @@ pub enum StoreError {
         /// The machines' names.
         machines: Vec<String>,
     },
+    /// Tags still point to it.
+    #[error("revision {} has the tags {}", revision.short(), tags.join(", "))]
+    Tagged {
+        /// The revision.
+        revision: Digest,
+        /// The tags, each with its template.
+        tags: Vec<String>,
+    },
     /// Disks of other programs were made from it.
     #[error("revision {} is in use by the disk of {}", revision.short(), list(owners))]
     HasDisks {

@@ -47,6 +47,11 @@ impl Store {
     /// held exclusively: nobody can begin to use them meanwhile.
     pub fn remove_revision(&self, id: &Digest, _alone: &StoreLock) -> StoreResult<Removed> {
         self.check_unused(id)?;
+        let tags: Vec<String> =
+            self.tags_of(id)?.into_iter().map(|(template, tag)| format!("{template}:{tag}")).collect();
+        if !tags.is_empty() {
+            return Err(StoreError::Tagged { revision: *id, tags });
+        }
         let artifacts = match self.revision(id) {
             Ok(revision) => revision.manifest.artifacts,
             // What it referred to is unknown: its files stay for a collector.

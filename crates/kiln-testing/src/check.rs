@@ -16,13 +16,16 @@ use std::path::Path;
 pub fn check_store(store: &Store) -> Vec<String> {
     let mut wrong = Vec::new();
     let root = store.root();
+    let cancel = Cancel::new().unwrap();
     check_artifacts(store, &mut wrong);
     for id in store.revision_ids().unwrap() {
         match store.revision(&id) {
             Err(error) => wrong.push(format!("revision {id}: {error}")),
             Ok(revision) => {
                 for artifact in &revision.manifest.artifacts {
-                    if let Err(error) = store.check_artifact(&artifact.digest, artifact.size) {
+                    if let Err(error) =
+                        store.ensure_artifact(&artifact.digest, artifact.size, &cancel, &mut |_| ())
+                    {
                         wrong.push(format!("revision {id}: {error}"));
                     }
                 }
@@ -53,7 +56,7 @@ pub fn check_store(store: &Store) -> Vec<String> {
                 if let Err(error) = store.revision(&entry.record.revision) {
                     wrong.push(format!("machine {id}: {error}"));
                 }
-                if let Err(error) = store.check_artifact(&clone.artifact, clone.size) {
+                if let Err(error) = store.ensure_artifact(&clone.artifact, clone.size, &cancel, &mut |_| ()) {
                     wrong.push(format!("machine {id}: {error}"));
                 }
                 let disk = entry.dir.join("disk").with_extension(clone.method.extension());

@@ -43,7 +43,6 @@ struct RegistryArgs {
     modules: Option<PathBuf>,
     /// Also take machines' disks [default: $MICROVM_ROOTFS_CLONES_DIR, else /var/lib/microvm/rootfs]
     #[arg(long, value_name = "DIR", num_args = 0..=1)]
-    #[expect(clippy::option_option, reason = "without, bare, with a value: as clap tells them apart")]
     clones: Option<Option<PathBuf>>,
     /// Print an object of JSON
     #[arg(long)]

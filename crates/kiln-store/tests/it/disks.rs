@@ -177,6 +177,8 @@ fn a_revision_stays_while_a_disk_of_it_is_there() {
     };
     assert_eq!((revision, owners), (id, vec![owner("vm")]));
     assert_eq!(fixture.store.disk_owners().unwrap(), [owner("vm")]);
+    let record = fixture.store.disk_record(&owner("vm")).unwrap();
+    assert_eq!(record.revision, id, "what a collector goes by");
     assert!(disks.release(&owner("vm")).unwrap(), "releasing waits for nobody");
     fixture.store.remove_revision(&id, &alone).unwrap();
 }

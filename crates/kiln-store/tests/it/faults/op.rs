@@ -214,10 +214,13 @@ pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &dyn Fn()) ->
             let alone = lock(Share::Exclusive)?;
             let id = sources.id(content);
             store.revision(&id)?;
-            if store.machines_of(&id)?.is_empty() {
-                for (name, tag) in store.tags_of(&id)? {
-                    store.remove_tag(&name, &tag)?;
-                }
+            // A machine that goes meanwhile still counts: the tags would stay behind otherwise.
+            let machines = store.machines_of(&id)?;
+            if !machines.is_empty() {
+                return Err(StoreError::InUse { revision: id, machines });
+            }
+            for (name, tag) in store.tags_of(&id)? {
+                store.remove_tag(&name, &tag)?;
             }
             store.remove_revision(&id, &alone).map(|_| ())
         }

@@ -213,6 +213,6 @@ fn read_all(store: &Store) {
         assert!(entry.as_ref().is_ok_and(|entry| entry.record.id == id), "{entry:?}");
     }
     for content in 0..super::op::CONTENTS {
-        store.cached_build(&super::op::key(content)).unwrap();
+        store.cached_build(&super::op::key(content), &kiln_sys::Cancel::new().unwrap()).unwrap();
     }
 }

@@ -40,7 +40,7 @@ impl Twin {
         let entries = digests("cache/v1/builds");
         twin.cached = (0..CONTENTS).filter(|content| entries.contains(&key(*content))).collect();
         for content in &twin.cached {
-            let hit = store.cached_build(&key(*content)).unwrap();
+            let hit = store.cached_build(&key(*content), &kiln_sys::Cancel::new().unwrap()).unwrap();
             assert_eq!(hit.is_some(), twin.revisions.contains(content), "the cache says what is there");
         }
         for number in 0..2 {
