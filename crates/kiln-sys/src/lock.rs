@@ -227,7 +227,7 @@ mod tests {
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     FileLock::is_held(&path).unwrap();
-                    std::thread::yield_now();
+                    pause(Duration::from_millis(1));
                 }
             });
             let taken = (0..1000).all(|_| FileLock::try_take(&path, "b").unwrap().is_ok());

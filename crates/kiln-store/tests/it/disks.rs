@@ -180,6 +180,9 @@ fn a_revision_stays_while_a_disk_of_it_is_there() {
     let record = fixture.store.disk_record(&owner("vm")).unwrap();
     assert_eq!(record.revision, id, "what a collector goes by");
     assert!(disks.release(&owner("vm")).unwrap(), "releasing waits for nobody");
+    let tagged = fixture.store.remove_revision(&id, &alone);
+    assert!(matches!(tagged, Err(StoreError::Tagged { .. })), "{tagged:?}");
+    fixture.store.remove_tag(&"web".parse().unwrap(), &kiln_core::Tag::latest()).unwrap();
     fixture.store.remove_revision(&id, &alone).unwrap();
 }
 
