@@ -143,6 +143,15 @@ pub enum EngineError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A root file system cannot be read.
+    #[error("the root file system in artifact {artifact} cannot be read")]
+    Image {
+        /// The artifact.
+        artifact: kiln_core::Digest,
+        /// What is wrong with it.
+        #[source]
+        source: crate::diff::ImageError,
+    },
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -8,6 +8,7 @@ pub mod collect;
 pub mod control;
 pub mod copy;
 pub mod create;
+pub mod diff;
 pub mod doctor;
 mod error;
 pub mod guest;

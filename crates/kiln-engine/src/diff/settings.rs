@@ -1,0 +1,81 @@
+//! Settings of two manifests, as text.
+
+use super::report::SettingChange;
+use kiln_core::VariantName;
+use kiln_core::revision::Manifest;
+use kiln_core::variant::{MachineShape, ReadyProbe, Variant};
+use std::collections::BTreeSet;
+
+/// A manifest, and the variant whose settings count where one was named.
+pub(super) type Chosen<'a> = (&'a Manifest, Option<&'a VariantName>);
+
+/// Returns the settings that differ.
+pub(super) fn compare(chosen_a: Chosen<'_>, chosen_b: Chosen<'_>) -> Vec<SettingChange> {
+    let (a, b) = (chosen_a.0, chosen_b.0);
+    let mut changes = Vec::new();
+    let mut compare = |name: &str, before: Option<String>, after: Option<String>| {
+        if before != after {
+            changes.push(SettingChange { name: name.to_owned(), before, after });
+        }
+    };
+    let some = |value: &dyn std::fmt::Display| Some(value.to_string());
+    compare("arch", some(&a.arch), some(&b.arch));
+    let (before, after) = (shape(chosen_a), shape(chosen_b));
+    compare("vcpus", some(&before.vcpus), some(&after.vcpus));
+    compare("memory", some(&before.memory), some(&after.memory));
+    let disk = |size: Option<kiln_core::ByteSize>| size.map(|size| size.to_string());
+    compare("data_disk", disk(before.data_disk), disk(after.data_disk));
+    compare("board", some(&before.board.as_str()), some(&after.board.as_str()));
+    compare("boot_args", words(boot_args(chosen_a)), words(boot_args(chosen_b)));
+    compare("ready", a.ready.as_ref().map(ready), b.ready.as_ref().map(ready));
+    let names: BTreeSet<_> = a.variants.iter().chain(&b.variants).map(|variant| &variant.name).collect();
+    for name in names {
+        let (before, after) = (a.variant(name).map(variant), b.variant(name).map(variant));
+        compare(&format!("variant {name}"), before, after);
+    }
+    changes
+}
+
+fn named<'a>((manifest, name): Chosen<'a>) -> Option<&'a Variant> {
+    name.and_then(|name| manifest.variant(name))
+}
+
+fn shape(chosen: Chosen<'_>) -> MachineShape {
+    let base = &chosen.0.machine;
+    named(chosen).map_or_else(|| base.clone(), |variant| variant.shape(base))
+}
+
+fn boot_args<'a>(chosen: Chosen<'a>) -> &'a [String] {
+    named(chosen).and_then(|variant| variant.boot_args.as_deref()).unwrap_or(&chosen.0.boot_args)
+}
+
+/// Returns words in one text: quoted where one could be taken for several or none.
+fn words(words: &[String]) -> Option<String> {
+    let quoted = |word: &String| {
+        let is_plain = !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c == '"');
+        if is_plain { word.clone() } else { format!("{word:?}") }
+    };
+    (!words.is_empty()).then(|| words.iter().map(quoted).collect::<Vec<_>>().join(" "))
+}
+
+fn ready(probe: &ReadyProbe) -> String {
+    let command = words(&probe.command).unwrap_or_default();
+    format!("{command} every {} ms within {} ms", probe.interval_ms, probe.timeout_ms)
+}
+
+fn variant(variant: &Variant) -> String {
+    let mut parts = Vec::new();
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            parts.push(format!("{name}={value}"));
+        }
+    };
+    add("role", variant.role.as_ref().map(ToString::to_string));
+    add("profile", variant.profile.as_ref().map(ToString::to_string));
+    add("vcpus", variant.vcpus.map(|count| count.to_string()));
+    add("memory", variant.memory.map(|size| size.to_string()));
+    add("data_disk", variant.data_disk.map(|size| size.to_string()));
+    add("board", variant.board.map(|board| board.as_str().to_owned()));
+    add("boot_args", variant.boot_args.as_ref().map(|args| format!("[{}]", words(args).unwrap_or_default())));
+    if parts.is_empty() { "as the template".to_owned() } else { parts.join(" ") }
+}
