@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Ls(cmd::ls::LsArgs),
     /// Show a template, revision or machine
     Show(cmd::show::ShowArgs),
+    /// Compare two revisions
+    Diff(cmd::diff::DiffArgs),
     /// Give a revision another name
     Tag(cmd::tag::TagArgs),
     /// Remove a tag and nothing else

@@ -65,6 +65,7 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Phase { name, .. } => one(format!("kiln start {name}")),
         EngineError::Ended { cause, name, .. } => ended(cause, name),
         EngineError::SupervisorDied { .. } => one("kiln doctor"),
+        EngineError::Image { .. } => one("kiln build --force bakes it again"),
         EngineError::CopySides => one("kiln cp file.txt MACHINE:/tmp/, or kiln cp MACHINE:/etc/hostname ."),
         EngineError::Store(error) => store(error),
         EngineError::Tool(error) => tool(error),

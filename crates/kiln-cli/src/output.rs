@@ -60,6 +60,11 @@ pub(crate) fn stderr_is_terminal() -> bool {
 
 /// Prints rows in aligned columns under a head.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
+    data(&aligned(head, rows));
+}
+
+/// Returns rows in aligned columns under a head.
+pub(crate) fn aligned(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = head.iter().map(|cell| cell.chars().count()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -80,7 +85,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) {
     for row in rows {
         push(&mut row.iter().map(String::as_str));
     }
-    data(&text);
+    text
 }
 
 /// Returns how long ago a time was, for people.

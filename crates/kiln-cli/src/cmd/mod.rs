@@ -5,6 +5,7 @@ pub(crate) mod clone;
 pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod df;
+pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod export;
@@ -94,6 +95,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
         Command::Clone(args) => clone::run(context, &args),
+        Command::Diff(args) => diff::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),
         Command::Untag(args) => history::untag(context, &args),
         Command::History(args) => history::history(context, &args),

@@ -12,6 +12,7 @@ mod clone;
 mod copy;
 mod crash;
 mod debian;
+mod diff;
 mod exec;
 mod lifecycle;
 mod registry;
