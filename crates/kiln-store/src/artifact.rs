@@ -1,7 +1,7 @@
 //! Artifacts: files named by the digest of their index.
 
 use crate::error::{StoreError, StoreResult};
-use crate::hash::hash_file;
+use crate::hash::hash_file_with_blocks;
 use crate::index::{INDEX_BYTES_MAX, Index};
 use crate::layout::Store;
 use crate::seal::ARTIFACT_MODE;
@@ -50,7 +50,7 @@ impl Store {
             IngestFrom::Outside => self.copy_in(path, staging, cancel)?,
         };
         let file = fs::open(&own)?;
-        let index = hash_file(&file, &own, cancel)?;
+        let (index, table) = hash_file_with_blocks(&file, &own, cancel)?;
         let digest = index.digest();
         let ingested = Ingested {
             digest,
@@ -60,6 +60,9 @@ impl Store {
         };
         if ingested.known {
             fail::point("ingest.known", &own)?;
+            if self.block_table(&digest) != table {
+                self.write_block_table(&digest, table.as_ref())?;
+            }
             fs::remove_file(&own)?;
             return Ok(ingested);
         }
@@ -67,6 +70,7 @@ impl Store {
         fail::point("ingest.index", &own)?;
         write_file(&self.index_path(&digest), &index.to_bytes(), ARTIFACT_MODE, Existing::Replace)?;
         fail::point("ingest.artifact", &own)?;
+        self.write_block_table(&digest, table.as_ref())?;
         commit_file(&file, &own, &self.artifact_path(&digest), ARTIFACT_MODE, Existing::Replace)?;
         fail::point("ingest.seal", path)?;
         self.seal(&digest)?;

@@ -1,5 +1,9 @@
-//! Hashing a file into its index: on all cores, holes skipped.
+//! Hashing a file into its index and its block table: one pass, on all cores, holes skipped.
+//!
+//! Each thread holds one segment's bytes. What is kept is 32 bytes for each data segment and, with a block table, up to
+//! 16 bytes for each data block while the table is made; an artifact with more than [`BLOCKS_MAX`] of them has none.
 
+use crate::blocks::{BLOCK_BYTES, BLOCKS_MAX, BlockTable, Fingerprint, SEGMENT_BLOCKS};
 use crate::error::{StoreError, StoreResult};
 use crate::index::{Index, LENGTH_MAX, SEGMENT_BYTES, SegmentDigest, segment_count, segment_digest};
 use kiln_sys::copy::DataExtents;
@@ -10,7 +14,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Segments that one thread takes at a time.
 const BATCH_SEGMENTS: u64 = 64;
@@ -19,13 +23,62 @@ const THREADS_MAX: usize = 16;
 
 /// Hashes a file. `path` is for errors. A file that changes meanwhile is an error.
 pub fn hash_file(file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Index> {
+    let (length, batches) = hash(file, path, None, cancel)?;
+    Ok(Index::from_data_segments(length, segments(&batches)))
+}
+
+/// Hashes a file as [`hash_file`] does and makes its block table in the same pass; no table when it has more than
+/// [`BLOCKS_MAX`] data blocks.
+pub fn hash_file_with_blocks(
+    file: &File,
+    path: &Path,
+    cancel: &Cancel,
+) -> StoreResult<(Index, Option<BlockTable>)> {
+    let counted = AtomicU64::new(0);
+    let (length, batches) = hash(file, path, Some(&counted), cancel)?;
+    let index = Index::from_data_segments(length, segments(&batches));
+    if counted.into_inner() > BLOCKS_MAX {
+        return Ok((index, None));
+    }
+    let blocks = batches.into_iter().flat_map(Batch::into_blocks);
+    let table = BlockTable::from_blocks(index.digest(), length, blocks);
+    Ok((index, table))
+}
+
+/// What is found in neighbouring segments, without those that are all zero.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Number, digest, and a bit for each block that has data, the first block's the lowest.
+    segments: Vec<(u64, SegmentDigest, u16)>,
+    /// One for each bit, in order.
+    fingerprints: Vec<Fingerprint>,
+}
+
+impl Batch {
+    fn into_blocks(self) -> impl Iterator<Item = (u64, Fingerprint)> {
+        let numbers = self.segments.into_iter().flat_map(|(segment, _, mask)| {
+            (0..SEGMENT_BLOCKS)
+                .filter(move |at| mask >> at & 1 == 1)
+                .map(move |at| segment * SEGMENT_BLOCKS + at)
+        });
+        numbers.zip(self.fingerprints)
+    }
+}
+
+/// Returns a file's length and its data segments, with fingerprints while the blocks `counted` are not too many.
+fn hash(
+    file: &File,
+    path: &Path,
+    counted: Option<&AtomicU64>,
+    cancel: &Cancel,
+) -> StoreResult<(u64, Vec<Batch>)> {
     let before = file.metadata().at("inspect", path)?;
     let length = before.len();
     if length > LENGTH_MAX {
         return Err(StoreError::TooLarge { path: path.to_owned(), len: length });
     }
     let batches = batches(file, path, length)?;
-    let done: Mutex<Vec<(u64, Vec<Option<SegmentDigest>>)>> = Mutex::new(Vec::with_capacity(batches.len()));
+    let done: Mutex<Vec<Batch>> = Mutex::new(Vec::with_capacity(batches.len()));
     let failed: Mutex<Option<io::Error>> = Mutex::new(None);
     let cursor = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism()
@@ -40,8 +93,8 @@ pub fn hash_file(file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Index
                     if cancel.is_cancelled() {
                         return;
                     }
-                    match hash_batch(file, length, batch.clone(), &mut buffer) {
-                        Ok(digests) => lock(&done).push((batch.start, digests)),
+                    match hash_batch(file, length, batch.clone(), counted, &mut buffer) {
+                        Ok(batch) => lock(&done).push(batch),
                         Err(error) => {
                             lock(&failed).get_or_insert(error);
                             return;
@@ -61,8 +114,9 @@ pub fn hash_file(file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Index
         return Err(StoreError::Changed { path: path.to_owned() });
     }
     let mut done = std::mem::take(&mut *lock(&done));
-    done.sort_unstable_by_key(|(start, _)| *start);
-    Ok(assemble(length, &done))
+    done.retain(|batch| !batch.segments.is_empty());
+    done.sort_unstable_by_key(|batch| batch.segments[0].0);
+    Ok((length, done))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -90,27 +144,34 @@ fn batches(file: &File, path: &Path, length: u64) -> StoreResult<Vec<Range<u64>>
 fn hash_batch(
     file: &File,
     length: u64,
-    batch: Range<u64>,
+    segments: Range<u64>,
+    counted: Option<&AtomicU64>,
     buffer: &mut [u8],
-) -> io::Result<Vec<Option<SegmentDigest>>> {
-    batch
-        .map(|segment| {
-            let start = segment * SEGMENT_BYTES;
-            let bytes = usize::try_from((length - start).min(SEGMENT_BYTES)).unwrap_or(buffer.len());
-            file.read_exact_at(&mut buffer[..bytes], start)?;
-            Ok(segment_digest(&buffer[..bytes]))
-        })
-        .collect()
+) -> io::Result<Batch> {
+    let mut batch = Batch::default();
+    for segment in segments {
+        let start = segment * SEGMENT_BYTES;
+        let bytes = usize::try_from((length - start).min(SEGMENT_BYTES)).unwrap_or(buffer.len());
+        let bytes = &mut buffer[..bytes];
+        file.read_exact_at(bytes, start)?;
+        let Some(digest) = segment_digest(bytes) else { continue };
+        let mut mask = 0;
+        if counted.is_some_and(|counted| counted.load(Ordering::Relaxed) <= BLOCKS_MAX) {
+            for (at, block) in bytes.chunks(usize::try_from(BLOCK_BYTES).unwrap_or(4 << 10)).enumerate() {
+                if let Some(fingerprint) = Fingerprint::of(block) {
+                    mask |= 1 << at;
+                    batch.fingerprints.push(fingerprint);
+                }
+            }
+        }
+        batch.segments.push((segment, digest, mask));
+    }
+    if let Some(counted) = counted {
+        counted.fetch_add(batch.fingerprints.len() as u64, Ordering::Relaxed);
+    }
+    Ok(batch)
 }
 
-fn assemble(length: u64, done: &[(u64, Vec<Option<SegmentDigest>>)]) -> Index {
-    let mut position = 0;
-    let mut segments = Vec::new();
-    for (start, digests) in done {
-        segments.extend((position..*start).map(|_| None));
-        segments.extend_from_slice(digests);
-        position = start + digests.len() as u64;
-    }
-    segments.extend((position..segment_count(length)).map(|_| None));
-    Index::from_segments(length, segments)
+fn segments(batches: &[Batch]) -> impl Iterator<Item = (u64, SegmentDigest)> {
+    batches.iter().flat_map(|batch| &batch.segments).map(|(number, digest, _)| (*number, *digest))
 }

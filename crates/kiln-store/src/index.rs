@@ -61,19 +61,35 @@ impl Index {
     /// # Panics
     /// When the number of segments is not that of the length.
     pub fn from_segments(length: u64, segments: impl IntoIterator<Item = Option<SegmentDigest>>) -> Self {
+        let mut count = 0;
+        let counted = (0_u64..).zip(segments).inspect(|(number, _)| count = number + 1);
+        let index = Self::from_data_segments(
+            length,
+            counted.filter_map(|(number, digest)| digest.map(|digest| (number, digest))),
+        );
+        assert_eq!(count, segment_count(length), "one entry for each segment");
+        index
+    }
+
+    /// Makes an index of a file of `length` bytes from its segments that are not all zero, in order.
+    ///
+    /// # Panics
+    /// When the segments are out of order or beyond the length.
+    pub fn from_data_segments(length: u64, segments: impl IntoIterator<Item = (u64, SegmentDigest)>) -> Self {
         let mut data: Vec<Range<u64>> = Vec::new();
         let mut digests = Vec::new();
-        let mut count = 0;
-        for (number, segment) in (0_u64..).zip(segments) {
-            count = number + 1;
-            let Some(digest) = segment else { continue };
+        for (number, digest) in segments {
             digests.push(digest);
             match data.last_mut() {
                 Some(run) if run.end == number => run.end += 1,
-                _ => data.push(number..number + 1),
+                last => {
+                    assert!(last.is_none_or(|run| run.end < number), "segments come in order");
+                    data.push(number..number + 1);
+                }
             }
         }
-        assert_eq!(count, segment_count(length), "one entry for each segment");
+        let end = data.last().map_or(0, |run| run.end);
+        assert!(end <= segment_count(length), "segments lie in the artifact");
         Self { length, data, digests }
     }
 
@@ -195,7 +211,7 @@ pub fn segment_digest(bytes: &[u8]) -> Option<SegmentDigest> {
     if is_zero(bytes) { None } else { Some(*blake3::hash(bytes).as_bytes()) }
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (chunks, tail) = bytes.as_chunks::<32>();
     chunks.iter().all(|chunk| *chunk == [0; 32]) && tail.iter().all(|byte| *byte == 0)
 }
@@ -213,26 +229,42 @@ mod tests {
         )
     }
 
-    /// Vectors of `docs/formats/index.md`.
+    /// Vectors of `docs/formats/index.md`: bytes and digests.
     #[test]
     fn vectors_are_pinned() {
-        let empty = Index::from_segments(0, []);
-        assert_eq!(
-            empty.digest().to_string(),
-            Digest::of(b"KILNIDX1\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0").to_string()
-        );
-        let hole = Index::from_segments(SEGMENT_BYTES, [None]);
-        assert_eq!(hole.to_bytes().len(), 32);
-        let one = Index::from_segments(3, [segment_digest(b"abc")]);
-        assert_eq!(
-            one.to_bytes()[32..],
-            [
-                0x64, 0x37, 0xb3, 0xac, 0x38, 0x46, 0x51, 0x33, 0xff, 0xb6, 0x3b, 0x75, 0x27, 0x3a, 0x8d,
-                0xb5, 0x48, 0xc5, 0x58, 0x46, 0x5d, 0x79, 0xdb, 0x03, 0xfd, 0x35, 0x9c, 0x6c, 0xd5, 0xbd,
-                0x9d, 0x85
-            ],
-            "BLAKE3 of `abc`, from the reference test vectors"
-        );
+        // BLAKE3 of `abc`, from the reference test vectors.
+        const ABC: &str = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
+        let abc = segment_digest(b"abc");
+        let vectors = [
+            (
+                Index::from_segments(0, []),
+                "4b494c4e49445831 0000000000000000 0000000000000000".to_owned(),
+                "sha256:0c05d7a58aa0a374a192e1daaa28b3ef12bc065fbc0939e7c762f51c863a91e6",
+            ),
+            (
+                Index::from_segments(SEGMENT_BYTES, [segment_digest(&[0; 65_536])]),
+                "4b494c4e49445831 0000010000000000 0100000000000000 0100000000000000".to_owned(),
+                "sha256:eba0579c9d02b5eb100cb983ddbd2ca3538832ee59d44eadede07bd3ce81b31b",
+            ),
+            (
+                Index::from_segments(3, [abc]),
+                format!("4b494c4e49445831 0300000000000000 0100000000000000 0100000000000080 {ABC}"),
+                "sha256:c9cbee4d022b617ffccd5f1b92043648c76e47d0a1b581f94304c5f3e95dc3d7",
+            ),
+            (
+                Index::from_segments(3 * SEGMENT_BYTES + 3, [None, None, None, abc]),
+                format!(
+                    "4b494c4e49445831 0300030000000000 0200000000000000 0300000000000000 0100000000000080 {ABC}"
+                ),
+                "sha256:71be54e5d9c534d827323b5b43670dbf0aaa6649ffcc3726d9d60f1ee553691c",
+            ),
+        ];
+        for (index, bytes, digest) in vectors {
+            let hex: String = index.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, bytes.replace(' ', ""));
+            assert_eq!(index.digest().to_string(), digest);
+            assert_eq!(Index::parse(&index.to_bytes()).unwrap(), index);
+        }
     }
 
     #[test]

@@ -165,6 +165,10 @@ impl Store {
         self.root.join("indexes").join(digest.hex())
     }
 
+    pub(crate) fn block_table_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("indexes").join(format!("{}.blocks", digest.hex()))
+    }
+
     pub(crate) fn revision_path(&self, id: &Digest) -> PathBuf {
         self.root.join("revisions").join(format!("{}.json", id.hex()))
     }

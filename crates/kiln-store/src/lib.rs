@@ -6,6 +6,7 @@
 
 mod artifact;
 mod aside;
+pub mod blocks;
 mod clone;
 mod collect;
 mod disks;
@@ -26,6 +27,7 @@ mod tag;
 mod verify;
 
 pub use artifact::{IngestFrom, Ingested};
+pub use blocks::{BlockTable, SharedBlocks, SharedRun};
 pub use clone::{CloneChoice, CloneRequest, CopyOut};
 pub use collect::{CollectPolicy, Collection, DeadRevision};
 pub use disks::{
@@ -33,7 +35,7 @@ pub use disks::{
 };
 pub use error::{StoreError, StoreResult};
 pub use file_hash::FileHash;
-pub use hash::hash_file;
+pub use hash::{hash_file, hash_file_with_blocks};
 pub use index::Index;
 pub use layout::{STORE_VERSION, Store, StoreLock};
 pub use lease::Lease;

@@ -91,6 +91,8 @@ impl Store {
             fail::point("remove.index", &path)?;
             fs::remove_file(&self.index_path(&artifact.digest))?;
             fs::remove_file(&self.seal_path(&artifact.digest))?;
+            // After the artifact: who makes the table again meanwhile looks for the artifact last.
+            fs::remove_file(&self.block_table_path(&artifact.digest))?;
             removed.artifacts.push(artifact.digest);
         }
         Ok(removed)

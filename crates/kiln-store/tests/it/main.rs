@@ -6,6 +6,7 @@
 )]
 
 mod artifacts;
+mod blocks;
 mod collection;
 mod disks;
 mod faults;
