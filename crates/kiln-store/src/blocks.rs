@@ -32,7 +32,8 @@ pub const BLOCKS_MAX: u64 = 1 << RANK_BITS;
 pub const TABLE_BYTES_MAX: usize = 256 << 20;
 
 /// Bits of a fingerprint.
-const FINGERPRINT_BITS: u32 = 8 * FINGERPRINT_BYTES as u32;
+const FINGERPRINT_BITS: u32 = 40;
+const _: () = assert!(FINGERPRINT_BITS as usize == 8 * FINGERPRINT_BYTES);
 /// Bits of a rank in a key: what a fingerprint leaves of 64.
 const RANK_BITS: u32 = 64 - FINGERPRINT_BITS;
 
@@ -49,6 +50,11 @@ impl Fingerprint {
             let number = hash.as_bytes()[..FINGERPRINT_BYTES].iter();
             Self(number.fold(0, |number, byte| number << 8 | u64::from(*byte)))
         })
+    }
+
+    /// Returns the number.
+    pub fn to_u64(self) -> u64 {
+        self.0
     }
 }
 
@@ -80,10 +86,19 @@ impl BlockTable {
         length: u64,
         blocks: impl IntoIterator<Item = (u64, Fingerprint)>,
     ) -> Option<Self> {
+        Self::from_blocks_up_to(BLOCKS_MAX, artifact, length, blocks)
+    }
+
+    fn from_blocks_up_to(
+        most: u64,
+        artifact: Digest,
+        length: u64,
+        blocks: impl IntoIterator<Item = (u64, Fingerprint)>,
+    ) -> Option<Self> {
         let mut runs: Vec<DataRun> = Vec::new();
         let mut keys = Vec::new();
         for (rank, (block, fingerprint)) in (0_u64..).zip(blocks) {
-            if rank == BLOCKS_MAX {
+            if rank == most {
                 return None;
             }
             match runs.last_mut() {
@@ -123,7 +138,8 @@ impl BlockTable {
 
     /// Returns the numbers of the blocks that may have the content of this fingerprint, lowest first.
     pub fn candidates(&self, fingerprint: Fingerprint) -> impl Iterator<Item = u64> {
-        self.keys[self.find(fingerprint)..]
+        let first = self.keys.partition_point(|other| *other < key(fingerprint, 0));
+        self.keys[first..]
             .iter()
             .take_while(move |key| fingerprint_of(**key) == fingerprint)
             .map(|key| self.block_of(rank_of(*key)))
@@ -143,28 +159,6 @@ impl BlockTable {
     /// Returns whether a block is one of those with this fingerprint.
     fn has(&self, block: u64, fingerprint: Fingerprint) -> bool {
         self.rank_at(block).is_some_and(|rank| self.keys.binary_search(&key(fingerprint, rank)).is_ok())
-    }
-
-    /// Returns the place of the first key whose fingerprint is not below `fingerprint`. Fingerprints are spread evenly,
-    /// so that the place is guessed and the search goes out from there.
-    fn find(&self, fingerprint: Fingerprint) -> usize {
-        let (target, count) = (key(fingerprint, 0), self.keys.len());
-        let scaled = (u128::from(fingerprint.0) * count as u128) >> FINGERPRINT_BITS;
-        let guess = usize::try_from(scaled).unwrap_or(count).min(count);
-        let below = |at: usize| self.keys[at] < target;
-        // Everything before `low` is below the target, nothing from `high` on is.
-        let (mut low, mut high, mut step) = (guess, guess, 8);
-        while high < count && below(high) {
-            low = high + 1;
-            high = count.min(high + step);
-            step *= 2;
-        }
-        while low > 0 && !below(low - 1) {
-            high = low - 1;
-            low = low.saturating_sub(step);
-            step *= 2;
-        }
-        low + self.keys[low..high].partition_point(|key| *key < target)
     }
 
     fn block_of(&self, rank: u64) -> u64 {

@@ -111,8 +111,12 @@ fn a_fingerprint_is_the_beginning_of_blake3_and_zeros_have_none() {
 
 #[test]
 fn too_many_blocks_have_no_table() {
-    let blocks = |count| (0..count).map(|block| (block, Fingerprint(block % 7)));
-    assert!(BlockTable::from_blocks(Digest::of(b""), u64::MAX, blocks(BLOCKS_MAX + 1)).is_none());
+    let table = |count: u64| {
+        let blocks = (0..count).map(|block| (block, Fingerprint(block % 7)));
+        BlockTable::from_blocks_up_to(100, Digest::of(b""), 1 << 20, blocks)
+    };
+    assert_eq!(table(100).unwrap().data_blocks(), 100);
+    assert!(table(101).is_none());
 }
 
 #[test]
