@@ -4,6 +4,7 @@ use kiln_store::blocks::{BLOCK_BYTES, Fingerprint};
 use kiln_store::{
     BlockTable, IngestFrom, SharedBlocks, SharedRun, StoreError, hash_file, hash_file_with_blocks,
 };
+use proptest::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -234,4 +235,28 @@ fn fingerprint_at(path: &Path, block: u64) -> Fingerprint {
     let mut bytes = [0; 4096];
     File::open(path).unwrap().read_exact_at(&mut bytes, block * BLOCK_BYTES).unwrap();
     Fingerprint::of(&bytes).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
+
+    #[test]
+    fn exactly_the_blocks_that_are_in_both_are_shared(
+        ours in proptest::collection::vec(0..5_u8, 0..150),
+        wanted in proptest::collection::vec(0..7_u8, 0..150),
+    ) {
+        let fixture = Fixture::new();
+        let shared = fixture.shared(&fixture.disk(&content(&ours)), &fixture.disk(&content(&wanted)));
+        let both: Vec<u64> = (0..).zip(&wanted).filter(|(_, fill)| **fill != 0 && ours.contains(fill)).map(|(at, _)| at).collect();
+        let found: Vec<u64> = shared.runs.iter().flat_map(|run| run.to..run.to + run.count).collect();
+        prop_assert_eq!(&found, &both);
+        prop_assert_eq!((shared.blocks, shared.bytes), (both.len() as u64, both.len() as u64 * BLOCK_BYTES));
+        for run in &shared.runs {
+            let fills = |list: &[u8], from: u64| {
+                let from = usize::try_from(from).unwrap();
+                list[from..from + usize::try_from(run.count).unwrap()].to_vec()
+            };
+            prop_assert_eq!(fills(&ours, run.from), fills(&wanted, run.to));
+        }
+    }
 }
