@@ -201,6 +201,8 @@ impl Store {
         for (digest, _) in &plan.artifacts {
             fs::remove_file(&self.seal_path(digest))?;
             away(self.artifact_path(digest), "artifacts")?;
+            // After the artifact: who makes the table again meanwhile looks for the artifact last.
+            fs::remove_file(&self.block_table_path(digest))?;
             away(self.index_path(digest), "indexes")?;
         }
         fs::sync_dir(&self.root().join("artifacts"))?;
