@@ -43,9 +43,9 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a revision without tags, machines and disks, and the artifacts only it had. `_alone` is the store's lock,
+    /// Removes a revision without tags, machines and disks, and the artifacts only it had. `alone` is the store's lock,
     /// held exclusively: nobody can begin to use them meanwhile.
-    pub fn remove_revision(&self, id: &Digest, _alone: &StoreLock) -> StoreResult<Removed> {
+    pub fn remove_revision(&self, id: &Digest, alone: &StoreLock) -> StoreResult<Removed> {
         self.check_unused(id)?;
         let tags: Vec<String> =
             self.tags_of(id)?.into_iter().map(|(template, tag)| format!("{template}:{tag}")).collect();
@@ -95,6 +95,8 @@ impl Store {
             fs::remove_file(&self.block_table_path(&artifact.digest))?;
             removed.artifacts.push(artifact.digest);
         }
+        // What dead processes left is not what was asked for: a later removal gets it.
+        let _ = self.sweep_asides(alone);
         Ok(removed)
     }
 }

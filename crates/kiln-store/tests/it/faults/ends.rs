@@ -174,3 +174,16 @@ fn a_disk_that_fails_to_be_made_leaves_no_file() {
         std::fs::remove_dir(&dir).unwrap();
     }
 }
+
+#[test]
+fn a_removal_sweeps_what_dead_processes_wrote_aside() {
+    let bench = Bench::new().with(&[BUILD, OTHER]);
+    let beside = ["revisions", "indexes", "cache/v1/builds", "templates/web", "templates/web/tags", "."];
+    for directory in beside {
+        std::fs::create_dir_all(bench.home.join(directory)).unwrap();
+        std::fs::write(bench.home.join(directory).join(".aside-0123456789abcdef"), b"half").unwrap();
+    }
+    assert_eq!(kiln_testing::check_swept(&bench.store()).len(), beside.len());
+    assert_eq!(bench.run(Op::Remove { content: 1 }), Outcome::Ok);
+    assert!(kiln_testing::check_swept(&bench.store()).is_empty());
+}
