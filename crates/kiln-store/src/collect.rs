@@ -172,8 +172,8 @@ impl Store {
     }
 
     /// Moves what a plan names to the trash, in an order in which nothing that stays refers to anything that went.
-    /// `_alone` is the store's lock, held exclusively since before the plan was made.
-    pub fn collect(&self, plan: &Collection, _alone: &StoreLock) -> StoreResult<()> {
+    /// `alone` is the store's lock, held exclusively since before the plan was made.
+    pub fn collect(&self, plan: &Collection, alone: &StoreLock) -> StoreResult<()> {
         if plan.revisions.is_empty() && plan.artifacts.is_empty() {
             return Ok(());
         }
@@ -207,6 +207,8 @@ impl Store {
         }
         fs::sync_dir(&self.root().join("artifacts"))?;
         fs::sync_dir(&self.root().join("indexes"))?;
+        // What dead processes left is not what was asked for: a later collection gets it.
+        let _ = self.sweep_asides(alone);
         Ok(())
     }
 

@@ -17,10 +17,10 @@ pub(super) struct Side {
 }
 
 impl Side {
-    /// Opens an artifact after the store's cheap checks of it. `data_bytes` are those of the larger of the two.
+    /// Opens an artifact, read first where it was touched. `data_bytes` are those of the larger of the two.
     pub(super) fn open(engine: &Engine, artifact: &Artifact, data_bytes: u64) -> EngineResult<Self> {
         let store = engine.store();
-        store.check_artifact(&artifact.digest, artifact.size)?;
+        store.ensure_artifact(&artifact.digest, artifact.size, engine.cancel(), &mut |_| {})?;
         let index = store.index(&artifact.digest)?;
         let path = store.artifact_path(&artifact.digest);
         if index.length() != artifact.size.bytes() {
