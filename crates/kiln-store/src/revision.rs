@@ -2,6 +2,7 @@
 
 use crate::error::{StoreError, StoreResult};
 use crate::layout::Store;
+use kiln_core::reference::DIGEST_PREFIX_CHARS_MIN;
 use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
@@ -133,8 +134,28 @@ impl Store {
         }
     }
 
+    /// Returns the revision whose digest begins with what was taken for a template's name, the way listings show it. A
+    /// template of that name comes first.
+    fn listed_id(
+        &self,
+        name: &TemplateName,
+        tag: &Tag,
+        pinned: Option<Digest>,
+    ) -> StoreResult<Option<Digest>> {
+        let prefix = name.as_str();
+        let digits = prefix.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !digits || prefix.len() < DIGEST_PREFIX_CHARS_MIN || *tag != Tag::latest() || pinned.is_some() {
+            return Ok(None);
+        }
+        let mut fitting = self.revision_ids()?.into_iter().filter(|id| id.hex().starts_with(prefix));
+        Ok(fitting.next().filter(|_| fitting.next().is_none()))
+    }
+
     fn resolve_tag(&self, template: &TemplateName, tag: &Tag, pinned: Option<Digest>) -> StoreResult<Digest> {
         let Some(entry) = self.template(template)? else {
+            if let Some(id) = self.listed_id(template, tag, pinned)? {
+                return Ok(id);
+            }
             let names: Vec<String> =
                 self.templates()?.into_iter().map(|entry| entry.name.as_str().to_owned()).collect();
             let near = kiln_core::text::nearest(template.as_str(), names.iter().map(String::as_str));

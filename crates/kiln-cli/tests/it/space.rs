@@ -51,6 +51,8 @@ fn space_is_freed_and_nothing_that_is_kept() {
     let context = context();
     let [one, two] = two_revisions(&context);
     let short = one[.."sha256:".len() + 12].to_owned();
+    // As listings show it.
+    assert_eq!(revision(&context, short.trim_start_matches("sha256:")), one);
     let why = context.kiln(["why", &one]).ok();
     assert!(why.ends_with("<- tag web:latest, one revision ago\n"), "{why}");
     assert_eq!(context.kiln(["gc", "-q", "--dry-run"]).ok(), "");
