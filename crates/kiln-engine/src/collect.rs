@@ -38,8 +38,8 @@ pub struct Reasons {
 pub struct Usage {
     /// Each template, by name; last, without a name, revisions without a tag.
     pub templates: Vec<TemplateUsage>,
-    /// Machines' disks.
-    pub machines: Vec<(String, ByteSize)>,
+    /// Machines, by name.
+    pub machines: Vec<MachineUsage>,
     /// What artifacts take up in all.
     pub artifacts: ByteSize,
     /// What a collection would free now, the trash not counted.
@@ -52,6 +52,17 @@ pub struct Usage {
     pub cache: ByteSize,
     /// What the file system has left.
     pub available: ByteSize,
+}
+
+/// What a machine takes up.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MachineUsage {
+    /// Its name, or its id where its record cannot be read.
+    pub machine: String,
+    /// What its files take up.
+    pub allocated: ByteSize,
+    /// What of it the file system says other files have too.
+    pub shared: ByteSize,
 }
 
 /// What a template's revisions take up.
@@ -199,7 +210,9 @@ impl Engine {
         usage.templates.sort_by_key(|of| (of.template.is_none(), of.template.clone()));
         for (id, entry) in self.store.machines()? {
             let name = entry.map_or_else(|_| id.to_string(), |entry| entry.record.name.to_string());
-            usage.machines.push((name, tree_bytes(&self.store.machine_dir(&id))?));
+            let dir = self.store.machine_dir(&id);
+            let (allocated, shared) = (tree_bytes(&dir)?, shared_bytes(&dir)?);
+            usage.machines.push(MachineUsage { machine: name, allocated, shared });
         }
         usage.machines.sort();
         Ok(usage)
@@ -217,6 +230,18 @@ fn tree_bytes(path: &Path) -> EngineResult<ByteSize> {
         } else {
             bytes += fs::optional(allocated_bytes(&path))?.unwrap_or(0);
         }
+    }
+    Ok(ByteSize::from_bytes(bytes))
+}
+
+/// Returns what the files of a directory share with others, as far as the file system tells.
+fn shared_bytes(dir: &Path) -> EngineResult<ByteSize> {
+    let mut bytes = 0;
+    for name in fs::list_dir(dir)? {
+        let path = dir.join(name);
+        // A socket cannot be opened, and a file that went meanwhile shares nothing.
+        let Ok(file) = fs::open(&path) else { continue };
+        bytes += kiln_sys::extents::layout(&file, &path)?.map_or(0, |layout| layout.shared_bytes);
     }
     Ok(ByteSize::from_bytes(bytes))
 }

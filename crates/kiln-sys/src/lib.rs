@@ -6,6 +6,7 @@ pub mod clock;
 pub mod commit;
 pub mod copy;
 mod error;
+pub mod extents;
 pub mod fail;
 pub mod fs;
 pub mod kvm;

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 APPARENT is the length of the artifacts of a template's revisions, ALLOCATED what they take up, SHARED what of it other
-templates have too, EXCLUSIVE what would be free without the template. A revision counts as long as it is in the store,
+templates have too, EXCLUSIVE what would be free without the template. SHARED of a machine is what
+the file system says other files have too. A revision counts as long as it is in the store,
 tagged or once tagged.")]
 pub(crate) struct DfArgs {
     /// Print an object of JSON
@@ -45,6 +46,7 @@ struct Template {
 struct Machine {
     machine: String,
     allocated_bytes: u64,
+    shared_bytes: u64,
 }
 
 pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
@@ -66,7 +68,11 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
             machines: usage
                 .machines
                 .iter()
-                .map(|(machine, bytes)| Machine { machine: machine.clone(), allocated_bytes: bytes.bytes() })
+                .map(|of| Machine {
+                    machine: of.machine.clone(),
+                    allocated_bytes: of.allocated.bytes(),
+                    shared_bytes: of.shared.bytes(),
+                })
                 .collect(),
             artifact_bytes: usage.artifacts.bytes(),
             reclaimable_bytes: usage.reclaimable.bytes(),
@@ -94,9 +100,12 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
     output::table(&["TEMPLATE", "REVISIONS", "APPARENT", "ALLOCATED", "SHARED", "EXCLUSIVE"], &rows);
     if !usage.machines.is_empty() {
         output::line("");
-        let rows: Vec<Vec<String>> =
-            usage.machines.iter().map(|(name, bytes)| vec![name.clone(), bytes.human()]).collect();
-        output::table(&["MACHINE", "ALLOCATED"], &rows);
+        let rows: Vec<Vec<String>> = usage
+            .machines
+            .iter()
+            .map(|of| vec![of.machine.clone(), of.allocated.human(), of.shared.human()])
+            .collect();
+        output::table(&["MACHINE", "ALLOCATED", "SHARED"], &rows);
     }
     output::line("");
     let rows: Vec<Vec<String>> = [

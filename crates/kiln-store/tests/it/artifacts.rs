@@ -260,5 +260,13 @@ fn reflink_file_systems_share_their_blocks() {
         };
         let record = store.clone_artifact(&request, &cancel).unwrap();
         assert_eq!(record.method, CloneMethod::Reflink);
+        let disk = staging.path().join("disk.raw");
+        let file = File::options().read(true).write(true).open(&disk).unwrap();
+        file.sync_all().unwrap();
+        let shared = || kiln_sys::extents::layout(&file, &disk).unwrap().unwrap().shared_bytes;
+        assert_eq!(shared(), 8 << 20);
+        file.write_all_at(&[1; 1 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(shared(), 7 << 20, "what was written is the clone's own");
     });
 }
