@@ -5,7 +5,7 @@ use crate::arch::Arch;
 use crate::digest::Digest;
 use crate::name::{ArtifactRole, VariantName};
 use crate::size::ByteSize;
-use crate::variant::{InvalidShape, MachineShape, ReadyProbe, Variant};
+use crate::variant::{BOOT_ARGS_BYTES_MAX, InvalidShape, MachineShape, ReadyProbe, Variant, boot_args_bytes};
 use serde::{Deserialize, Serialize};
 
 /// The version of the manifest this program writes and reads.
@@ -114,6 +114,20 @@ pub enum InvalidManifest {
     /// A shape no machine can have.
     #[error("manifest has an impossible machine")]
     Shape(#[from] InvalidShape),
+    /// More kernel arguments than [`BOOT_ARGS_BYTES_MAX`].
+    #[error(
+        "manifest has {bytes} bytes of boot arguments{}, more than {BOOT_ARGS_BYTES_MAX}",
+        variant.as_ref().map(|name| format!(" in variant `{name}`")).unwrap_or_default()
+    )]
+    BootArgs {
+        /// The variant that brings them; none when they are the template's.
+        variant: Option<VariantName>,
+        /// Their bytes, each argument with the space that ends it.
+        bytes: usize,
+    },
+    /// Bytes that say a manifest in another way than [`Manifest::to_bytes`] does: the same content would have two ids.
+    #[error("manifest is not canonical from byte {0} on")]
+    NotCanonical(usize),
 }
 
 impl Manifest {
@@ -131,7 +145,7 @@ impl Manifest {
         Digest::of(&self.to_bytes())
     }
 
-    /// Parses and checks a manifest.
+    /// Parses and checks a manifest: only the bytes that [`Manifest::to_bytes`] returns for it are taken.
     pub fn parse(bytes: &[u8]) -> Result<Self, InvalidManifest> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(InvalidManifest::TooLarge(bytes.len()));
@@ -145,10 +159,16 @@ impl Manifest {
             return Err(InvalidManifest::Version(version));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(InvalidManifest::Json)?;
+        let canonical = manifest.to_bytes();
+        if canonical != bytes {
+            let same = canonical.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+            return Err(InvalidManifest::NotCanonical(same));
+        }
         manifest.checked()
     }
 
-    /// Returns the manifest when every rule of the format holds.
+    /// Returns the manifest when every rule of its content holds; the size of its bytes is [`Manifest::parse`]'s to
+    /// check.
     pub fn checked(self) -> Result<Self, InvalidManifest> {
         for (what, count, max) in [
             ("artifacts", self.artifacts.len(), ARTIFACTS_MAX),
@@ -170,8 +190,14 @@ impl Manifest {
             }
         }
         self.machine.clone().checked()?;
+        let limited = |variant: Option<&VariantName>, args: &[String]| match boot_args_bytes(args) {
+            ..=BOOT_ARGS_BYTES_MAX => Ok(()),
+            bytes => Err(InvalidManifest::BootArgs { variant: variant.cloned(), bytes }),
+        };
+        limited(None, &self.boot_args)?;
         for variant in &self.variants {
             variant.shape(&self.machine).checked()?;
+            limited(Some(&variant.name), variant.boot_args.as_deref().unwrap_or_default())?;
         }
         Ok(self)
     }
@@ -242,5 +268,90 @@ mod tests {
         newer.version = 2;
         assert!(matches!(Manifest::parse(&newer.to_bytes()), Err(InvalidManifest::Version(2))));
         assert!(Manifest::parse(b"{\"version\":1,\"surprise\":true}").is_err());
+    }
+
+    fn variant(number: usize) -> Variant {
+        serde_json::from_value(serde_json::json!({ "name": format!("v{number:03}") })).unwrap()
+    }
+
+    fn refusal(manifest: &Manifest) -> String {
+        Manifest::parse(&manifest.to_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn artifacts_and_variants_are_limited() {
+        let mut full = manifest();
+        let more = (full.artifacts.len()..ARTIFACTS_MAX)
+            .map(|n| Artifact { role: format!("z{n:03}").parse().unwrap(), ..full.artifacts[0].clone() });
+        full.artifacts.extend(more.collect::<Vec<_>>());
+        full.variants = (0..VARIANTS_MAX).map(variant).collect();
+        Manifest::parse(&full.to_bytes()).unwrap();
+        let mut artifacts = full.clone();
+        artifacts.artifacts.push(Artifact { role: "zz".parse().unwrap(), ..full.artifacts[0].clone() });
+        assert_eq!(refusal(&artifacts), "manifest has 65 artifacts, more than 64");
+        full.variants.push(variant(VARIANTS_MAX));
+        assert_eq!(refusal(&full), "manifest has 257 variants, more than 256");
+    }
+
+    #[test]
+    fn a_manifest_has_a_largest_size() {
+        let with = |text: String| {
+            let ready = ReadyProbe { command: vec![text], interval_ms: 1, timeout_ms: 1 };
+            Manifest { ready: Some(ready), ..manifest() }
+        };
+        let room = MANIFEST_BYTES_MAX - with(String::new()).to_bytes().len();
+        Manifest::parse(&with("x".repeat(room)).to_bytes()).unwrap();
+        assert_eq!(refusal(&with("x".repeat(room + 1))), "manifest has 1048577 bytes, more than 1048576");
+    }
+
+    #[test]
+    fn boot_arguments_are_limited_as_in_a_recipe() {
+        let args = |bytes: usize| vec!["x".repeat(bytes - 1)];
+        let mut full = Manifest { boot_args: args(BOOT_ARGS_BYTES_MAX), ..manifest() };
+        full.variants = vec![Variant { boot_args: Some(args(BOOT_ARGS_BYTES_MAX)), ..variant(1) }];
+        Manifest::parse(&full.to_bytes()).unwrap();
+        let template = Manifest { boot_args: args(BOOT_ARGS_BYTES_MAX + 1), ..full.clone() };
+        assert_eq!(refusal(&template), "manifest has 1025 bytes of boot arguments, more than 1024");
+        full.variants[0].boot_args = Some(args(BOOT_ARGS_BYTES_MAX + 1));
+        assert_eq!(
+            refusal(&full),
+            "manifest has 1025 bytes of boot arguments in variant `v001`, more than 1024"
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_not_the_canonical_ones_are_refused() {
+        let bytes = String::from_utf8(manifest().to_bytes()).unwrap();
+        for (what, with) in [
+            ("white space", format!("{bytes}\n")),
+            ("white space within", bytes.replacen(',', ", ", 1)),
+            (
+                "another order",
+                bytes
+                    .replace("\"version\":1,", "")
+                    .replace("\"variants\":[]", "\"variants\":[],\"version\":1"),
+            ),
+            ("a field that says nothing", bytes.replace("\"boot_args\":", "\"ready\":null,\"boot_args\":")),
+            ("an escape", bytes.replace("quiet", "qu\\u0069et")),
+        ] {
+            let parsed = Manifest::parse(with.as_bytes());
+            assert!(matches!(parsed, Err(InvalidManifest::NotCanonical(_))), "{what}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn fields_that_are_not_known_are_refused_at_every_depth() {
+        let mut full = manifest();
+        full.ready = Some(ReadyProbe { command: vec!["true".to_owned()], interval_ms: 1, timeout_ms: 1 });
+        full.variants = vec![variant(1)];
+        let bytes = String::from_utf8(full.to_bytes()).unwrap();
+        for object in ["\"arch\":", "\"role\":\"kernel\"", "\"vcpus\":", "\"interval_ms\":", "\"name\":"] {
+            assert!(bytes.contains(object));
+            let with = bytes.replacen(object, &format!("\"surprise\":1,{object}"), 1);
+            let Err(InvalidManifest::Json(error)) = Manifest::parse(with.as_bytes()) else {
+                panic!("{with}")
+            };
+            assert!(error.to_string().contains("unknown field `surprise`"), "{error}");
+        }
     }
 }

@@ -10,6 +10,17 @@ pub const VCPUS_MAX: u32 = 64;
 pub const MEMORY_MIB_MIN: u64 = 64;
 /// The most memory a machine may have, in MiB (1 TiB).
 pub const MEMORY_MIB_MAX: u64 = 1 << 20;
+/// The largest disk that may be asked for, in MiB (16 TiB).
+pub const DISK_MIB_MAX: u64 = 16 << 20;
+
+/// The most bytes of kernel arguments of a template or variant, each with the space that ends it: the kernel reads 2,048
+/// in all.
+pub const BOOT_ARGS_BYTES_MAX: usize = 1024;
+
+/// Returns the bytes that kernel arguments take up, each with the space that ends it.
+pub fn boot_args_bytes(args: &[String]) -> usize {
+    args.iter().map(|arg| arg.len() + 1).sum()
+}
 
 /// The board a machine monitor emulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -38,6 +49,7 @@ impl Board {
 
 /// What a machine is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MachineShape {
     /// Virtual processors.
     pub vcpus: u32,
@@ -82,7 +94,7 @@ impl MachineShape {
             return Err(InvalidShape::Memory(self.memory));
         }
         if let Some(disk) = self.data_disk
-            && (!whole_mib(disk) || !(1..=16 << 20).contains(&disk.mib()))
+            && (!whole_mib(disk) || !(1..=DISK_MIB_MAX).contains(&disk.mib()))
         {
             return Err(InvalidShape::DataDisk(disk));
         }
@@ -92,6 +104,7 @@ impl MachineShape {
 
 /// A check that tells when a machine is ready: a command in the guest that succeeds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ReadyProbe {
     /// Program and arguments, run in the guest.
     pub command: Vec<String>,
@@ -103,6 +116,7 @@ pub struct ReadyProbe {
 
 /// A variant: what it overrides, resolved against its template by [`Variant::shape`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Variant {
     /// The variant's name, unique within its template.
     pub name: VariantName,
@@ -137,6 +151,47 @@ impl Variant {
             memory: self.memory.unwrap_or(base.memory),
             data_disk: self.data_disk.or(base.data_disk),
             board: self.board.unwrap_or(base.board),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(shape: MachineShape) -> Option<String> {
+        shape.checked().err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn processors_have_a_least_and_a_most() {
+        let with = |vcpus| refusal(MachineShape { vcpus, ..MachineShape::default() });
+        assert_eq!((with(1), with(VCPUS_MAX)), (None, None));
+        assert_eq!(with(0).unwrap(), "vcpus is 0: 1 to 64 are possible");
+        assert_eq!(with(VCPUS_MAX + 1).unwrap(), "vcpus is 65: 1 to 64 are possible");
+    }
+
+    #[test]
+    fn memory_has_a_least_and_a_most() {
+        let with = |mib| {
+            refusal(MachineShape { memory: ByteSize::from_bytes(mib << 20), ..MachineShape::default() })
+        };
+        assert_eq!((with(MEMORY_MIB_MIN), with(MEMORY_MIB_MAX)), (None, None));
+        let rule = "whole MiB from 64M to 1048576M are possible";
+        assert_eq!(with(MEMORY_MIB_MIN - 1).unwrap(), format!("memory is 63M: {rule}"));
+        assert_eq!(with(MEMORY_MIB_MAX + 1).unwrap(), format!("memory is 1048577M: {rule}"));
+    }
+
+    #[test]
+    fn a_data_disk_has_a_least_and_a_most() {
+        let with = |bytes| {
+            let data_disk = Some(ByteSize::from_bytes(bytes));
+            refusal(MachineShape { data_disk, ..MachineShape::default() })
+        };
+        assert_eq!((with(1 << 20), with(DISK_MIB_MAX << 20)), (None, None));
+        for bytes in [0, (1 << 20) - 1, (DISK_MIB_MAX << 20) + 1, (DISK_MIB_MAX + 1) << 20, u64::MAX] {
+            let message = with(bytes).unwrap();
+            assert!(message.starts_with("data_disk is ") && message.contains("from 1M to 16T"), "{message}");
         }
     }
 }

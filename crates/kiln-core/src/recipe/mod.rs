@@ -14,10 +14,10 @@ use std::path::PathBuf;
 pub const FILE_NAME: &str = "kiln.toml";
 /// The largest recipe that is read, in bytes.
 pub const RECIPE_BYTES_MAX: usize = 1 << 20;
-/// The most packages a recipe may list.
+/// The most entries a list of packages, components or modules may have.
 pub const PACKAGES_MAX: usize = 4096;
-/// The most kernel arguments, and the longest of them all together in bytes: the kernel reads 2,048 in all.
-pub const BOOT_ARGS_BYTES_MAX: usize = 1024;
+/// The most bytes of kernel arguments, each with the space that ends it: the kernel reads 2,048 in all.
+pub const BOOT_ARGS_BYTES_MAX: usize = crate::variant::BOOT_ARGS_BYTES_MAX;
 
 /// A checked recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::revision::VARIANTS_MAX;
 use crate::size::ByteSize;
-use crate::variant::{Board, MachineShape, ReadyProbe, Variant};
+use crate::variant::{Board, DISK_MIB_MAX, MachineShape, ReadyProbe, Variant, boot_args_bytes};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -197,7 +197,7 @@ impl TryFrom<RecipeFile> for Recipe {
         .checked()
         .map_err(|error| value("machine", error))?;
         let disk_size_min: Option<ByteSize> = parsed_opt("machine.disk", file.machine.disk.as_deref())?;
-        if disk_size_min.is_some_and(|size| size.mib() > 16 << 20) {
+        if disk_size_min.is_some_and(|size| size.bytes() > DISK_MIB_MAX << 20) {
             return Err(value("machine.disk", "at most 16T are possible"));
         }
         Ok(Self {
@@ -276,8 +276,9 @@ fn debian(table: DebianTable) -> Result<DebianSource, RecipeError> {
 }
 
 fn boot_args(field: &str, args: Vec<String>) -> Result<Vec<String>, RecipeError> {
-    if args.iter().map(|arg| arg.len() + 1).sum::<usize>() > BOOT_ARGS_BYTES_MAX {
-        return Err(value(field, format_args!("more than {BOOT_ARGS_BYTES_MAX} bytes in all")));
+    let bytes = boot_args_bytes(&args);
+    if bytes > BOOT_ARGS_BYTES_MAX {
+        return Err(value(field, format_args!("{bytes} bytes in all, more than {BOOT_ARGS_BYTES_MAX}")));
     }
     match args.iter().find(|arg| arg.is_empty() || !arg.chars().all(|c| c.is_ascii_graphic())) {
         Some(arg) => {
