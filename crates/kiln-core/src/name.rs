@@ -192,6 +192,13 @@ mod tests {
     }
 
     #[test]
+    fn a_tag_has_a_longest_form() {
+        assert_eq!("t".repeat(TAG_BYTES_MAX).parse::<Tag>().unwrap().as_str().len(), TAG_BYTES_MAX);
+        let error = "t".repeat(TAG_BYTES_MAX + 1).parse::<Tag>().unwrap_err().to_string();
+        assert!(error.starts_with("`ttt") && error.contains("is not a valid tag: 1 to 128 of"), "{error}");
+    }
+
+    #[test]
     fn names_that_look_alike_stay_apart() {
         let names: Vec<TemplateName> = ["a.b", "a_b", "a-b"].iter().map(|t| t.parse().unwrap()).collect();
         assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2]);

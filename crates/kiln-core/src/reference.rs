@@ -160,6 +160,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_reference_has_a_longest_form() {
+        let longest = format!("{0}/{0}:{1}@{2}", "a".repeat(63), "t".repeat(128), Digest::of(b"x"))
+            .parse::<Reference>();
+        assert!(longest.is_ok(), "every whole reference fits");
+        let other = "a".repeat(REFERENCE_BYTES_MAX).parse::<Reference>().unwrap_err();
+        assert!(matches!(other, InvalidReference::Part { .. }), "{other}");
+        let error = "a".repeat(REFERENCE_BYTES_MAX + 1).parse::<Reference>().unwrap_err().to_string();
+        assert!(
+            error.starts_with("reference `aaa") && error.ends_with("is longer than 512 bytes"),
+            "{error}"
+        );
+    }
+
     proptest! {
         #[test]
         fn parsing_never_panics_and_prints_back(text in "[a-z0-9:@/._-]{0,40}") {

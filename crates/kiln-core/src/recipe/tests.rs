@@ -1,4 +1,5 @@
 use super::*;
+use crate::revision::VARIANTS_MAX;
 use proptest::prelude::*;
 
 const FULL: &str = r#"
@@ -80,6 +81,75 @@ fn bad_values_name_their_field() {
     assert!(error("name=\"a\"\n[source]\ntype=\"debian\"\nsuite=\"-x\"").starts_with("`source.suite`"));
     let option = "name=\"a\"\n[source]\ntype=\"debian\"\nsuite=\"x\"\npackages=[\"--hook=rm\"]";
     assert!(error(option).starts_with("`source.packages`"), "an option is not a package");
+}
+
+/// Returns a recipe with a part before its source and one in it.
+fn recipe(part: &str, in_source: &str) -> String {
+    format!("name=\"a\"\n{part}\n[source]\ntype=\"debian\"\nsuite=\"x\"\n{in_source}\n")
+}
+
+/// Returns a list of `count` equal words.
+fn list(word: &str, count: usize) -> String {
+    format!("[{}]", format!("\"{word}\",").repeat(count))
+}
+
+#[test]
+fn a_recipe_has_a_largest_size() {
+    let mut text = recipe("", "#");
+    text.push_str(&"#".repeat(RECIPE_BYTES_MAX - text.len()));
+    parse(&text).unwrap();
+    text.push('#');
+    assert_eq!(error(&text), "recipe has 1048577 bytes, more than 1048576");
+}
+
+#[test]
+fn lists_of_words_are_limited() {
+    for field in ["source.packages", "source.components", "agent.modules"] {
+        let with = |count| {
+            let list = list("x", count);
+            match field.split_once('.').unwrap() {
+                ("source", key) => recipe("", &format!("{key}={list}")),
+                (table, key) => recipe(&format!("[{table}]\n{key}={list}"), ""),
+            }
+        };
+        parse(&with(PACKAGES_MAX)).unwrap();
+        assert_eq!(error(&with(PACKAGES_MAX + 1)), format!("`{field}`: 4097 entries, more than 4096"));
+    }
+}
+
+#[test]
+fn kernel_arguments_are_limited_together() {
+    for (field, table) in
+        [("boot.args", "[boot]\nargs="), ("variant.v.boot_args", "[[variant]]\nname=\"v\"\nboot_args=")]
+    {
+        // Each word counts with the space after it.
+        let with =
+            |count, last: &str| recipe(&format!("{table}{}", list("abcdefg", count).replace("]", last)), "");
+        parse(&with(BOOT_ARGS_BYTES_MAX / 8, "]")).unwrap();
+        assert_eq!(
+            error(&with(BOOT_ARGS_BYTES_MAX / 8 - 1, "\"abcdefgh\"]")),
+            format!("`{field}`: 1025 bytes in all, more than 1024")
+        );
+    }
+}
+
+#[test]
+fn variants_are_limited() {
+    let with = |count: usize| {
+        let tables: String = (0..count).map(|n| format!("[[variant]]\nname=\"v{n}\"\n")).collect();
+        recipe(&tables, "")
+    };
+    assert_eq!(parse(&with(VARIANTS_MAX)).unwrap().variants.len(), VARIANTS_MAX);
+    assert_eq!(error(&with(VARIANTS_MAX + 1)), "`variant`: 257 variants, more than 256");
+}
+
+#[test]
+fn a_root_disk_has_a_most() {
+    let with = |size: &str| recipe(&format!("[machine]\ndisk=\"{size}\""), "");
+    parse(&with("16T")).unwrap();
+    for size in ["16777217M", "17179869185K", "17T"] {
+        assert_eq!(error(&with(size)), "`machine.disk`: at most 16T are possible");
+    }
 }
 
 #[test]
