@@ -138,9 +138,10 @@ impl Engine {
     fn check_reflink(&self) -> EngineResult<Finding> {
         let staging = self.store.stage("checking the file system")?;
         let from = fs::create_new(&staging.path().join("from"))?;
-        let to = fs::create_new(&staging.path().join("to"))?;
+        let to_path = staging.path().join("to");
+        let to = fs::create_new(&to_path)?;
         let name = fs::file_system_name(self.store.root())?;
-        let works = copy::reflink(&from, &to);
+        let works = copy::reflink(&from, &to, &to_path)?;
         Ok(Finding {
             check: "file system".to_owned(),
             health: if works { Health::Ok } else { Health::Warn },

@@ -84,7 +84,7 @@ impl Store {
         fail::point("ingest.create", &own)?;
         let target = fs::create_new(&own)?;
         fail::point("ingest.copy", &own)?;
-        if !copy::reflink(&source, &target) {
+        if !copy::reflink(&source, &target, &own)? {
             self.need_space(copy::allocated_bytes(path)?)?;
             copy::sparse_copy(&source, &target, &own, Some(cancel))?;
         }

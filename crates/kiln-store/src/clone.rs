@@ -192,7 +192,7 @@ impl Store {
         };
         fail::point("clone.fill", target.path)?;
         match method {
-            CloneMethod::Reflink if reflink(source, file) => lengthen(),
+            CloneMethod::Reflink if reflink(source, file, target.path)? => lengthen(),
             CloneMethod::Reflink => Ok(false),
             CloneMethod::Overlay => {
                 let size = target.grown.bytes();

@@ -242,7 +242,7 @@ impl Disks<'_> {
         let (staging, dir) = self.stage(owner)?;
         let path = dir.join(DISK_STEM).with_extension(CloneMethod::Copy.extension());
         let target = fs::create_new(&path)?;
-        let method = if copy::reflink(&source, &target) {
+        let method = if copy::reflink(&source, &target, &path)? {
             CloneMethod::Reflink
         } else {
             self.store.need_space(copy::allocated_bytes(file)?)?;

@@ -21,15 +21,28 @@ const STEP_BYTES: u64 = 8 << 20;
 
 /// Copies the content of `from` to the empty file `to`. `to_path` is for errors.
 pub fn copy_file(from: &File, to: &File, to_path: &Path, cancel: Option<&Cancel>) -> IoResult<Copied> {
-    if reflink(from, to) {
+    if reflink(from, to, to_path)? {
         return Ok(Copied::Reflink);
     }
     sparse_copy(from, to, to_path, cancel).map(|()| Copied::Sparse)
 }
 
-/// Shares all extents of `from` with `to`; false where the file system cannot.
-pub fn reflink(from: &File, to: &File) -> bool {
-    rustix::fs::ioctl_ficlone(to, from).is_ok()
+/// Shares all extents of `from` with `to`; false where the file systems of the two cannot. `to_path` is for errors.
+///
+/// # Errors
+/// What a copy would meet as well: no room, a quota, a disk that fails.
+pub fn reflink(from: &File, to: &File, to_path: &Path) -> IoResult<bool> {
+    match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => Ok(true),
+        Err(error) if is_inability(error) => Ok(false),
+        Err(error) => Err(error).at("share the blocks of", to_path),
+    }
+}
+
+/// Whether the kernel says by this that the two files cannot share blocks here, rather than that it failed to.
+fn is_inability(error: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    matches!(error, Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS)
 }
 
 /// Copies the data extents of `from` to the empty file `to`, and its length.
@@ -56,12 +69,7 @@ fn copy_range(from: &File, to: &File, offset: u64, want: u64) -> io::Result<u64>
     match rustix::fs::copy_file_range(from, Some(&mut in_offset), to, Some(&mut out_offset), want_bytes) {
         Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the source became shorter")),
         Ok(copied) => Ok(copied as u64),
-        Err(
-            rustix::io::Errno::XDEV
-            | rustix::io::Errno::INVAL
-            | rustix::io::Errno::NOSYS
-            | rustix::io::Errno::OPNOTSUPP,
-        ) => copy_buffered(from, to, offset, want),
+        Err(error) if is_inability(error) => copy_buffered(from, to, offset, want),
         Err(error) => Err(error.into()),
     }
 }
@@ -149,6 +157,29 @@ mod tests {
         assert_eq!(&bytes, b"begin");
         to.read_exact_at(&mut bytes[..3], (256 << 20) - 3).unwrap();
         assert_eq!(&bytes[..3], b"end");
+    }
+
+    #[test]
+    fn what_cannot_share_blocks_is_told_from_what_fails_to() {
+        use rustix::io::Errno;
+        for error in [Errno::OPNOTSUPP, Errno::XDEV, Errno::INVAL, Errno::NOTTY, Errno::NOSYS] {
+            assert!(is_inability(error), "{error}");
+        }
+        for error in [Errno::NOSPC, Errno::DQUOT, Errno::IO, Errno::FBIG, Errno::ROFS, Errno::BADF] {
+            assert!(!is_inability(error), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_reflink_that_fails_is_an_error_with_its_path() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("file");
+        let from = fs::create_new(&path).unwrap();
+        from.write_all_at(b"x", 0).unwrap();
+        // A target that is not open for writing is refused before anybody asks the file system.
+        let error = reflink(&from, &fs::open(&path).unwrap(), &path).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot share the blocks of {}", path.display()));
+        assert_eq!(error.source.raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()));
     }
 
     #[test]

@@ -281,7 +281,7 @@ impl Engine {
 fn copy_disk(from: &Path, to: &Path, cancel: &kiln_sys::Cancel) -> EngineResult<()> {
     let source = fs::open(from)?;
     let target = fs::create_new(to)?;
-    if !copy::reflink(&source, &target) {
+    if !copy::reflink(&source, &target, to)? {
         let (path, need) = (to.parent().unwrap_or(to), copy::allocated_bytes(from)?);
         let have = fs::space(path)?.available;
         if have < need.saturating_add(SPACE_MARGIN) {
