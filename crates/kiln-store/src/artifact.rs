@@ -12,7 +12,7 @@ use kiln_sys::{Cancel, copy, fail, fs};
 use std::path::Path;
 
 /// Free space that stays after a copy, in bytes.
-const SPACE_MARGIN: u64 = 16 << 20;
+pub const SPACE_MARGIN: u64 = 16 << 20;
 
 /// What becomes of the source of an ingest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,9 +131,29 @@ impl Store {
 
 /// Checks that the file system of a directory has room for `need` more bytes.
 pub(crate) fn need_space_in(dir: &Path, need: u64) -> StoreResult<()> {
-    let have = fs::space(dir)?.available;
+    need_space_of(dir, fs::space(dir)?.available, need)
+}
+
+fn need_space_of(dir: &Path, have: u64, need: u64) -> StoreResult<()> {
     if have < need.saturating_add(SPACE_MARGIN) {
         return Err(StoreError::NoSpace { path: dir.to_owned(), need, have });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_leaves_some_space() {
+        let dir = Path::new("/store");
+        need_space_of(dir, (16 << 20) + 5, 5).unwrap();
+        let error = need_space_of(dir, (16 << 20) + 4, 5).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not enough space in /store: 5 bytes needed and 16777216 to spare, 16777220 free"
+        );
+        need_space_of(dir, u64::MAX - 1, u64::MAX).unwrap_err();
+    }
 }

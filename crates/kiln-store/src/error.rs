@@ -1,5 +1,7 @@
 //! What can go wrong in a store.
 
+use crate::artifact::SPACE_MARGIN;
+use crate::index::LENGTH_MAX;
 use kiln_core::machine::CloneMethod;
 use kiln_core::name::InvalidName;
 use kiln_core::revision::InvalidManifest;
@@ -141,7 +143,7 @@ pub enum StoreError {
         reason: String,
     },
     /// There is too little room.
-    #[error("not enough space in {}: {need} bytes needed, {have} free", path.display())]
+    #[error("not enough space in {}: {need} bytes needed and {SPACE_MARGIN} to spare, {have} free", path.display())]
     NoSpace {
         /// Where.
         path: PathBuf,
@@ -157,7 +159,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A file is too large for an index.
-    #[error("{} has {len} bytes, more than an index can hold", path.display())]
+    #[error("{} has {len} bytes, more than {LENGTH_MAX}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,

@@ -74,9 +74,7 @@ fn hash(
 ) -> StoreResult<(u64, Vec<Batch>)> {
     let before = file.metadata().at("inspect", path)?;
     let length = before.len();
-    if length > LENGTH_MAX {
-        return Err(StoreError::TooLarge { path: path.to_owned(), len: length });
-    }
+    check_length(length, path)?;
     let batches = batches(file, path, length)?;
     let done: Mutex<Vec<Batch>> = Mutex::new(Vec::with_capacity(batches.len()));
     let failed: Mutex<Option<io::Error>> = Mutex::new(None);
@@ -117,6 +115,11 @@ fn hash(
     done.retain(|batch| !batch.segments.is_empty());
     done.sort_unstable_by_key(|batch| batch.segments[0].0);
     Ok((length, done))
+}
+
+/// Checks that an index can hold a file of this length.
+fn check_length(len: u64, path: &Path) -> StoreResult<()> {
+    if len > LENGTH_MAX { Err(StoreError::TooLarge { path: path.to_owned(), len }) } else { Ok(()) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -174,4 +177,17 @@ fn hash_batch(
 
 fn segments(batches: &[Batch]) -> impl Iterator<Item = (u64, SegmentDigest)> {
     batches.iter().flat_map(|batch| &batch.segments).map(|(number, digest, _)| (*number, *digest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_has_a_largest_length() {
+        let path = Path::new("/images/vast");
+        check_length(64 << 40, path).unwrap();
+        let error = check_length((64 << 40) + 1, path).unwrap_err();
+        assert_eq!(error.to_string(), "/images/vast has 70368744177665 bytes, more than 70368744177664");
+    }
 }

@@ -280,6 +280,20 @@ mod tests {
     }
 
     #[test]
+    fn an_index_describes_so_much_at_most() {
+        let with = |length: u64| {
+            let mut bytes = MAGIC.to_vec();
+            for number in [length, 1, segment_count(length)] {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+            Index::parse(&bytes)
+        };
+        assert_eq!(with(LENGTH_MAX).unwrap().length(), 64 << 40);
+        let error = with(LENGTH_MAX + 1).unwrap_err().to_string();
+        assert_eq!(error, "it describes 70368744177665 bytes, more than 70368744177664");
+    }
+
+    #[test]
     fn what_is_not_canonical_is_refused() {
         let good = index(5 * SEGMENT_BYTES + 1, |n| n == 1 || n == 2).to_bytes();
         assert!(Index::parse(&good).is_ok());

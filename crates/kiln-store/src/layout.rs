@@ -116,6 +116,10 @@ impl Store {
         if meta.version > STORE_VERSION {
             return Err(StoreError::NewerStore { path: path(), found: meta.version, known: STORE_VERSION });
         }
+        if meta.version == 0 {
+            let reason = format!("meta.json has version 0, the first is {STORE_VERSION}");
+            return Err(StoreError::NotAStore { path: path(), reason });
+        }
         let unknown =
             meta.features.incompatible.keys().chain(meta.features.read_only_compatible.keys()).next();
         match unknown {

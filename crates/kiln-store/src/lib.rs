@@ -26,7 +26,7 @@ mod staging;
 mod tag;
 mod verify;
 
-pub use artifact::{IngestFrom, Ingested};
+pub use artifact::{IngestFrom, Ingested, SPACE_MARGIN};
 pub use blocks::{BlockTable, SharedBlocks, SharedRun};
 pub use clone::{CloneChoice, CloneRequest, CopyOut};
 pub use collect::{CollectPolicy, Collection, DeadRevision};

@@ -7,6 +7,8 @@ use kiln_core::MachineId;
 use kiln_core::machine::{MachineRecord, MachineStatus, RECORD_BYTES_MAX, RECORD_VERSION};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::{fail, fs};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
 /// A machine as the store knows it.
@@ -28,6 +30,10 @@ impl Store {
     }
 
     /// Reads a machine.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]; [`StoreError::Damaged`] for a record or status that cannot be read, one of another
+    /// version among them.
     pub fn machine(&self, id: &MachineId) -> StoreResult<MachineEntry> {
         let dir = self.machine_dir(id);
         let Some(bytes) = fs::read_optional(&dir.join("machine.json"), RECORD_BYTES_MAX)? else {
@@ -38,10 +44,6 @@ impl Store {
             Some(bytes) => parse(&dir.join("status.json"), &bytes)?,
             None => MachineStatus::created(),
         };
-        if record.version != RECORD_VERSION {
-            let reason = format!("it has version {}, this kiln knows {RECORD_VERSION}", record.version);
-            return Err(StoreError::Damaged { path: dir.join("machine.json"), reason });
-        }
         Ok(MachineEntry { record, status, dir })
     }
 
@@ -66,7 +68,16 @@ impl Store {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> StoreResult<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| StoreError::Damaged { path: path.to_owned(), reason: error.to_string() })
+/// Parses a record or status, its version first: another version may have other fields.
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> StoreResult<T> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
+    let Version { version } = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+    if version != RECORD_VERSION {
+        return Err(damaged(format!("it has version {version}, this kiln knows {RECORD_VERSION}")));
+    }
+    serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))
 }

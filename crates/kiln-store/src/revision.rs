@@ -10,6 +10,8 @@ use kiln_sys::{Cancel, fail, fs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// The version of a build record that is known.
+const BUILD_RECORD_VERSION: u32 = 1;
 /// The largest build record that is read, in bytes.
 const BUILD_RECORD_BYTES_MAX: usize = 1 << 20;
 /// The most candidates that are named when nothing has the wanted name.
@@ -43,7 +45,14 @@ pub struct BuildRecord {
 
 impl Store {
     /// Publishes a revision whose artifacts are in the store, and returns its id.
+    ///
+    /// # Errors
+    /// [`StoreError::BadManifest`] for a manifest that could not be read again; [`StoreError::NotFound`] and
+    /// [`StoreError::Damaged`] for an artifact that is not there whole.
     pub fn commit_revision(&self, manifest: &Manifest, record: &BuildRecord) -> StoreResult<Digest> {
+        let bytes = manifest.to_bytes();
+        let id = Digest::of(&bytes);
+        Manifest::parse(&bytes).map_err(|source| StoreError::BadManifest { id, source })?;
         for artifact in &manifest.artifacts {
             match self.check_artifact(&artifact.digest, artifact.size) {
                 // Another build put the same content in its place a moment ago; whoever uses it reads it first.
@@ -51,13 +60,12 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        let id = manifest.id();
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let record = serde_json::to_vec_pretty(record).unwrap();
         fail::point("revision.record", &self.build_record_path(&id))?;
         write_file(&self.build_record_path(&id), &record, 0o644, Existing::Replace)?;
         fail::point("revision.manifest", &self.revision_path(&id))?;
-        write_file(&self.revision_path(&id), &manifest.to_bytes(), 0o444, Existing::Replace)?;
+        write_file(&self.revision_path(&id), &bytes, 0o444, Existing::Replace)?;
         fail::point("revision.done", &self.revision_path(&id))?;
         Ok(id)
     }
@@ -76,13 +84,26 @@ impl Store {
         Ok(Revision { id: *id, manifest })
     }
 
-    /// Reads the record of a revision's build, if there is one that can be read.
+    /// Reads the record of a revision's build. A newer version of it counts as none: nothing but what is shown depends
+    /// on it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] for one that is none of this version or a newer one.
     pub fn build_record(&self, id: &Digest) -> StoreResult<Option<BuildRecord>> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
         let path = self.build_record_path(id);
         let Some(bytes) = fs::read_optional(&path, BUILD_RECORD_BYTES_MAX)? else { return Ok(None) };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| StoreError::Damaged { path, reason: error.to_string() })
+        let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason };
+        let parse = |error: serde_json::Error| damaged(error.to_string());
+        let Version { version } = serde_json::from_slice(&bytes).map_err(parse)?;
+        match version {
+            0 => Err(damaged(format!("it has version 0, the first is {BUILD_RECORD_VERSION}"))),
+            BUILD_RECORD_VERSION => serde_json::from_slice(&bytes).map(Some).map_err(parse),
+            _ => Ok(None),
+        }
     }
 
     /// Lists the ids of all revisions.

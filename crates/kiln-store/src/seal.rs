@@ -57,10 +57,17 @@ impl Store {
         self.write_seal(digest, &Seal::of(&fs::symlink_metadata(&self.artifact_path(digest))?))
     }
 
-    /// Reads an artifact's content, and takes its seal from before that: what is written meanwhile breaks it.
+    /// Reads an artifact's content, and takes its seal from before that: what is written meanwhile breaks it. One that
+    /// was removed since somebody looked is not found.
     pub(crate) fn read_artifact(&self, digest: &Digest, cancel: &Cancel) -> StoreResult<(Index, Seal)> {
         let path = self.artifact_path(digest);
-        let file = fs::open(&path)?;
+        let Some(file) = fs::optional(fs::open(&path))? else {
+            return Err(StoreError::NotFound {
+                kind: "artifact",
+                name: digest.to_string(),
+                similar: Vec::new(),
+            });
+        };
         if file.metadata().at("inspect", &path)?.mode() & PERMISSIONS != ARTIFACT_MODE {
             fs::set_mode(&path, ARTIFACT_MODE)?;
         }
@@ -96,7 +103,11 @@ impl Store {
             let reason = format!("it has {} bytes, its manifest says {}", meta.len(), size.bytes());
             return Err(StoreError::Damaged { path, reason });
         }
-        let seal = fs::read_optional(&self.seal_path(digest), SEAL_BYTES_MAX)?;
+        let seal = match fs::read_optional(&self.seal_path(digest), SEAL_BYTES_MAX) {
+            // Larger than a seal can be: it is none, as other bytes that are none.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => None,
+            read => read?,
+        };
         let seal: Option<Seal> = seal.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let now = Seal::of(&meta);
         let reason = match seal {

@@ -9,16 +9,23 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-/// Reads a whole file of at most `max` bytes; a larger one is an error.
+/// Reads a whole file of at most `max` bytes.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`] for a larger one. One that says so of itself is not read at all; others, such as the
+/// kernel's own, whose length is not known before, are read no further.
 pub fn read_limited(path: &Path, max: usize) -> IoResult<Vec<u8>> {
+    let too_large = || {
+        let error = io::Error::new(io::ErrorKind::InvalidData, format!("more than {max} bytes"));
+        Err(error).at("read", path)
+    };
     let file = open(path)?;
+    if file.metadata().at("inspect", path)?.len() > max as u64 {
+        return too_large();
+    }
     let mut bytes = Vec::new();
     file.take(max as u64 + 1).read_to_end(&mut bytes).at("read", path)?;
-    if bytes.len() > max {
-        let error = io::Error::new(io::ErrorKind::InvalidData, format!("more than {max} bytes"));
-        return Err(error).at("read", path);
-    }
-    Ok(bytes)
+    if bytes.len() > max { too_large() } else { Ok(bytes) }
 }
 
 /// Reads a whole text file of at most `max` bytes.

@@ -22,7 +22,10 @@ pub enum InvalidBlockTable {
     /// Other first bytes.
     #[error("it does not begin as a block table of version 1")]
     Magic,
-    /// Fewer bytes than its counts need, or more than any table has.
+    /// More bytes than [`TABLE_BYTES_MAX`].
+    #[error("it has {0} bytes, more than {TABLE_BYTES_MAX}")]
+    TooLarge(u64),
+    /// Fewer bytes than its counts need.
     #[error("it has {0} bytes, which does not fit its counts")]
     Size(u64),
     /// Bytes that were changed.
@@ -32,7 +35,7 @@ pub enum InvalidBlockTable {
     #[error("it describes {0} bytes, more than {LENGTH_MAX}")]
     Length(u64),
     /// More data blocks than [`BLOCKS_MAX`] or than the artifact has.
-    #[error("it names {0} data blocks, more than there can be")]
+    #[error("it names {0} data blocks, more than its artifact has or more than {BLOCKS_MAX}")]
     Blocks(u64),
     /// A run that is empty, touches the one before, lies outside, or is not written in the shortest way.
     #[error("run {0} is not canonical")]
@@ -84,7 +87,10 @@ impl BlockTable {
         if bytes.get(..8) != Some(&MAGIC) {
             return Err(InvalidBlockTable::Magic);
         }
-        if bytes.len() < HEADER_BYTES + CHECK_BYTES || bytes.len() > TABLE_BYTES_MAX {
+        if bytes.len() > TABLE_BYTES_MAX {
+            return Err(InvalidBlockTable::TooLarge(have));
+        }
+        if bytes.len() < HEADER_BYTES + CHECK_BYTES {
             return Err(InvalidBlockTable::Size(have));
         }
         let (body, check) = bytes.split_at(bytes.len() - CHECK_BYTES);

@@ -120,6 +120,31 @@ fn too_many_blocks_have_no_table() {
 }
 
 #[test]
+fn a_table_has_a_largest_size() {
+    // Zeros that are never touched take up no memory but for the first page, and those that are summed.
+    let mut bytes = vec![0; TABLE_BYTES_MAX + 1];
+    bytes[..8].copy_from_slice(&MAGIC);
+    let error = BlockTable::parse(&bytes).unwrap_err().to_string();
+    assert_eq!(error, "it has 268435457 bytes, more than 268435456");
+    assert_eq!(BlockTable::parse(&bytes[..TABLE_BYTES_MAX]), Err(InvalidBlockTable::Check));
+}
+
+#[test]
+fn a_table_names_so_many_blocks_at_most() {
+    let with = |count: u64| {
+        let mut bytes = table(&fixture_bytes()).to_bytes();
+        bytes[40..48].copy_from_slice(&crate::index::LENGTH_MAX.to_le_bytes());
+        bytes[48..56].copy_from_slice(&count.to_le_bytes());
+        BlockTable::parse(&seal(bytes)).unwrap_err()
+    };
+    // At the limit the count is taken, and found not to be backed by bytes.
+    assert!(matches!(with(BLOCKS_MAX), InvalidBlockTable::Size(_)));
+    let error = with(BLOCKS_MAX + 1);
+    assert_eq!(error, InvalidBlockTable::Blocks(BLOCKS_MAX + 1));
+    assert!(error.to_string().ends_with("more than 16777216"), "{error}");
+}
+
+#[test]
 fn counts_that_nothing_backs_are_refused_before_anything_is_allocated() {
     for (at, number) in [(40, u64::MAX), (48, BLOCKS_MAX), (48, u64::MAX), (56, u64::MAX / 2), (56, 1 << 30)]
     {

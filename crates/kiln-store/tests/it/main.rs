@@ -10,6 +10,7 @@ mod blocks;
 mod collection;
 mod disks;
 mod faults;
+mod limits;
 mod revisions;
 
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};

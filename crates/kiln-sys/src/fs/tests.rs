@@ -21,6 +21,11 @@ fn a_file_over_its_limit_is_an_error_that_names_it() {
     assert_eq!(read_limited(&path, 11).unwrap().len(), 11);
     let error = read_limited(&path, 10).unwrap_err();
     assert_eq!(error.path, path);
+    assert_eq!(error.source.to_string(), "more than 10 bytes");
+    // A file of the kernel says that it is empty.
+    let proc = Path::new("/proc/self/status");
+    assert!(read_limited(proc, 1 << 20).unwrap().len() > 10);
+    assert_eq!(read_limited(proc, 10).unwrap_err().source.to_string(), "more than 10 bytes");
 }
 
 #[test]
