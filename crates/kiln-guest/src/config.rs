@@ -190,6 +190,28 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_has_a_largest_size() {
+        let mut text = TEXT.as_bytes().to_vec();
+        text.resize(INIT_CONFIG_BYTES_MAX, b' ');
+        InitConfig::from_json(&text).unwrap();
+        text.push(b' ');
+        let error = InitConfig::from_json(&text).unwrap_err().to_string();
+        assert_eq!(error, "init configuration has 262145 bytes, more than 262144");
+    }
+
+    #[test]
+    fn the_modules_of_a_configuration_are_limited() {
+        let with = |count| {
+            let mut config = InitConfig::from_json(TEXT.as_bytes()).unwrap();
+            config.modules = vec![config.modules[0].clone(); count];
+            InitConfig::from_json(&config.to_json())
+        };
+        assert_eq!(with(MODULES_MAX).unwrap().modules.len(), MODULES_MAX);
+        let error = with(MODULES_MAX + 1).unwrap_err().to_string();
+        assert_eq!(error, "init configuration lists 129 modules, more than 128");
+    }
+
+    #[test]
     fn another_version_is_refused() {
         let text = TEXT.replace("\"version\":1", "\"version\":2");
         assert!(matches!(InitConfig::from_json(text.as_bytes()), Err(ConfigError::Version { version: 2 })));

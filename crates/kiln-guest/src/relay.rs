@@ -142,6 +142,12 @@ impl Relay {
         &self.shared.session
     }
 
+    /// Whether another client would be served now.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        lock(&self.shared.clients).len() < RELAY_CLIENTS_MAX
+    }
+
     /// Serves a client in threads of its own and returns at once.
     ///
     /// The client is served until it disconnects, breaks the protocol, or the session is lost.
@@ -157,7 +163,8 @@ impl Relay {
         {
             let mut clients = lock(&self.shared.clients);
             if clients.len() >= RELAY_CLIENTS_MAX {
-                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "too many relay clients"));
+                let reason = format!("more than {RELAY_CLIENTS_MAX} clients");
+                return Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason));
             }
             clients.insert(number, Arc::clone(&client));
         }
@@ -326,5 +333,35 @@ impl Removal {
         lock(&self.client.state).streams.insert(client_id, id);
         frame.stream = id;
         self.inner().send(&frame).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::limits::FRAME_PAYLOAD_MAX;
+
+    #[test]
+    fn a_client_that_does_not_read_is_disconnected_at_a_limit() {
+        let closed = Arc::new(AtomicBool::new(false));
+        let noted = Arc::clone(&closed);
+        let closer = Box::new(move || noted.store(true, Ordering::Relaxed));
+        let client = Client { outbox: Outbox::new(RELAY_QUEUE_BYTES_MAX), closer, state: Mutex::default() };
+        let greeting = Frame::new(Kind::HelloAck, 0, Vec::new());
+        let epoch = client.outbox.begin(&greeting);
+        let nonce: Nonce = [0; std::mem::size_of::<Nonce>()];
+        lock(&client.state).greeted = Some((nonce, epoch));
+        let frame = Frame::new(Kind::Data, 1, vec![0; FRAME_PAYLOAD_MAX]);
+        let frame_bytes = frame.encode().unwrap().len();
+        let mut queued = greeting.encode().unwrap().len();
+        while queued <= RELAY_QUEUE_BYTES_MAX {
+            client.send(epoch, &frame);
+            assert!(!closed.load(Ordering::Relaxed), "{queued} bytes queued");
+            queued += frame_bytes;
+        }
+        client.send(epoch, &frame);
+        assert!(closed.load(Ordering::Relaxed), "{queued} bytes queued");
     }
 }

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
+use kiln_guest::limits::RELAY_CLIENTS_MAX;
 use kiln_guest::message::{AgentEvent, AgentState, ShutdownMode};
 use kiln_guest::relay::Relay;
 use kiln_guest::{Session, SessionError};
@@ -108,4 +109,17 @@ fn events_reach_every_client() {
         let heard: Vec<AgentEvent> = receiver.iter().collect();
         assert_eq!(heard, [AgentEvent::ShuttingDown]);
     }
+}
+
+#[test]
+fn clients_over_the_limit_are_refused() {
+    let agent = Agent::start();
+    let relay = Relay::new(agent.session());
+    let mut clients: Vec<_> = (0..RELAY_CLIENTS_MAX).map(|_| client(&relay)).collect();
+    assert!(!relay.has_room());
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let error = relay.serve_client(theirs).unwrap_err();
+    assert_eq!(error.to_string(), "more than 64 clients");
+    clients.pop().unwrap().ping(soon()).unwrap();
+    drop(clients);
 }
