@@ -86,9 +86,7 @@ pub(crate) fn walk(root: &Path, cancel: Option<&Cancel>, readable: bool) -> Resu
         if let Some(cancel) = cancel {
             cancel.check()?;
         }
-        if size.inodes > FILES_MAX {
-            return Err(BuildError::TooManyFiles { path: root.to_owned(), max: FILES_MAX });
-        }
+        check_files(size.inodes, root)?;
         let path = if depth == 0 { root.to_owned() } else { root.join(&relative) };
         let meta = fs::symlink_metadata(&path)?;
         let kind = meta.file_type();
@@ -122,6 +120,14 @@ pub(crate) fn walk(root: &Path, cancel: Option<&Cancel>, readable: bool) -> Resu
         }
     }
     Ok(Walked { size, listing: listing.finish(), identity: identity.finish() })
+}
+
+/// Checks that a tree that has so many files already may have another.
+fn check_files(files: u64, root: &Path) -> Result<(), BuildError> {
+    if files >= FILES_MAX {
+        return Err(BuildError::TooManyFiles { path: root.to_owned(), max: FILES_MAX });
+    }
+    Ok(())
 }
 
 fn kind_number(kind: FileType) -> u64 {
@@ -169,4 +175,30 @@ fn parts(path: &Path) -> Vec<std::ffi::OsString> {
     let mut names: Vec<_> = names.collect();
     names.reverse();
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_sys::tool::ScratchDir;
+
+    #[test]
+    fn the_files_of_a_tree_are_limited() {
+        let root = Path::new("/tree");
+        check_files(FILES_MAX - 1, root).unwrap();
+        let error = check_files(FILES_MAX, root).unwrap_err().to_string();
+        assert!(error.contains("/tree") && error.contains("4000000"), "{error}");
+    }
+
+    #[test]
+    fn the_depth_of_a_tree_is_limited() {
+        let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        // The root is the first directory.
+        let deepest = (1..DEPTH_MAX).fold(scratch.path().to_owned(), |path, _| path.join("d"));
+        fs::create_dir_all(&deepest).unwrap();
+        assert_eq!(walk(scratch.path(), None, false).unwrap().size.directories, DEPTH_MAX as u64);
+        fs::create_dir(&deepest.join("d")).unwrap();
+        let error = walk(scratch.path(), None, false).unwrap_err().to_string();
+        assert_eq!(error, format!("{} is deeper than 512 directories", scratch.path().display()));
+    }
 }

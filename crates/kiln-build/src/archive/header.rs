@@ -143,7 +143,7 @@ impl Pending {
         self.raw.extend_from_slice(bytes);
         let damaged = |problem| ArchiveError::Header { offset, problem };
         if self.raw.len() as u64 > super::EXTENDED_BYTES_MAX {
-            return Err(damaged("its entry has too many extended headers"));
+            return Err(damaged("its entry has more than 1 MiB of extended headers"));
         }
         let long = || bytes.strip_suffix(&[0]).unwrap_or(bytes).to_vec();
         self.gnu |= matches!(header.type_flag, b'L' | b'K');

@@ -60,7 +60,9 @@ pub enum ArchiveError {
     #[error("the entry at byte {0} has no name")]
     NoName(u64),
     /// A name that no file system takes.
-    #[error("entry `{0}` has a name that is too long")]
+    #[error(
+        "entry `{0}` has a name of more than {COMPONENT_BYTES_MAX} bytes or a path of more than {PATH_BYTES_MAX}"
+    )]
     NameTooLong(String),
     /// An entry below something that is no directory.
     #[error("entry `{entry}` lies below `{parent}`, which is {what}")]
@@ -158,6 +160,8 @@ struct Checker<'a, R> {
     seen: HashMap<Vec<u8>, Kind>,
     size: TreeSize,
     listing: sha2::Sha256,
+    /// Headers seen.
+    entries: u64,
     content: u64,
     buffer: Vec<u8>,
 }
@@ -173,6 +177,7 @@ impl<'a, R: Read> Checker<'a, R> {
             seen: HashMap::new(),
             size: TreeSize::default(),
             listing: sha2::Sha256::new(),
+            entries: 0,
             content: 0,
             buffer: vec![0; STEP_BYTES],
         }
@@ -182,7 +187,6 @@ impl<'a, R: Read> Checker<'a, R> {
         self.seen.insert(Vec::new(), Kind::Implied);
         self.size.add_directory(0);
         let mut len = 0;
-        let mut entries = 0;
         let mut pending = Pending::default();
         loop {
             let offset = self.input.position;
@@ -194,8 +198,8 @@ impl<'a, R: Read> Checker<'a, R> {
                 }
                 break;
             }
-            entries += 1;
-            limit("entries", entries, ENTRIES_MAX)?;
+            self.entries += 1;
+            limit("entries", self.entries, ENTRIES_MAX)?;
             let header = Header::parse(&block).map_err(|problem| ArchiveError::Header { offset, problem })?;
             if header.is_extension() {
                 limit("bytes in an extended header", header.size, EXTENDED_BYTES_MAX)?;
@@ -413,3 +417,6 @@ fn clean(raw: &[u8], offset: u64) -> Result<Vec<u8>, ArchiveError> {
 fn show(path: &[u8]) -> String {
     if path.is_empty() { ".".to_owned() } else { kiln_core::text::clip(&String::from_utf8_lossy(path)) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! Refusals of tar files, and the sizes of those that are taken.
 
-use kiln_build::archive::{ArchiveError, Checked, check};
+use kiln_build::archive::{
+    ArchiveError, COMPONENT_BYTES_MAX, CONTENT_BYTES_MAX, Checked, EXTENDED_BYTES_MAX, PATH_BYTES_MAX, check,
+};
 use proptest::prelude::*;
 use tar::{Builder, EntryType, Header};
 
@@ -191,6 +193,51 @@ fn limits_are_told() {
     assert!(matches!(refusal(&[long]), ArchiveError::TooLarge { .. }));
     let error = refusal(&[pax(&[("size", b"18446744073709551615")]), file("a")]);
     assert!(matches!(error, ArchiveError::TooLarge { .. }));
+}
+
+#[test]
+fn content_is_limited_with_its_holes() {
+    let with = |bytes: u64| {
+        let size = bytes.to_string();
+        checked(&archive(&[pax(&[("GNU.sparse.realsize", size.as_bytes())]), file("a")]))
+    };
+    with(CONTENT_BYTES_MAX).unwrap();
+    let error = with(CONTENT_BYTES_MAX + 1).unwrap_err();
+    assert_eq!(error.to_string(), "it has more bytes of content than 4398046511104");
+}
+
+#[test]
+fn paths_and_their_components_are_limited() {
+    let with = |path: &str| checked(&archive(&[pax(&[("path", path.as_bytes())]), file("a")]));
+    let component = "n".repeat(COMPONENT_BYTES_MAX);
+    with(&component).unwrap();
+    let rule = "has a name of more than 255 bytes or a path of more than 4095";
+    let error = with(&format!("{component}n")).unwrap_err().to_string();
+    assert!(error.starts_with("entry `nnn") && error.ends_with(rule), "{error}");
+    // Sixteen components and the slashes between them are a path of the longest kind.
+    let path = vec![component.as_str(); 16].join("/");
+    assert_eq!(path.len(), PATH_BYTES_MAX);
+    with(&path).unwrap();
+    let longer = format!("{}/x/{}", vec![component.as_str(); 15].join("/"), "n".repeat(254));
+    assert_eq!(longer.len(), PATH_BYTES_MAX + 1);
+    let error = with(&longer).unwrap_err().to_string();
+    assert!(error.starts_with("entry `nnn") && error.ends_with(rule), "{error}");
+}
+
+#[test]
+fn extended_headers_are_limited() {
+    let with = |bytes: u64| {
+        let mut value = vec![b'x'; usize::try_from(bytes).unwrap() - "1048576 comment=\n".len()];
+        value[0] = b'y';
+        checked(&archive(&[pax(&[("comment", &value)]), file("a")]))
+    };
+    let one_less = EXTENDED_BYTES_MAX - 1;
+    // What is kept of the headers has the type of each before its bytes.
+    with(one_less).unwrap();
+    let error = with(EXTENDED_BYTES_MAX).unwrap_err().to_string();
+    assert!(error.ends_with("its entry has more than 1 MiB of extended headers"), "{error}");
+    let error = with(EXTENDED_BYTES_MAX + 1).unwrap_err().to_string();
+    assert_eq!(error, "it has more bytes in an extended header than 1048576");
 }
 
 #[test]
