@@ -77,31 +77,12 @@ impl QemuMachine {
     /// until then, so that no event of its is missed.
     fn come_up(&mut self, listener: &UnixListener) -> Result<(), VmmError> {
         let deadline = Instant::now() + UP_WITHIN;
-        let stream = self.accept(listener, deadline)?;
+        let stream = accept(listener, self.child.pidfd(), deadline)?;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut qmp = Qmp::open(stream, left())?;
         qmp.execute("cont", None, left())?;
         self.qmp = Some(qmp);
         Ok(())
-    }
-
-    fn accept(&self, listener: &UnixListener, deadline: Instant) -> Result<UnixStream, VmmError> {
-        let failed = |source| VmmError::System { action: "wait for", source };
-        let pidfd = self.child.pidfd();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(VmmError::NotUp { within: UP_WITHIN, message: String::new() });
-            }
-            let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
-            poll_within(&mut fds, Some(left)).map_err(failed)?;
-            if !fds[0].revents().is_empty() {
-                return listener.accept().map(|(stream, _)| stream).map_err(failed);
-            }
-            if !fds[1].revents().is_empty() {
-                return Err(VmmError::Control(QmpError::Closed));
-            }
-        }
     }
 
     /// Turns a failed start into what QEMU said about it, after its end.
@@ -276,5 +257,44 @@ impl Drop for QemuMachine {
             // A destructor cannot report. The kernel kills the process with this thread at the latest.
             let _ = self.stop(Stop::Kill);
         }
+    }
+}
+
+/// Takes the connection of a process that is about to come up.
+fn accept(listener: &UnixListener, pidfd: BorrowedFd<'_>, deadline: Instant) -> Result<UnixStream, VmmError> {
+    let failed = |source| VmmError::System { action: "wait for", source };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(VmmError::NotUp { within: UP_WITHIN, message: String::new() });
+        }
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+        poll_within(&mut fds, Some(left)).map_err(failed)?;
+        if !fds[0].revents().is_empty() {
+            return listener.accept().map(|(stream, _)| stream).map_err(failed);
+        }
+        if !fds[1].revents().is_empty() {
+            return Err(VmmError::Control(QmpError::Closed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd as _;
+
+    #[test]
+    fn a_monitor_that_does_not_answer_in_time_is_told_with_the_time_it_had() {
+        let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let listener = socket::listen(scratch.path(), QMP_SOCKET).unwrap();
+        // A process that lives on: this one.
+        let pid = rustix::process::getpid();
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let error = accept(&listener, pidfd.as_fd(), Instant::now()).unwrap_err();
+        assert_eq!(error.to_string(), "the machine monitor did not come up within 60 s");
+        // Who connects before that is taken.
+        let _monitor = socket::connect(scratch.path(), QMP_SOCKET).unwrap();
+        accept(&listener, pidfd.as_fd(), Instant::now() + UP_WITHIN).unwrap();
     }
 }
