@@ -6,7 +6,7 @@ use crate::{Engine, EngineError, EngineResult, RegistryProblem};
 use kiln_core::machine::CloneMethod;
 use kiln_core::revision::{Artifact, ArtifactFormat};
 use kiln_core::{ByteSize, Digest, DiskOwner, Reference, RevisionSelector, Tag, TemplateName};
-use kiln_store::{CloneChoice, CopyOut, Disk, DiskLock, StoreError};
+use kiln_store::{CloneChoice, CopyOut, Disk, DiskLock, SPACE_MARGIN, StoreError};
 use kiln_sys::commit::{Existing, aside, commit_dir, write_file};
 use kiln_sys::lock::Share;
 use kiln_sys::{IoResultExt as _, copy, fs};
@@ -19,8 +19,6 @@ const IMAGE_MODE: u32 = 0o644;
 const CLONE_MODE: u32 = 0o600;
 /// The mode of directories that others look into.
 const DIR_MODE: u32 = 0o755;
-/// Free space that stays, in bytes.
-const SPACE_MARGIN: u64 = 16 << 20;
 
 /// What is to be written.
 #[derive(Debug, Clone, Copy)]

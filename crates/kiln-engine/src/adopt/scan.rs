@@ -171,12 +171,17 @@ fn entries(dir: &Path) -> EngineResult<Vec<std::ffi::OsString>> {
         return Err(EngineError::NoDirectory { path: dir.to_owned() });
     }
     let mut names = fs::list_dir(dir)?;
-    if names.len() > ENTRIES_MAX {
+    check_entries(names.len(), dir)?;
+    names.retain(|name| !kiln_sys::commit::is_aside(name));
+    Ok(names)
+}
+
+fn check_entries(entries: usize, dir: &Path) -> EngineResult<()> {
+    if entries > ENTRIES_MAX {
         let reason = format!("has more than {ENTRIES_MAX} entries");
         return Err(EngineError::HostPath { path: dir.to_owned(), reason });
     }
-    names.retain(|name| !kiln_sys::commit::is_aside(name));
-    Ok(names)
+    Ok(())
 }
 
 fn shown(name: &std::ffi::OsStr) -> String {
@@ -228,4 +233,31 @@ fn image_size(image: &Path) -> Result<ByteSize, Refusal> {
 /// Reads a stamp without the white space around it.
 fn read(path: &Path) -> Result<Option<String>, Refusal> {
     Ok(fs::optional(fs::read_text_limited(path, STAMP_BYTES_MAX))?.map(|text| text.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_sys::commit::{Existing, write_file};
+    use kiln_sys::tool::ScratchDir;
+
+    #[test]
+    fn the_entries_of_a_registry_are_limited() {
+        let dir = Path::new("/registry");
+        check_entries(100_000, dir).unwrap();
+        let error = check_entries(100_001, dir).unwrap_err().to_string();
+        assert!(error.contains("/registry has more than 100000 entries"), "{error}");
+    }
+
+    #[test]
+    fn a_stamp_has_a_largest_size() {
+        let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = scratch.path().join(STAMP_FILE);
+        let stamp = |bytes: usize| write_file(&path, &vec![b'a'; bytes], 0o600, Existing::Replace).unwrap();
+        stamp(STAMP_BYTES_MAX);
+        assert_eq!(read(&path).ok().flatten().unwrap().len(), 1024);
+        stamp(STAMP_BYTES_MAX + 1);
+        let Err(Refusal::Because(reason)) = read(&path) else { panic!("it was read") };
+        assert!(reason.contains(STAMP_FILE) && reason.contains("more than 1024 bytes"), "{reason}");
+    }
 }

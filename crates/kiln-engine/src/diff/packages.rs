@@ -1,7 +1,7 @@
 //! Packages that a root file system says it has, read from the databases of their managers. What a database says is
 //! taken as it is: an entry without name or version is passed over.
 
-use super::ext4::{ImageError, Kind};
+use super::ext4::{ImageError, ImageResult, Kind};
 use super::report::{Change, PackageChange, PackageDiff};
 use super::side::Side;
 use crate::EngineResult;
@@ -97,10 +97,7 @@ pub(super) fn read(side: &Side) -> EngineResult<Inventory> {
             inventory.not_read.insert(format!("rpm: {path}"));
         }
     }
-    if inventory.count > PACKAGES_MAX {
-        return Err(side.error(ImageError::Limit { what: "packages", max: PACKAGES_MAX }));
-    }
-    Ok(inventory)
+    inventory.checked().map_err(|error| side.error(error))
 }
 
 fn database(side: &Side, path: &str) -> EngineResult<Option<Vec<u8>>> {
@@ -142,6 +139,14 @@ fn text(set: &BTreeSet<Installed>, with_arch: bool) -> String {
 }
 
 impl Inventory {
+    /// Returns the inventory when it has not too many packages.
+    fn checked(self) -> ImageResult<Self> {
+        if self.count > PACKAGES_MAX {
+            return Err(ImageError::Limit { what: "packages", max: PACKAGES_MAX });
+        }
+        Ok(self)
+    }
+
     fn add(&mut self, manager: Manager, name: &str, version: &str, arch: Option<&str>) {
         if self.count <= PACKAGES_MAX {
             self.count += 1;

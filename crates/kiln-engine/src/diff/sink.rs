@@ -65,7 +65,7 @@ impl Sink {
             }
             FileList::All => {
                 let path_bytes = self.path_bytes + change.path.len();
-                if path_bytes <= LISTED_PATH_BYTES_MAX && self.diff.changes.len() < LISTED_MAX {
+                if fits(self.diff.changes.len() + 1, path_bytes) {
                     self.path_bytes = path_bytes;
                     self.diff.changes.push(change);
                 }
@@ -83,6 +83,11 @@ impl Sink {
         diff.omitted = all - diff.changes.len() as u64;
         diff
     }
+}
+
+/// Whether a list may have so many files with so many bytes of paths.
+fn fits(files: usize, path_bytes: usize) -> bool {
+    files <= LISTED_MAX && path_bytes <= LISTED_PATH_BYTES_MAX
 }
 
 fn add(sum: &mut FileSum, change: &FileChange) {
@@ -106,6 +111,20 @@ mod tests {
             after: Some(facts),
             aspects: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_list_of_all_files_is_limited_and_says_how_many_it_omits() {
+        assert!(fits(1 << 20, 64 << 20));
+        assert!(!fits((1 << 20) + 1, 0) && !fits(1, (64 << 20) + 1));
+        let mut sink = Sink::new(FileList::All);
+        // As if the paths before were long.
+        sink.path_bytes = LISTED_PATH_BYTES_MAX - 2;
+        for path in ["/a", "/b"] {
+            sink.push(added(path, 1));
+        }
+        let diff = sink.finish();
+        assert_eq!((diff.changes.len(), diff.added.count, diff.omitted), (1, 2, 1));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Two directory trees, walked side by side in the order of their names.
 
 use super::content;
-use super::ext4::{Entry, ImageError, Inode, Kind};
+use super::ext4::{Entry, ImageError, ImageResult, Inode, Kind};
 use super::report::{Aspect, Change, FileChange, FileFacts, FileKind};
 use super::side::Side;
 use super::sink::Sink;
@@ -39,9 +39,7 @@ impl Half<'_> {
     fn entries(&mut self, dir: &Inode) -> EngineResult<Vec<Entry>> {
         let entries = self.side.entries(dir)?;
         self.names += entries.len() as u64;
-        if self.names > NAMES_MAX {
-            return Err(self.side.error(ImageError::Limit { what: "names", max: NAMES_MAX }));
-        }
+        limit("names", self.names, NAMES_MAX).map_err(|error| self.side.error(error))?;
         Ok(entries)
     }
 }
@@ -134,12 +132,7 @@ impl<'a> Walk<'a> {
         work: impl FnOnce(&mut Self) -> EngineResult<()>,
     ) -> EngineResult<()> {
         let length = self.path.len();
-        if length + 1 + name.len() > PATH_BYTES_MAX {
-            return Err(side.error(ImageError::Limit { what: "paths", max: PATH_BYTES_MAX as u64 }));
-        }
-        if self.depth == DEPTH_MAX {
-            return Err(side.error(ImageError::Limit { what: "nested directories", max: DEPTH_MAX as u64 }));
-        }
+        check_place(length + 1 + name.len(), self.depth + 1).map_err(|error| side.error(error))?;
         self.path.push(b'/');
         self.path.extend_from_slice(name);
         self.depth += 1;
@@ -194,6 +187,16 @@ impl<'a> Walk<'a> {
         let (before, after) = (a.map(facts), b.map(facts));
         self.sink.push(FileChange { change, path: path.into_owned(), before, after, aspects });
     }
+}
+
+/// Checks the bytes of a path, and how many names it has.
+fn check_place(path_bytes: usize, names: usize) -> ImageResult<()> {
+    limit("paths", path_bytes as u64, PATH_BYTES_MAX as u64)?;
+    limit("nested directories", names as u64, DEPTH_MAX as u64)
+}
+
+fn limit(what: &'static str, value: u64, max: u64) -> ImageResult<()> {
+    if value > max { Err(ImageError::Limit { what, max }) } else { Ok(()) }
 }
 
 fn facts(inode: &Inode) -> FileFacts {

@@ -96,3 +96,27 @@ fn parse(dir: &Inode, block: &[u8], entries: &mut Vec<Entry>) -> ImageResult<()>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{image, open, tree};
+    use super::*;
+
+    #[test]
+    fn a_directory_has_a_largest_size_and_so_many_entries_at_most() {
+        let scratch = tree();
+        let image = open(&image(&scratch, "image", &[])).unwrap();
+        let mut root = image.root().unwrap();
+        let block = [&[5, 0, 0, 0, 12, 0, 1, 2][..], b"name"].concat();
+        let more =
+            |known: usize| parse(&root, &block, &mut vec![Entry { name: Vec::new(), inode: 1 }; known]);
+        more(DIR_ENTRIES_MAX - 1).unwrap();
+        let error = more(DIR_ENTRIES_MAX).unwrap_err().to_string();
+        assert_eq!(error, "it has entries in a directory above the limit of 1048576");
+        root.size = DIR_BYTES_MAX;
+        image.entries(&root).unwrap();
+        root.size = DIR_BYTES_MAX + 1;
+        let error = image.entries(&root).unwrap_err().to_string();
+        assert_eq!(error, "it has bytes in a directory above the limit of 268435456");
+    }
+}

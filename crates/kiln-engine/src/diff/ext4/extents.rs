@@ -48,7 +48,7 @@ impl Image {
         let mut walk = Walk { image: self, inode, found: Vec::new(), next: 0 };
         let depth = u16_at(&inode.map, 6);
         if depth > DEPTH_MAX {
-            return Err(inode.damaged("its extents are nested too deep"));
+            return Err(inode.damaged("its extents are nested deeper than 5"));
         }
         walk.node(&inode.map, depth, true)?;
         Ok(walk.found)
@@ -104,5 +104,34 @@ impl Walk<'_> {
         let unit = self.image.block_bytes();
         self.found.push(Extent { start: first * unit, length: blocks * unit, at: at * unit });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{image, open, tree};
+    use super::*;
+
+    #[test]
+    fn the_extents_of_a_file_are_limited_and_so_is_their_tree() {
+        let scratch = tree();
+        let image = open(&image(&scratch, "image", &[])).unwrap();
+        let mut inode = image.find("/etc/deep/er/large").unwrap().unwrap();
+        let known = image.extents(&inode).unwrap()[0];
+        let leaf = [[0, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]].concat();
+        let walk = |found: usize| {
+            let mut walk = Walk { image: &image, inode: &inode, found: vec![known; found], next: 0 };
+            walk.leaf(&leaf[..ENTRY_BYTES])
+        };
+        walk(EXTENTS_MAX - 1).unwrap();
+        let error = walk(EXTENTS_MAX).unwrap_err().to_string();
+        assert_eq!(error, "it has extents in a file above the limit of 1048576");
+        let mut nested = |depth| {
+            inode.map[6] = depth;
+            image.extents(&inode).unwrap_err().to_string()
+        };
+        // At the limit the tree is followed, and found to lead nowhere.
+        assert!(!nested(5).contains("nested"));
+        assert!(nested(6).ends_with("its extents are nested deeper than 5"));
     }
 }

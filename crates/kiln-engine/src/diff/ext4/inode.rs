@@ -100,7 +100,7 @@ impl Image {
             return Err(inode.damaged("it is no symbolic link"));
         }
         if inode.size > LINK_BYTES_MAX {
-            return Err(inode.damaged("its target is too long"));
+            return Err(inode.damaged("its target is longer than 4096 bytes"));
         }
         match usize::try_from(inode.size) {
             Ok(size) if size < MAP_BYTES && !inode.has_extents() => Ok(inode.map[..size].to_vec()),

@@ -37,7 +37,7 @@ pub(crate) fn image(scratch: &ScratchDir, name: &str, args: &[&str]) -> PathBuf 
     path
 }
 
-fn open(path: &Path) -> ImageResult<Image> {
+pub(crate) fn open(path: &Path) -> ImageResult<Image> {
     let file = kiln_sys::fs::open(path).unwrap();
     let length = file.metadata().unwrap().len();
     Image::open(file, path.to_owned(), length, 1 << 20, Cancel::new().unwrap())
@@ -260,4 +260,36 @@ fn damaged_bytes_anywhere_give_an_error_or_a_walk_and_never_a_panic() {
         }
     }
     assert!(failed > 5 && walked > 0, "{failed} failed, {walked} walked");
+}
+
+#[test]
+fn what_may_be_read_of_an_image_follows_from_its_data() {
+    let scratch = tree();
+    let image = open(&image(&scratch, "image", &[])).unwrap();
+    // `open` says that it has 1 MiB of data.
+    let full = (8 << 20) + (64 << 20);
+    image.spend(full).unwrap();
+    let error = image.spend(1).unwrap_err().to_string();
+    assert!(error.ends_with(&format!("above the limit of {full}")), "{error}");
+}
+
+#[test]
+fn a_link_has_a_longest_target() {
+    let scratch = tree();
+    let image = open(&image(&scratch, "image", &[])).unwrap();
+    let mut link = image.find("/etc/long").unwrap().unwrap();
+    link.size = LINK_BYTES_MAX;
+    assert_eq!(image.link_target(&link).unwrap().len(), 4096);
+    link.size += 1;
+    let error = image.link_target(&link).unwrap_err().to_string();
+    assert_eq!(error, format!("inode {} is damaged: its target is longer than 4096 bytes", link.number));
+}
+
+#[test]
+fn a_file_of_the_largest_size_is_read() {
+    let scratch = tree();
+    let image = open(&image(&scratch, "image", &[])).unwrap();
+    let large = image.find("/etc/deep/er/large").unwrap().unwrap();
+    assert_eq!(image.read_file(&large, "large", large.size).unwrap().len(), 300_000);
+    assert!(matches!(image.read_file(&large, "large", large.size - 1), Err(ImageError::FileTooLarge { .. })));
 }

@@ -114,3 +114,23 @@ fn packages_are_added_removed_and_changed() {
     );
     assert_eq!(diff.not_read, ["rpm: /var/lib/rpm"]);
 }
+
+#[test]
+fn packages_are_limited() {
+    // As if so many were taken before.
+    let with = |count| {
+        let mut inventory = Inventory { count, ..Inventory::default() };
+        inventory.dpkg(b"Package: last\nVersion: 1");
+        inventory.checked()
+    };
+    assert_eq!(listed(&with(PACKAGES_MAX - 1).unwrap()), ["dpkg last 1"]);
+    let error = with(PACKAGES_MAX).unwrap_err().to_string();
+    assert_eq!(error, "it has packages above the limit of 1048576");
+}
+
+#[test]
+fn what_stands_too_far_down_in_a_paragraph_is_passed_over() {
+    let with = |lines: usize| dpkg(&format!("{}Package: late\nVersion: 1", "X: y\n".repeat(lines)));
+    assert_eq!(listed(&with(PARAGRAPH_LINES_MAX - 2)), ["dpkg late 1"]);
+    assert_eq!(listed(&with(PARAGRAPH_LINES_MAX - 1)), Vec::<String>::new());
+}

@@ -65,3 +65,21 @@ fn a_directory_that_contains_itself_is_an_error_that_names_the_artifact() {
         assert!(error.contains("nested directories above the limit of 128"), "{error}");
     }
 }
+
+#[test]
+fn names_paths_and_depth_are_limited() {
+    check_place(PATH_BYTES_MAX, DEPTH_MAX).unwrap();
+    let paths = check_place(PATH_BYTES_MAX + 1, 1).unwrap_err().to_string();
+    assert_eq!(paths, "it has paths above the limit of 4096");
+    let depth = check_place(1, DEPTH_MAX + 1).unwrap_err().to_string();
+    assert_eq!(depth, "it has nested directories above the limit of 128");
+    let scratch = tree();
+    let image = side(&image(&scratch, "image", &[]));
+    let root = image.root().unwrap();
+    let count = image.entries(&root).unwrap().len() as u64;
+    // As if so many were seen before.
+    let entries = |names| Half { side: &image, names }.entries(&root);
+    entries(NAMES_MAX - count).unwrap();
+    let error = kiln_core::text::chain(&entries(NAMES_MAX - count + 1).unwrap_err());
+    assert!(error.ends_with("it has names above the limit of 4194304"), "{error}");
+}
