@@ -75,14 +75,16 @@ pub enum Report {
 /// Connects to a machine's supervisor and asks.
 pub fn ask(dir: &Path, name: &str, question: &Ask) -> EngineResult<UnixStream> {
     let mut stream = socket::connect(dir, CONTROL_SOCKET)?;
-    let path = dir.join(CONTROL_SOCKET);
-    stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", &path)?;
-    write_line(&mut stream, question).at("write to", &path)?;
-    match read_line(&mut stream).at("read from", &path)? {
-        Answer::Ok => {
-            stream.set_read_timeout(None).at("use", &path)?;
-            Ok(stream)
-        }
+    ask_over(&mut stream, &dir.join(CONTROL_SOCKET), name, question)?;
+    Ok(stream)
+}
+
+/// Asks over a connection, which has no time limit any more once the answer is there. `path` is for errors.
+fn ask_over(stream: &mut UnixStream, path: &Path, name: &str, question: &Ask) -> EngineResult<()> {
+    stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", path)?;
+    write_line(stream, question).at("write to", path)?;
+    match read_line(stream).at("read from", path)? {
+        Answer::Ok => Ok(stream.set_read_timeout(None).at("use", path)?),
         Answer::Refused { reason } => Err(EngineError::SupervisorRefused { name: name.to_owned(), reason }),
     }
 }
@@ -107,7 +109,10 @@ pub(crate) fn read_line<T: serde::de::DeserializeOwned>(from: &mut impl Read) ->
             return Ok(serde_json::from_slice(&line)?);
         }
         if line.len() == LINE_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a line has more than {LINE_BYTES_MAX} bytes"),
+            ));
         }
         line.push(byte[0]);
     }
@@ -129,8 +134,28 @@ mod tests {
     #[test]
     fn an_endless_line_and_a_broken_one_are_errors() {
         let endless = vec![b'x'; LINE_BYTES_MAX + 1];
-        assert!(read_line::<Ask>(&mut endless.as_slice()).is_err());
+        let error = read_line::<Ask>(&mut endless.as_slice()).unwrap_err();
+        assert_eq!(error.to_string(), "a line has more than 65536 bytes");
+        let mut longest = b"{\"ask\":\"agent\"}".to_vec();
+        longest.resize(LINE_BYTES_MAX, b' ');
+        longest.push(b'\n');
+        assert_eq!(read_line::<Ask>(&mut longest.as_slice()).unwrap(), Ask::Agent);
         assert!(read_line::<Ask>(&mut b"{}\n".as_slice()).is_err());
         assert!(read_line::<Ask>(&mut b"{\"ask\":".as_slice()).is_err());
+    }
+
+    #[test]
+    fn an_answer_has_so_much_time_and_what_follows_has_all() {
+        let path = Path::new("control.sock");
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        write_line(&mut theirs, &Answer::Ok).unwrap();
+        ask_over(&mut ours, path, "vm", &Ask::Agent).unwrap();
+        assert_eq!(ours.read_timeout().unwrap(), None);
+        drop(theirs);
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        // The other side reads and says no more.
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        ask_over(&mut ours, path, "vm", &Ask::Agent).unwrap_err();
+        assert_eq!(ours.read_timeout().unwrap(), Some(Duration::from_secs(10)));
     }
 }

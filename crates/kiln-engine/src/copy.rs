@@ -262,9 +262,7 @@ fn unpack_strange(
         let refuse =
             |reason: &str| EngineError::GuestArchive { entry: name.clone(), reason: reason.to_owned() };
         report.entries += 1;
-        if report.entries > ENTRIES_MAX {
-            return Err(refuse("there are too many entries"));
-        }
+        check_entries(report.entries).map_err(|reason| refuse(&reason))?;
         let kind = entry.header().entry_type();
         match kind {
             tar::EntryType::Regular
@@ -293,6 +291,11 @@ fn unpack_strange(
         moved(report.bytes);
     }
     Ok(report)
+}
+
+/// Checks how many entries an archive had up to here.
+fn check_entries(entries: u64) -> Result<(), String> {
+    if entries > ENTRIES_MAX { Err(format!("there are more than {ENTRIES_MAX} entries")) } else { Ok(()) }
 }
 
 fn guest_path(machine: &str, path: &str, reason: impl std::fmt::Display) -> EngineError {
@@ -493,6 +496,12 @@ mod tests {
         }
         let (dir, result) = unpack(&[("/abs", Regular, "x")]);
         assert!(result.is_err() || fs::exists(&dir.path().join("in/abs")).unwrap());
+    }
+
+    #[test]
+    fn the_entries_of_a_guests_archive_are_limited() {
+        check_entries(10_000_000).unwrap();
+        assert_eq!(check_entries(10_000_001).unwrap_err(), "there are more than 10000000 entries");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::progress::{Progress, Reporter};
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::machine::{MachineRecord, MachineStatus, Network, RECORD_VERSION};
+use kiln_core::machine::{MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX, RECORD_VERSION};
 use kiln_core::variant::MachineShape;
 use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, TemplateName};
 use kiln_store::{CloneChoice, CloneRequest, MachineEntry, Revision, StoreError};
@@ -187,5 +187,28 @@ impl Engine {
 fn write_json(dir: &Path, name: &str, value: &impl serde::Serialize) -> EngineResult<()> {
     #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
     let bytes = serde_json::to_vec_pretty(value).unwrap();
-    Ok(write_file(&dir.join(name), &bytes, 0o600, Existing::Replace)?)
+    let path = dir.join(name);
+    // What nobody could read again is not made.
+    if bytes.len() > RECORD_BYTES_MAX {
+        let reason = format!("would have {} bytes, more than {RECORD_BYTES_MAX}", bytes.len());
+        return Err(EngineError::HostPath { path, reason });
+    }
+    Ok(write_file(&path, &bytes, 0o600, Existing::Replace)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_could_not_be_read_again_is_not_written() {
+        let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = scratch.path().join("machine.json");
+        // A text of JSON has two quotes.
+        let write = |bytes: usize| write_json(scratch.path(), "machine.json", &"x".repeat(bytes - 2));
+        write(RECORD_BYTES_MAX).unwrap();
+        assert_eq!(fs::read_limited(&path, RECORD_BYTES_MAX).unwrap().len(), RECORD_BYTES_MAX);
+        let error = write(RECORD_BYTES_MAX + 1).unwrap_err().to_string();
+        assert_eq!(error, format!("{} would have 262145 bytes, more than 262144", path.display()));
+    }
 }

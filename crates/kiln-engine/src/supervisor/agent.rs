@@ -3,6 +3,7 @@
 use super::desk::{Desk, News};
 use crate::EngineResult;
 use kiln_core::machine::{MachineRecord, Network};
+use kiln_core::variant::ReadyProbe;
 use kiln_guest::message::{AgentEvent, AgentState, Configure, ExecRequest, NetworkConfig};
 use kiln_guest::relay::Relay;
 use kiln_guest::{Session, SessionError};
@@ -87,8 +88,7 @@ impl Attendant {
     }
 
     fn make_ready(&self) -> Result<Receiver<AgentEvent>, Unready> {
-        let within =
-            self.record.ready.as_ref().map_or(READY_WITHIN, |probe| Duration::from_millis(probe.timeout_ms));
+        let within = time_to_readiness(self.record.ready.as_ref());
         let deadline = self.begun + within;
         let late = |what: &str| Unready::Never(format!("{what} within {} s", within.as_secs_f32()));
         let stream = socket::connect(&self.dir, AGENT_SOCKET)
@@ -136,7 +136,7 @@ impl Attendant {
         let Some(probe) = &self.record.ready else { return Ok(()) };
         let mut said = "it never ran".to_owned();
         while Instant::now() < deadline {
-            let until = deadline.min(Instant::now() + PROBE_WITHIN);
+            let until = end_of_try(Instant::now(), deadline);
             let outcome = session
                 .exec(ExecRequest::new(probe.command.iter().cloned()))
                 .and_then(|stream| stream.collect(PROBE_OUTPUT_MAX, until));
@@ -169,6 +169,35 @@ impl Attendant {
     }
 }
 
+/// Returns the time a machine has to become ready, from its supervisor's start.
+fn time_to_readiness(probe: Option<&ReadyProbe>) -> Duration {
+    probe.map_or(READY_WITHIN, |probe| Duration::from_millis(probe.timeout_ms))
+}
+
+/// Returns when one run of the probe that begins now ends at the latest.
+fn end_of_try(now: Instant, deadline: Instant) -> Instant {
+    deadline.min(now + PROBE_WITHIN)
+}
+
 fn is_timeout(error: &SessionError) -> bool {
     matches!(error, SessionError::Io { source, .. } if source.kind() == std::io::ErrorKind::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_to_readiness_is_the_probes_or_two_minutes() {
+        assert_eq!(time_to_readiness(None), Duration::from_secs(120));
+        let probe = ReadyProbe { command: vec!["true".to_owned()], interval_ms: 1, timeout_ms: 86_400_000 };
+        assert_eq!(time_to_readiness(Some(&probe)), Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn one_run_of_a_probe_ends_in_half_a_minute_or_with_the_time_to_readiness() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        assert_eq!(end_of_try(now, now + 31 * second), now + 30 * second);
+        assert_eq!(end_of_try(now, now + 29 * second), now + 29 * second);
+    }
 }

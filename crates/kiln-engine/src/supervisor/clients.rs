@@ -3,6 +3,7 @@
 use super::desk::{Desk, News};
 use crate::EngineResult;
 use crate::control::{Answer, Ask, CONTROL_SOCKET, read_line, write_line};
+use kiln_guest::limits::RELAY_CLIENTS_MAX;
 use kiln_sys::process::poll_within;
 use kiln_sys::{IoResultExt as _, socket};
 use rustix::event::{PollFd, PollFlags};
@@ -45,6 +46,10 @@ fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
             write_line(&mut stream, &Answer::Ok)
         }
         Ask::Agent => match desk.relay() {
+            Some(relay) if !relay.has_room() => {
+                let reason = format!("it serves {RELAY_CLIENTS_MAX} clients already, the most there may be");
+                write_line(&mut stream, &Answer::Refused { reason })
+            }
             Some(relay) => {
                 write_line(&mut stream, &Answer::Ok)?;
                 stream.set_read_timeout(None)?;
@@ -76,4 +81,21 @@ pub(super) fn watch_owner(desk: &Arc<Desk>) -> EngineResult<()> {
         })
         .at("start", "the owner's thread")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_has_so_much_time_to_ask() {
+        let desk = Desk::new().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // The same socket, to look at it afterwards.
+        let seen = theirs.try_clone().unwrap();
+        drop(ours);
+        // Whoever asked is gone, so that the answer may fail.
+        let _ = serve(theirs, &desk);
+        assert_eq!(seen.read_timeout().unwrap(), Some(Duration::from_secs(10)));
+    }
 }
