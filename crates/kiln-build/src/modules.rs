@@ -149,9 +149,7 @@ impl ModuleDir {
                 {
                     files.insert(module, below);
                 }
-                if files.len() > FILES_MAX {
-                    return Err(ModuleError::TooMany(path.to_owned()));
-                }
+                check_files(files.len(), path)?;
             }
         }
         let list = fs::read_optional(&path.join("modules.builtin"), BUILTIN_BYTES_MAX)?.unwrap_or_default();
@@ -234,6 +232,10 @@ fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
+fn check_files(files: usize, path: &Path) -> Result<(), ModuleError> {
+    if files > FILES_MAX { Err(ModuleError::TooMany(path.to_owned())) } else { Ok(()) }
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, ModuleError> {
     let max = usize::try_from(MODULE_BYTES_MAX).unwrap_or(usize::MAX);
     let bytes = fs::read_limited(path, max)?;
@@ -244,7 +246,7 @@ fn read(path: &Path) -> Result<Vec<u8>, ModuleError> {
     let uncompress = |source| ModuleError::Uncompress { path: path.to_owned(), source };
     reader.take(MODULE_BYTES_MAX + 1).read_to_end(&mut out).map_err(uncompress)?;
     if out.len() > max {
-        return Err(ModuleError::NotAModule { path: path.to_owned(), problem: "it is too large" });
+        return Err(ModuleError::NotAModule { path: path.to_owned(), problem: "it has more than 64 MiB" });
     }
     Ok(out)
 }

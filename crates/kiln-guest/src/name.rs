@@ -271,6 +271,18 @@ mod tests {
     }
 
     #[test]
+    fn paths_and_users_have_a_longest_form() {
+        let path = |bytes| GuestPath::new("/".repeat(bytes));
+        path(PATH_BYTES_MAX).unwrap();
+        let error = path(PATH_BYTES_MAX + 1).unwrap_err().to_string();
+        assert!(error.contains("4097") && error.contains("4096"), "{error}");
+        let user = |bytes| "u".repeat(bytes).parse::<UserSpec>();
+        user(USER_BYTES_MAX).unwrap();
+        let error = user(USER_BYTES_MAX + 1).unwrap_err().to_string();
+        assert!(error.contains("user") && error.contains("257") && error.contains("256"), "{error}");
+    }
+
+    #[test]
     fn users_split_once() {
         let user: UserSpec = "web:100".parse().unwrap();
         assert_eq!((user.user(), user.group()), ("web", Some("100")));

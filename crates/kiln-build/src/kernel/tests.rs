@@ -138,3 +138,12 @@ proptest! {
         let _ = parse(bytes);
     }
 }
+
+#[test]
+fn a_kernel_file_has_a_largest_size() {
+    let dir = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+    let path = dir.path().join("vmlinuz");
+    fs::create_new(&path).unwrap().set_len(FILE_BYTES_MAX as u64 + 1).unwrap();
+    let KernelError::Io(error) = load(&path).unwrap_err() else { panic!("it was read") };
+    assert_eq!((error.path, error.source.to_string()), (path, "more than 268435456 bytes".to_owned()));
+}

@@ -143,3 +143,32 @@ fn a_directory_without_modules_is_none() {
     let dir = kernel(&[], "");
     assert!(matches!(ModuleDir::open(dir.path()), Err(ModuleError::Empty(_))));
 }
+
+#[test]
+fn the_modules_of_a_kernel_are_limited() {
+    let path = Path::new("/lib/modules/6.1.0");
+    check_files(20_000, path).unwrap();
+    let error = check_files(20_001, path).unwrap_err().to_string();
+    assert_eq!(error, "/lib/modules/6.1.0 holds more than 20000 modules");
+}
+
+#[test]
+fn a_module_has_a_largest_size_packed_or_not() {
+    let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+    let (plain, packed) = (dir.path().join("a.ko"), dir.path().join("a.ko.gz"));
+    fs::create_new(&plain).unwrap().set_len(MODULE_BYTES_MAX + 1).unwrap();
+    let ModuleError::Io(error) = read(&plain).unwrap_err() else { panic!("it was read") };
+    assert_eq!((error.path, error.source.to_string()), (plain, "more than 67108864 bytes".to_owned()));
+    // Zeros, in pieces that are each a whole file to gzip: what uncompresses them reads them as one.
+    let mut piece = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    piece.write_all(&vec![0; 1 << 20]).unwrap();
+    let piece = piece.finish().unwrap();
+    let mut file = fs::create_new(&packed).unwrap();
+    for _ in 0..64 {
+        file.write_all(&piece).unwrap();
+    }
+    assert_eq!(read(&packed).unwrap().len() as u64, MODULE_BYTES_MAX);
+    file.write_all(&piece).unwrap();
+    let error = read(&packed).unwrap_err().to_string();
+    assert!(error.contains("a.ko.gz") && error.contains("more than 64 MiB"), "{error}");
+}

@@ -146,6 +146,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn dns_servers_are_limited() {
+        let with = |count| {
+            let dns = vec!["10.0.2.3".to_owned(); count];
+            parse(&NetworkConfig { mac: None, address: "10.0.2.15/24".to_owned(), gateway: None, dns })
+        };
+        assert_eq!(with(DNS_SERVERS_MAX).unwrap().dns.len(), DNS_SERVERS_MAX);
+        let Err(error) = with(DNS_SERVERS_MAX + 1) else { panic!("nine were taken") };
+        assert!(error.to_string().contains("more than 8 dns servers"), "{error}");
+    }
+
+    #[test]
     fn texts_are_parsed_strictly() {
         assert_eq!(parse_mac("52:54:00:12:34:56"), Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]));
         for bad in ["52:54:00:12:34", "52:54:00:12:34:56:78", "5254:00:12:34:5", "gg:54:00:12:34:56", ""] {
