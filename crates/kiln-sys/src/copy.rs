@@ -47,6 +47,13 @@ fn is_inability(error: rustix::io::Errno) -> bool {
 
 /// Copies the data extents of `from` to the empty file `to`, and its length.
 pub fn sparse_copy(from: &File, to: &File, to_path: &Path, cancel: Option<&Cancel>) -> IoResult<()> {
+    copy_extents(from, to, to_path, cancel, copy_range)
+}
+
+/// Copies up to some bytes at an offset; returns how many.
+type Step = fn(&File, &File, u64, u64) -> io::Result<u64>;
+
+fn copy_extents(from: &File, to: &File, to_path: &Path, cancel: Option<&Cancel>, step: Step) -> IoResult<()> {
     let len = from.metadata().at("inspect the source of", to_path)?.len();
     to.set_len(len).at("set the length of", to_path)?;
     for extent in DataExtents::new(from, len) {
@@ -56,10 +63,39 @@ pub fn sparse_copy(from: &File, to: &File, to_path: &Path, cancel: Option<&Cance
                 return Err(io::Error::new(io::ErrorKind::Interrupted, "cancelled")).at("write", to_path);
             }
             let want = (end - start).min(STEP_BYTES);
-            start += copy_range(from, to, start, want).at("write", to_path)?;
+            start += step(from, to, start, want).at("write", to_path)?;
         }
     }
     Ok(())
+}
+
+/// Copies data extents through a buffer, never by sharing: whatever the source's extents are, the file system lays
+/// the copy out anew, in order. Otherwise as [`sparse_copy`].
+pub fn compacting_copy(from: &File, to: &File, to_path: &Path, cancel: Option<&Cancel>) -> IoResult<()> {
+    copy_extents(from, to, to_path, cancel, copy_buffered)
+}
+
+/// Copies with the standard library's function, which writes holes as zeros: what other copies are measured against.
+pub fn filled_copy(from: &Path, to: &Path) -> IoResult<()> {
+    #[expect(clippy::disallowed_methods, reason = "its cost is what is asked for")]
+    std::fs::copy(from, to).at("write", to).map(|_| ())
+}
+
+/// Makes `to`, an empty file, of the blocks of `from` in reversed order by sharing them, so that each is a fragment:
+/// for measurements. False where the file system cannot share blocks. `block` is its block size in bytes.
+pub fn reversed_reflink(from: &File, to: &File, block: u64) -> IoResult<bool> {
+    let path = Path::new("a file of fragments");
+    let blocks = from.metadata().at("inspect", path)?.len() / block;
+    if !reflink(from, to) {
+        return Ok(false);
+    }
+    for number in 0..blocks {
+        let (mut source, mut target) = ((blocks - 1 - number) * block, number * block);
+        let bytes = usize::try_from(block).unwrap_or(0);
+        rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), bytes)
+            .at("write", path)?;
+    }
+    Ok(true)
 }
 
 /// Copies up to `want` bytes at `offset` in the kernel, else through a buffer where the kernel refuses the pair.
@@ -127,10 +163,62 @@ impl Iterator for DataExtents<'_> {
     }
 }
 
+/// How the data of a file lies on its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Pieces that lie apart.
+    pub extents: u64,
+    /// Pieces that holes make of it: what `extents` would be at best.
+    pub ranges: u64,
+}
+
+/// Returns how the data of a file lies; none where the file system does not tell. What is not yet written out is
+/// written first.
+pub fn layout(file: &File) -> Option<Layout> {
+    let len = file.metadata().ok()?.len();
+    let ranges = DataExtents::new(file, len).count() as u64;
+    Some(Layout { extents: fiemap::count(file)?, ranges })
+}
+
 /// Returns the bytes of a file that take up space.
 pub fn allocated_bytes(path: &Path) -> Result<u64, IoError> {
     use std::os::unix::fs::MetadataExt as _;
     Ok(crate::fs::metadata(path)?.blocks() * 512)
+}
+
+mod fiemap {
+    use rustix::ioctl::{Updater, opcode};
+    use std::fs::File;
+
+    /// The head of `struct fiemap` (linux/fiemap.h); no room for extents follows it, so the kernel only counts.
+    #[repr(C)]
+    struct Fiemap {
+        start: u64,
+        length: u64,
+        flags: u32,
+        mapped_extents: u32,
+        extent_count: u32,
+        reserved: u32,
+    }
+
+    /// Write out first.
+    const FLAG_SYNC: u32 = 1;
+    const FS_IOC_FIEMAP: rustix::ioctl::Opcode = opcode::read_write::<Fiemap>(b'f', 11);
+
+    pub(super) fn count(file: &File) -> Option<u64> {
+        let mut map = Fiemap {
+            start: 0,
+            length: u64::MAX,
+            flags: FLAG_SYNC,
+            mapped_extents: 0,
+            extent_count: 0,
+            reserved: 0,
+        };
+        #[expect(unsafe_code, reason = "rustix has no call for it")]
+        // SAFETY: the opcode takes a pointer to this struct, and with an extent count of 0 writes to nothing beyond it.
+        let told = unsafe { rustix::ioctl::ioctl(file, Updater::<FS_IOC_FIEMAP, Fiemap>::new(&mut map)) };
+        told.ok().map(|()| u64::from(map.mapped_extents))
+    }
 }
 
 #[cfg(test)]
@@ -195,6 +283,28 @@ mod tests {
         let mut bytes = [0; 8];
         from.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"template");
+    }
+
+    #[test]
+    fn a_layout_counts_pieces_and_a_compacting_copy_keeps_holes() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let from = fs::create_new(&dir.path().join("from")).unwrap();
+        from.set_len(3 << 20).unwrap();
+        from.write_all_at(&[7; 4096], 0).unwrap();
+        from.write_all_at(&[8; 4096], 2 << 20).unwrap();
+        if let Some(layout) = layout(&from) {
+            assert_eq!(layout, Layout { extents: 2, ranges: 2 });
+        }
+        let to_path = dir.path().join("to");
+        let to = fs::create_new(&to_path).unwrap();
+        compacting_copy(&from, &to, &to_path, None).unwrap();
+        let read = |file: &File| {
+            let mut bytes = vec![0; 3 << 20];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        assert!(read(&from) == read(&to));
+        assert!(to.metadata().unwrap().blocks() * 512 <= 1 << 20);
     }
 
     #[test]

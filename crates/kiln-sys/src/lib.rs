@@ -11,6 +11,7 @@ pub mod fail;
 pub mod fs;
 pub mod kvm;
 pub mod lock;
+pub mod measure;
 pub mod process;
 pub mod socket;
 pub mod terminal;

@@ -1,6 +1,8 @@
 //! Programs that kiln runs to their end: an argument vector, a cleared environment, a deadline, capped output, and a
 //! process group that dies with the caller. Never a shell line.
 
+mod measure;
+
 use crate::cancel::Cancel;
 use crate::error::{IoError, IoResult, IoResultExt};
 use crate::process::{Bond, Child, Exit, bind, kill_group, poll_within};
