@@ -101,6 +101,8 @@ pub(crate) enum Command {
     Export(cmd::export::ExportArgs),
     /// Check this host and say what mends each lack
     Doctor(cmd::doctor::DoctorArgs),
+    /// Measure kiln on this host, beside other tools
+    Bench(cmd::bench::BenchArgs),
     /// Print the version
     Version(cmd::version::VersionArgs),
     /// Print a completion script for a shell
@@ -109,6 +111,8 @@ pub(crate) enum Command {
     Schema(cmd::schema::SchemaArgs),
     #[command(name = kiln_engine::start::SUPERVISE_COMMAND, hide = true)]
     Supervise(cmd::supervise::SuperviseArgs),
+    #[command(name = kiln_engine::bench::INGEST_COMMAND, hide = true)]
+    Ingest(cmd::bench::IngestArgs),
     #[command(name = kiln_engine::PROBE_COMMAND, hide = true)]
     ProbeKvm,
 }

@@ -54,6 +54,11 @@ fn directory(variable: &str, otherwise: &str) -> PathBuf {
     chosen.map_or_else(|| PathBuf::from(otherwise), PathBuf::from)
 }
 
+/// Returns the system's directory for temporary files.
+pub(crate) fn temporary() -> PathBuf {
+    std::env::temp_dir()
+}
+
 /// The user's path first, then the system's: administrators' tools are often missing from a user's.
 fn toolbox() -> Toolbox {
     let mut search: Vec<PathBuf> = std::env::var_os("PATH")

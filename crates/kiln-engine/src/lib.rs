@@ -2,6 +2,7 @@
 //! locks; it prints nothing and reads no environment: everything arrives in [`Settings`].
 
 pub mod adopt;
+pub mod bench;
 pub mod build;
 pub mod clone;
 pub mod collect;

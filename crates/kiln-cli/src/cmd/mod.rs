@@ -1,5 +1,6 @@
 //! The verbs. Each file: arguments, the call, the rendering.
 
+pub(crate) mod bench;
 pub(crate) mod build;
 pub(crate) mod clone;
 pub(crate) mod completion;
@@ -72,6 +73,8 @@ pub(crate) fn dispatch(cli: Cli) -> ExitCode {
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => completion::run(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Bench(args) => bench::run(&args, global.progress),
+        Command::Ingest(args) => bench::ingest(&args),
         Command::ProbeKvm => supervise::probe_kvm(),
         Command::Supervise(args) => supervise::run(&args),
         command => Context::open(global).and_then(|context| engine_command(&context, command)),

@@ -6,6 +6,7 @@
 )]
 
 mod basics;
+mod bench;
 mod boot;
 mod build;
 mod clone;

@@ -1,0 +1,345 @@
+//! `kiln bench`.
+
+use crate::error::{CliError, CliResult};
+use crate::progress::{ProgressMode, Shown};
+use crate::signals::SignalDesk;
+use crate::{env, output};
+use clap::Args;
+use kiln_engine::bench::{
+    BENCHMARKS, BenchReport, BenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row, SIZE_MIB, SIZE_MIB_MAX, Verdict,
+    bench_store,
+};
+use kiln_engine::{EngineError, bench};
+use kiln_sys::{Cancel, IoResultExt as _};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Measures kiln beside other tools on real bytes: in turn (A B, B A), medians of at least 7 rounds, of 100 for what takes
+under 10 ms. Calls are compared with calls, programs with programs. A ratio above 1 means that kiln takes less; `floor` is
+the share of the time that nothing can save. A load average over 3 marks a run as noisy: then only processor times
+count. Works in a store of its own, which is removed afterwards.
+
+Examples:
+  kiln bench --list
+  kiln bench store
+  kiln bench store --dir /srv/xfs --json >store.json")]
+pub(crate) struct BenchArgs {
+    /// What to measure
+    #[arg(required_unless_present = "list", value_parser = BENCHMARKS.map(|(name, _)| name))]
+    name: Option<String>,
+    /// List what can be measured
+    #[arg(long, conflicts_with = "name")]
+    list: bool,
+    /// Where to work: the file system there is what is measured [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Data of the largest files
+    #[arg(long, value_name = "MIB", default_value_t = SIZE_MIB,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(SIZE_MIB_MAX)))]
+    size: u32,
+    /// Rounds of each comparison [default: 7, 30 or 100, by what a round takes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
+    rounds: Option<u32>,
+    /// Print an object of JSON, with every sample
+    #[arg(long)]
+    json: bool,
+}
+
+/// kiln's part of a comparison, run by `kiln bench`.
+#[derive(Debug, Args)]
+pub(crate) struct IngestArgs {
+    /// The store
+    #[arg(long)]
+    into: PathBuf,
+    /// The file
+    path: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: &'static str,
+    measures: &'static str,
+}
+
+#[derive(Serialize)]
+struct Shape<'a> {
+    file_system: &'static str,
+    reflink: bool,
+    kernel: &'a str,
+    processor: &'a str,
+    processors: usize,
+    load_before: f64,
+    load_after: f64,
+    noisy: bool,
+    tools: Vec<ToolShape<'a>>,
+    size_bytes: u64,
+    rows: Vec<RowShape<'a>>,
+}
+
+#[derive(Serialize)]
+struct ToolShape<'a> {
+    name: &'static str,
+    version: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct RowShape<'a> {
+    name: &'static str,
+    compares: &'static str,
+    rounds: u32,
+    kiln: Figures<'a>,
+    floor: Option<Figures<'a>>,
+    floor_share: Option<f64>,
+    peers: Vec<PeerShape<'a>>,
+    not_installed: &'a [String],
+    target: Option<&'a str>,
+    met: Option<bool>,
+    notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct PeerShape<'a> {
+    #[serde(flatten)]
+    figures: Figures<'a>,
+    cpu_ratio: f64,
+    wall_ratio: f64,
+    wall_min_ratio: f64,
+    target: Option<&'a str>,
+    met: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Figures<'a> {
+    what: &'a str,
+    wall_us: f64,
+    wall_min_us: f64,
+    cpu_us: f64,
+    resident_bytes: Option<u64>,
+    allocated_bytes: Option<u64>,
+    wall_samples_us: Vec<f64>,
+}
+
+impl<'a> Figures<'a> {
+    fn of(measured: &'a Measured) -> Self {
+        Self {
+            what: &measured.name,
+            wall_us: micros(measured.wall),
+            wall_min_us: micros(measured.wall_min),
+            cpu_us: micros(measured.cpu),
+            resident_bytes: measured.resident_max.map(kiln_core::ByteSize::bytes),
+            allocated_bytes: measured.allocated.map(kiln_core::ByteSize::bytes),
+            wall_samples_us: measured.samples.iter().copied().map(micros).collect(),
+        }
+    }
+}
+
+impl<'a> RowShape<'a> {
+    fn of(row: &'a Row) -> Self {
+        Self {
+            name: row.name,
+            compares: level(row.level),
+            rounds: row.rounds,
+            kiln: Figures::of(&row.ours),
+            floor: row.floor.as_ref().map(|(floor, _)| Figures::of(floor)),
+            floor_share: row.floor.as_ref().map(|(_, share)| *share),
+            peers: row.peers.iter().map(PeerShape::of).collect(),
+            not_installed: &row.absent,
+            target: row.verdict.as_ref().map(|verdict| verdict.target.as_str()),
+            met: row.verdict.as_ref().map(|verdict| verdict.met),
+            notes: &row.notes,
+        }
+    }
+}
+
+impl<'a> PeerShape<'a> {
+    fn of(peer: &'a Peer) -> Self {
+        Self {
+            figures: Figures::of(&peer.measured),
+            cpu_ratio: peer.cpu_ratio,
+            wall_ratio: peer.wall_ratio,
+            wall_min_ratio: peer.wall_min_ratio,
+            target: peer.verdict.as_ref().map(|verdict| verdict.target.as_str()),
+            met: peer.verdict.as_ref().map(|verdict| verdict.met),
+        }
+    }
+}
+
+pub(crate) fn run(args: &BenchArgs, progress: ProgressMode) -> CliResult {
+    if args.list {
+        let all = BENCHMARKS.map(|(name, measures)| Listed { name, measures });
+        if args.json {
+            output::json_list(all);
+        } else {
+            let rows = all.map(|listed| vec![listed.name.to_owned(), listed.measures.to_owned()]);
+            output::table(&["NAME", "MEASURES"], &rows);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let cancel = Cancel::new().at("make", "an event")?;
+    let _signals = SignalDesk::open(&cancel).at("watch", "signals")?;
+    let dir = args.dir.clone().unwrap_or_else(env::temporary);
+    let request = BenchRequest { dir: &dir, size_mib: args.size, rounds: args.rounds };
+    let reporter = Shown::new(progress, false);
+    let report = bench_store(&env::settings(None)?, &request, &cancel, &reporter)?;
+    drop(reporter);
+    if args.json { output::json(shape(&report)) } else { output::data(&text(&report)) }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn ingest(args: &IngestArgs) -> CliResult {
+    let cancel = Cancel::new().at("make", "an event")?;
+    let settings = env::settings(Some(args.into.clone()))?;
+    let digest = bench::ingest_file(&settings, &args.path, &cancel).map_err(EngineError::from).map_err(CliError::from)?;
+    output::line(&digest.to_string());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn shape(report: &BenchReport) -> Shape<'_> {
+    let host = &report.host;
+    Shape {
+        file_system: host.file_system,
+        reflink: host.reflink,
+        kernel: &host.kernel,
+        processor: &host.processor,
+        processors: host.processors,
+        load_before: host.load,
+        load_after: report.load_after,
+        noisy: report.is_noisy(),
+        tools: host.tools.iter().map(|(name, version)| ToolShape { name, version: version.as_deref() }).collect(),
+        size_bytes: report.size.bytes(),
+        rows: report.rows.iter().map(RowShape::of).collect(),
+    }
+}
+
+fn text(report: &BenchReport) -> String {
+    let host = &report.host;
+    let reflink = if host.reflink { "with reflinks" } else { "no reflinks" };
+    let mut text = format!(
+        "file system   {}, {reflink}\nkernel        {}\nprocessor     {} x {}\nload          {:.2} before, {:.2} after{}\n",
+        host.file_system,
+        host.kernel,
+        host.processors,
+        host.processor,
+        host.load,
+        report.load_after,
+        if report.is_noisy() { "  NOISY: only processor times count" } else { "" },
+    );
+    for (name, version) in &host.tools {
+        text.push_str(&format!("{name:<13} {}\n", version.as_deref().unwrap_or("not installed")));
+    }
+    for row in &report.rows {
+        text.push('\n');
+        text.push_str(&row_text(row));
+    }
+    text
+}
+
+fn row_text(row: &Row) -> String {
+    let mut text = format!("{}, {}, {} rounds\n", row.name, level(row.level), row.rounds);
+    let memory = |measured: &Measured| measured.resident_max.map_or(String::new(), |size| size.human());
+    let taken = |measured: &Measured| measured.allocated.map_or(String::new(), |size| size.human());
+    let cells = |measured: &Measured, ratios: [String; 3], target: String| {
+        let [cpu, wall, least] = ratios;
+        let times = [measured.wall, measured.wall_min, measured.cpu].map(span);
+        let mut cells = vec![measured.name.clone()];
+        cells.extend(times);
+        cells.extend([memory(measured), taken(measured), cpu, wall, least, target]);
+        cells
+    };
+    let none = || [String::new(), String::new(), String::new()];
+    let mut rows = vec![cells(&row.ours, none(), verdict(row.verdict.as_ref()))];
+    for peer in &row.peers {
+        let ratios = [peer.cpu_ratio, peer.wall_ratio, peer.wall_min_ratio].map(times);
+        rows.push(cells(&peer.measured, ratios, verdict(peer.verdict.as_ref())));
+    }
+    if let Some((floor, share)) = &row.floor {
+        rows.push(cells(floor, none(), format!("floor: {:.0} % of kiln's wall", share * 100.0)));
+    }
+    let head = ["", "WALL", "MIN", "CPU", "MEMORY", "DISK", "CPU x", "WALL x", "MIN x", ""];
+    text.push_str(&output::aligned(&head, &rows));
+    for absent in &row.absent {
+        text.push_str(&format!("not installed: {absent}\n"));
+    }
+    for note in &row.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    text
+}
+
+fn verdict(verdict: Option<&Verdict>) -> String {
+    verdict.map_or(String::new(), |verdict| {
+        format!("{}: {}", verdict.target, if verdict.met { "met" } else { "MISSED" })
+    })
+}
+
+fn level(level: Level) -> &'static str {
+    match level {
+        Level::Calls => "calls",
+        Level::Programs => "programs",
+    }
+}
+
+fn micros(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e9).round() / 1e3
+}
+
+fn times(ratio: f64) -> String {
+    if ratio >= 100.0 { format!("{ratio:.0}") } else { format!("{ratio:.2}") }
+}
+
+/// Returns a short time with three digits that count.
+fn span(time: Duration) -> String {
+    let us = time.as_secs_f64() * 1e6;
+    match us {
+        ..1000.0 => format!("{us:.1} us"),
+        ..100_000.0 => format!("{:.2} ms", us / 1e3),
+        ..1_000_000.0 => format!("{:.0} ms", us / 1e3),
+        _ => format!("{:.2} s", us / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_core::ByteSize;
+
+    fn measured(name: &str, us: u64) -> Measured {
+        let wall = Duration::from_micros(us);
+        Measured {
+            name: name.to_owned(),
+            wall,
+            wall_min: wall,
+            cpu: wall * 2,
+            samples: vec![wall],
+            resident_max: Some(ByteSize::from_mib(8)),
+            allocated: None,
+        }
+    }
+
+    #[test]
+    fn a_row_says_what_is_compared_and_what_is_wanted() {
+        let met = Verdict { target: "cpu >= 2.5".to_owned(), met: true };
+        let row = Row {
+            name: "verify dense",
+            level: Level::Programs,
+            rounds: 7,
+            ours: measured("kiln verify", 50_000),
+            floor: Some((measured("dd", 25_000), 0.5)),
+            peers: vec![Peer {
+                measured: measured("openssl dgst -sha256", 200_000),
+                cpu_ratio: 4.0,
+                wall_ratio: 4.0,
+                wall_min_ratio: 4.0,
+                verdict: Some(met),
+            }],
+            absent: vec!["sha256sum".to_owned()],
+            verdict: Some(Verdict { target: "memory <= 1 MiB".to_owned(), met: false }),
+            notes: vec!["another digest".to_owned()],
+        };
+        insta::assert_snapshot!(row_text(&row), @"");
+    }
+}

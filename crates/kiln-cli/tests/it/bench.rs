@@ -1,0 +1,55 @@
+//! Benchmarks, with next to no data: what is printed, not what is measured.
+
+use crate::context;
+use serde_json::Value;
+
+#[test]
+fn benchmarks_are_listed() {
+    let context = context();
+    let names: Vec<String> = context
+        .kiln(["bench", "--list", "--json"])
+        .json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|listed| listed["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names, ["store"]);
+    assert!(context.kiln(["bench", "--list"]).ok().contains("store   verification"));
+    for bad in [&["bench"][..], &["bench", "boat"], &["bench", "store", "--size", "0"], &["bench", "store", "--rounds", "0"]] {
+        context.kiln(bad).fails(2);
+    }
+    assert!(!context.home().exists(), "a benchmark does not touch the store");
+}
+
+#[test]
+fn the_store_is_measured_in_a_directory_that_is_gone_afterwards() {
+    let context = context();
+    std::fs::create_dir(context.work().join("here")).unwrap();
+    let args = ["bench", "store", "--dir", "here", "--size", "2", "--rounds", "1", "--json"];
+    let told = context.kiln(args).json();
+    assert_eq!(told["schema_version"], 1);
+    assert_eq!(told["size_bytes"], 2 << 20);
+    assert!(told["load_before"].is_f64() && told["file_system"].is_string() && told["kernel"].is_string());
+    let shares = told["reflink"] == true;
+    let mut shape = String::new();
+    for row in told["rows"].as_array().unwrap() {
+        let (name, compares) = (row["name"].as_str().unwrap(), row["compares"].as_str().unwrap());
+        // Rows that not every host has, and the peers that not every host has installed.
+        if !(name.contains("reflink") || name.contains("pieces")) {
+            shape.push_str(&format!("{name}, {compares}\n"));
+        }
+        assert!(row["kiln"]["wall_us"].as_f64().unwrap() > 0.0, "{row}");
+        assert_eq!(row["kiln"]["wall_samples_us"].as_array().unwrap().len(), 1, "{row}");
+        assert!(row["floor"]["what"].is_string(), "{row}");
+        let programs = compares == "programs";
+        for side in row["peers"].as_array().unwrap().iter().chain([&row["kiln"], &row["floor"]]) {
+            assert_eq!(side["resident_bytes"] != Value::Null, programs, "calls with calls only: {row}");
+        }
+        assert!(row["peers"].as_array().unwrap().iter().all(|peer| peer["cpu_ratio"].is_f64()));
+    }
+    insta::assert_snapshot!(shape, @"");
+    assert_eq!(shape.lines().count() + if shares { 3 } else { 0 }, told["rows"].as_array().unwrap().len());
+    assert_eq!(std::fs::read_dir(context.work().join("here")).unwrap().count(), 0);
+    assert!(!context.home().exists(), "a benchmark does not touch the store");
+}
