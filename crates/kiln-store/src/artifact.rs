@@ -24,7 +24,8 @@ const FRAGMENT_BYTES: u64 = 1 << 20;
 pub enum IngestFrom {
     /// A file in a staging directory of this store: it is moved.
     Staging,
-    /// Anybody's file: it is copied, with shared extents where the file system can.
+    /// Anybody's file: it is copied, with shared extents where the file system can and it does not lie in many small
+    /// pieces.
     Outside,
 }
 

@@ -6,8 +6,8 @@ use crate::signals::SignalDesk;
 use crate::{env, output};
 use clap::Args;
 use kiln_engine::bench::{
-    BENCHMARKS, BenchReport, BenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row, SIZE_MIB, SIZE_MIB_MAX, Verdict,
-    bench_store,
+    BENCHMARKS, BenchReport, BenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row, SIZE_MIB, SIZE_MIB_MAX,
+    Verdict, bench_store,
 };
 use kiln_engine::{EngineError, bench};
 use kiln_sys::{Cancel, IoResultExt as _};
@@ -186,14 +186,20 @@ pub(crate) fn run(args: &BenchArgs, progress: ProgressMode) -> CliResult {
     let reporter = Shown::new(progress, false);
     let report = bench_store(&env::settings(None)?, &request, &cancel, &reporter)?;
     drop(reporter);
-    if args.json { output::json(shape(&report)) } else { output::data(&text(&report)) }
+    if args.json {
+        output::json(shape(&report))
+    } else {
+        output::data(&text(&report))
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn ingest(args: &IngestArgs) -> CliResult {
     let cancel = Cancel::new().at("make", "an event")?;
     let settings = env::settings(Some(args.into.clone()))?;
-    let digest = bench::ingest_file(&settings, &args.path, &cancel).map_err(EngineError::from).map_err(CliError::from)?;
+    let digest = bench::ingest_file(&settings, &args.path, &cancel)
+        .map_err(EngineError::from)
+        .map_err(CliError::from)?;
     output::line(&digest.to_string());
     Ok(ExitCode::SUCCESS)
 }
@@ -209,7 +215,11 @@ fn shape(report: &BenchReport) -> Shape<'_> {
         load_before: host.load,
         load_after: report.load_after,
         noisy: report.is_noisy(),
-        tools: host.tools.iter().map(|(name, version)| ToolShape { name, version: version.as_deref() }).collect(),
+        tools: host
+            .tools
+            .iter()
+            .map(|(name, version)| ToolShape { name, version: version.as_deref() })
+            .collect(),
         size_bytes: report.size.bytes(),
         rows: report.rows.iter().map(RowShape::of).collect(),
     }

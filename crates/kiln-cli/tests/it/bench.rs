@@ -16,7 +16,12 @@ fn benchmarks_are_listed() {
         .collect();
     assert_eq!(names, ["store"]);
     assert!(context.kiln(["bench", "--list"]).ok().contains("store   verification"));
-    for bad in [&["bench"][..], &["bench", "boat"], &["bench", "store", "--size", "0"], &["bench", "store", "--rounds", "0"]] {
+    for bad in [
+        &["bench"][..],
+        &["bench", "boat"],
+        &["bench", "store", "--size", "0"],
+        &["bench", "store", "--rounds", "0"],
+    ] {
         context.kiln(bad).fails(2);
     }
     assert!(!context.home().exists(), "a benchmark does not touch the store");
@@ -48,7 +53,21 @@ fn the_store_is_measured_in_a_directory_that_is_gone_afterwards() {
         }
         assert!(row["peers"].as_array().unwrap().iter().all(|peer| peer["cpu_ratio"].is_f64()));
     }
-    insta::assert_snapshot!(shape, @"");
+    insta::assert_snapshot!(shape, @r"
+    memory of a verification, programs
+    memory of a copy, programs
+    verify dense, calls
+    verify dense, programs
+    verify sparse, calls
+    verify sparse, programs
+    seal check on second use, calls
+    clone by copy, calls
+    clone by copy, programs
+    clone by overlay, calls
+    clone by overlay, programs
+    ingest, first version, programs
+    ingest, second version with 1 % changed, programs
+    ");
     assert_eq!(shape.lines().count() + if shares { 3 } else { 0 }, told["rows"].as_array().unwrap().len());
     assert_eq!(std::fs::read_dir(context.work().join("here")).unwrap().count(), 0);
     assert!(!context.home().exists(), "a benchmark does not touch the store");

@@ -121,7 +121,9 @@ impl Clones<'_> {
             })
             .note(self.about());
         if shares {
-            return contest.note("here std::fs::copy shares blocks, and so do ranges that kiln copies").hold();
+            return contest
+                .note("here std::fs::copy shares blocks, and so do ranges that kiln copies")
+                .hold();
         }
         contest.hold()
     }
@@ -175,7 +177,8 @@ impl Clones<'_> {
             .tool("qemu-img", "qemu-img create -b", None, || self.tool("qemu-img", args(), false, false))
             .floor("true", || Ok(self.arena.run("true", none)?.into()))
             .note("kiln syncs the disk and its directory, and has checked the seal");
-        let contest = if checked { contest.note("checked: qemu-img check and compare find no fault") } else { contest };
+        let contest =
+            if checked { contest.note("checked: qemu-img check and compare find no fault") } else { contest };
         contest.hold()
     }
 
@@ -188,7 +191,10 @@ impl Clones<'_> {
         self.arena.kiln(args).arg(&self.dest).measure(self.arena.cancel)?;
         self.arena.run("qemu-img", ["check".as_ref(), "-q".as_ref(), self.dest.as_os_str()])?;
         let compare = ["compare", "-q", "-f", "qcow2", "-F", "raw"].map(OsStr::new);
-        self.arena.run("qemu-img", compare.into_iter().chain([self.dest.as_os_str(), self.hollow.path.as_os_str()]))?;
+        self.arena.run(
+            "qemu-img",
+            compare.into_iter().chain([self.dest.as_os_str(), self.hollow.path.as_os_str()]),
+        )?;
         fs::remove_file(&self.dest)?;
         Ok(true)
     }
@@ -246,7 +252,9 @@ impl Clones<'_> {
             .contest("clone of what came in pieces", Level::Calls, "Store::clone_artifact", || {
                 self.ours(&subject, CloneMethod::Reflink, false)
             })
-            .peer("the bare call on the file in pieces", Some(Target::WallMin(FRAGMENTED)), || self.bare(&pieces))
+            .peer("the bare call on the file in pieces", Some(Target::WallMin(FRAGMENTED)), || {
+                self.bare(&pieces)
+            })
             .peer("Store::clone_artifact of what came whole", None, || {
                 self.ours(&plain, CloneMethod::Reflink, false)
             })

@@ -109,12 +109,7 @@ impl<'a> Arena<'a> {
 }
 
 impl<'a> Contest<'a> {
-    fn with(
-        mut self,
-        name: String,
-        role: Role,
-        work: impl FnMut() -> EngineResult<Sample> + 'a,
-    ) -> Self {
+    fn with(mut self, name: String, role: Role, work: impl FnMut() -> EngineResult<Sample> + 'a) -> Self {
         self.contestants.push(Contestant { name, role, work: Box::new(work), samples: Vec::new() });
         self
     }
@@ -264,7 +259,9 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 /// Does work in this process and says what it took.
-pub(super) fn call<T, E: Into<crate::EngineError>>(work: impl FnOnce() -> Result<T, E>) -> EngineResult<Usage> {
+pub(super) fn call<T, E: Into<crate::EngineError>>(
+    work: impl FnOnce() -> Result<T, E>,
+) -> EngineResult<Usage> {
     let (usage, value) = timed(work);
     value.map(|_| usage).map_err(Into::into)
 }

@@ -52,7 +52,10 @@ impl Host {
             file_system: fs::file_system_name(dir)?,
             reflink: can_reflink(dir)?,
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            processor: model.and_then(|line| line.split_once(':')).map_or("unknown", |(_, name)| name.trim()).to_owned(),
+            processor: model
+                .and_then(|line| line.split_once(':'))
+                .map_or("unknown", |(_, name)| name.trim())
+                .to_owned(),
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             load: load()?,
             tools,
@@ -65,7 +68,10 @@ pub(super) fn load() -> EngineResult<f64> {
     let path = Path::new("/proc/loadavg");
     let text = fs::read_text_limited(path, PROC_BYTES_MAX)?;
     let first = text.split_whitespace().next().and_then(|word| word.parse().ok());
-    first.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no load average")).at("read", path).map_err(EngineError::from)
+    first
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no load average"))
+        .at("read", path)
+        .map_err(EngineError::from)
 }
 
 pub(super) fn can_reflink(dir: &Path) -> EngineResult<bool> {

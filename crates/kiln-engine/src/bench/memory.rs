@@ -15,11 +15,10 @@ pub(super) fn rows(arena: &Arena<'_>, rows: &mut Vec<Row>) -> EngineResult<()> {
     let dest = material.work.join("disk");
     let about = format!("{} with {} of data", vast.size.human(), vast.data.human());
     let none: [&str; 0] = [];
-    let mut contests = vec![
-        arena.contest("memory of a verification", Level::Programs, "kiln verify", || {
+    let mut contests =
+        vec![arena.contest("memory of a verification", Level::Programs, "kiln verify", || {
             Ok(arena.kiln(["verify", "-q", &vast.reference]).measure(arena.cancel)?.into())
-        }),
-    ];
+        })];
     contests.push(arena.contest("memory of a copy", Level::Programs, "kiln clone --clone copy", || {
         let tool = arena.kiln(["clone", "-q", "--clone", "copy", &vast.reference]).arg(&dest);
         let usage = tool.measure(arena.cancel)?;

@@ -62,9 +62,7 @@ fn hash_calls(arena: &Arena<'_>, name: &'static str, subject: &Subject) -> Engin
         .contest(name, Level::Calls, "hash_file", || {
             call(|| hash_file(&file, &subject.path, arena.cancel)).map(Sample::from)
         })
-        .floor("reading the data, one thread", || {
-            call(|| read_data(&file, &subject.path)).map(Sample::from)
-        })
+        .floor("reading the data, one thread", || call(|| read_data(&file, &subject.path)).map(Sample::from))
         .note("all cores for kiln, so wall and cpu differ")
         .hold()
 }
