@@ -267,7 +267,7 @@ fn row_text(row: &Row) -> String {
         rows.push(cells(&peer.measured, ratios, verdict(peer.verdict.as_ref())));
     }
     if let Some((floor, share)) = &row.floor {
-        rows.push(cells(floor, none(), format!("floor: {:.0} % of kiln's wall", share * 100.0)));
+        rows.push(cells(floor, none(), format!("floor: {:.0} % of kiln's least", share * 100.0)));
     }
     let head = ["", "WALL", "MIN", "CPU", "MEMORY", "DISK", "CPU x", "WALL x", "MIN x", ""];
     text.push_str(&output::aligned(&head, &rows));
@@ -350,6 +350,14 @@ mod tests {
             verdict: Some(Verdict { target: "memory <= 1 MiB".to_owned(), met: false }),
             notes: vec!["another digest".to_owned()],
         };
-        insta::assert_snapshot!(row_text(&row), @"");
+        insta::assert_snapshot!(row_text(&row), @r"
+        verify dense, programs, 7 rounds
+                               WALL       MIN        CPU        MEMORY    DISK   CPU x   WALL x   MIN x
+        kiln verify            50.00 ms   50.00 ms   100 ms     8.0 MiB                                   memory <= 1 MiB: MISSED
+        openssl dgst -sha256   200 ms     200 ms     400 ms     8.0 MiB          4.00    4.00     4.00    cpu >= 2.5: met
+        dd                     25.00 ms   25.00 ms   50.00 ms   8.0 MiB                                   floor: 50 % of kiln's least
+        not installed: sha256sum
+        note: another digest
+        ");
     }
 }

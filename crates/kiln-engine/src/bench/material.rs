@@ -103,6 +103,11 @@ impl Material {
     /// what somebody else did.
     pub(super) fn settle(&self, path: &Path) -> EngineResult<()> {
         fs::remove_tree(path)?;
+        self.flush()
+    }
+
+    /// Has the file system write what is left to write.
+    pub(super) fn flush(&self) -> EngineResult<()> {
         let dir = fs::open_dir(&self.work)?;
         rustix::fs::syncfs(&dir).at("sync", &self.work)?;
         Ok(())

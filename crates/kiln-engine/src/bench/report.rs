@@ -66,7 +66,7 @@ pub struct Row {
     pub rounds: u32,
     /// kiln.
     pub ours: Measured,
-    /// What cannot be undercut, and its wall time over kiln's: 1 is the best there is.
+    /// What cannot be undercut, and its shortest wall time over kiln's: 1 is the best there is.
     pub floor: Option<(Measured, f64)>,
     /// What kiln is compared with.
     pub peers: Vec<Peer>,
