@@ -1,15 +1,14 @@
 //! `kiln bench`.
 
-use crate::error::{CliError, CliResult};
+use crate::error::CliResult;
 use crate::progress::{ProgressMode, Shown};
 use crate::signals::SignalDesk;
 use crate::{env, output};
 use clap::Args;
 use kiln_engine::bench::{
     BENCHMARKS, BenchReport, BenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row, SIZE_MIB, SIZE_MIB_MAX,
-    Verdict, bench_store,
+    Verdict, bench_store, ingest_file,
 };
-use kiln_engine::{EngineError, bench};
 use kiln_sys::{Cancel, IoResultExt as _};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -187,9 +186,9 @@ pub(crate) fn run(args: &BenchArgs, progress: ProgressMode) -> CliResult {
     let report = bench_store(&env::settings(None)?, &request, &cancel, &reporter)?;
     drop(reporter);
     if args.json {
-        output::json(shape(&report))
+        output::json(shape(&report));
     } else {
-        output::data(&text(&report))
+        output::data(&text(&report));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -197,9 +196,7 @@ pub(crate) fn run(args: &BenchArgs, progress: ProgressMode) -> CliResult {
 pub(crate) fn ingest(args: &IngestArgs) -> CliResult {
     let cancel = Cancel::new().at("make", "an event")?;
     let settings = env::settings(Some(args.into.clone()))?;
-    let digest = bench::ingest_file(&settings, &args.path, &cancel)
-        .map_err(EngineError::from)
-        .map_err(CliError::from)?;
+    let digest = ingest_file(&settings, &args.path, &cancel)?;
     output::line(&digest.to_string());
     Ok(ExitCode::SUCCESS)
 }
