@@ -241,7 +241,7 @@ fn shared_bytes(dir: &Path) -> EngineResult<ByteSize> {
         let path = dir.join(name);
         // A socket cannot be opened, and a file that went meanwhile shares nothing.
         let Ok(file) = fs::open(&path) else { continue };
-        bytes += kiln_sys::extents::layout(&file, &path)?.map_or(0, |layout| layout.shared_bytes);
+        bytes += kiln_sys::extents::shared_bytes(&file, &path)?.unwrap_or(0);
     }
     Ok(ByteSize::from_bytes(bytes))
 }

@@ -86,7 +86,7 @@ pub fn filled_copy(from: &Path, to: &Path) -> IoResult<()> {
 pub fn reversed_reflink(from: &File, to: &File, block: u64) -> IoResult<bool> {
     let path = Path::new("a file of fragments");
     let blocks = from.metadata().at("inspect", path)?.len() / block;
-    if !reflink(from, to) {
+    if !reflink(from, to, path)? {
         return Ok(false);
     }
     for number in 0..blocks {
@@ -177,48 +177,13 @@ pub struct Layout {
 pub fn layout(file: &File) -> Option<Layout> {
     let len = file.metadata().ok()?.len();
     let ranges = DataExtents::new(file, len).count() as u64;
-    Some(Layout { extents: fiemap::count(file)?, ranges })
+    Some(Layout { extents: crate::extents::count(file)?, ranges })
 }
 
 /// Returns the bytes of a file that take up space.
 pub fn allocated_bytes(path: &Path) -> Result<u64, IoError> {
     use std::os::unix::fs::MetadataExt as _;
     Ok(crate::fs::metadata(path)?.blocks() * 512)
-}
-
-mod fiemap {
-    use rustix::ioctl::{Updater, opcode};
-    use std::fs::File;
-
-    /// The head of `struct fiemap` (linux/fiemap.h); no room for extents follows it, so the kernel only counts.
-    #[repr(C)]
-    struct Fiemap {
-        start: u64,
-        length: u64,
-        flags: u32,
-        mapped_extents: u32,
-        extent_count: u32,
-        reserved: u32,
-    }
-
-    /// Write out first.
-    const FLAG_SYNC: u32 = 1;
-    const FS_IOC_FIEMAP: rustix::ioctl::Opcode = opcode::read_write::<Fiemap>(b'f', 11);
-
-    pub(super) fn count(file: &File) -> Option<u64> {
-        let mut map = Fiemap {
-            start: 0,
-            length: u64::MAX,
-            flags: FLAG_SYNC,
-            mapped_extents: 0,
-            extent_count: 0,
-            reserved: 0,
-        };
-        #[expect(unsafe_code, reason = "rustix has no call for it")]
-        // SAFETY: the opcode takes a pointer to this struct, and with an extent count of 0 writes to nothing beyond it.
-        let told = unsafe { rustix::ioctl::ioctl(file, Updater::<FS_IOC_FIEMAP, Fiemap>::new(&mut map)) };
-        told.ok().map(|()| u64::from(map.mapped_extents))
-    }
 }
 
 #[cfg(test)]

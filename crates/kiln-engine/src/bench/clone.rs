@@ -276,7 +276,7 @@ impl Clones<'_> {
     fn bare(&self, from: &Path) -> EngineResult<Sample> {
         let (usage, shared) = timed(|| -> EngineResult<bool> {
             let (source, to) = (fs::open(from)?, fs::create_new(&self.dest)?);
-            Ok(copy::reflink(&source, &to))
+            Ok(copy::reflink(&source, &to, &self.dest)?)
         });
         if !shared? {
             let error = io::Error::new(io::ErrorKind::Unsupported, "blocks are not shared");

@@ -76,7 +76,7 @@ pub(super) fn load() -> EngineResult<f64> {
 
 pub(super) fn can_reflink(dir: &Path) -> EngineResult<bool> {
     let (from, to) = (dir.join("reflink-from"), dir.join("reflink-to"));
-    let works = kiln_sys::copy::reflink(&fs::create_new(&from)?, &fs::create_new(&to)?);
+    let works = kiln_sys::copy::reflink(&fs::create_new(&from)?, &fs::create_new(&to)?, &to)?;
     fs::remove_file(&from)?;
     fs::remove_file(&to)?;
     Ok(works)

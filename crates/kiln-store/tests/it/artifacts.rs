@@ -263,7 +263,7 @@ fn reflink_file_systems_share_their_blocks() {
         let disk = staging.path().join("disk.raw");
         let file = File::options().read(true).write(true).open(&disk).unwrap();
         file.sync_all().unwrap();
-        let shared = || kiln_sys::extents::layout(&file, &disk).unwrap().unwrap().shared_bytes;
+        let shared = || kiln_sys::extents::shared_bytes(&file, &disk).unwrap().unwrap();
         assert_eq!(shared(), 8 << 20);
         file.write_all_at(&[1; 1 << 20], 0).unwrap();
         file.sync_all().unwrap();
