@@ -36,11 +36,11 @@ impl Digest {
 
     /// Returns the 64 hexadecimal digits, the form used in file names.
     pub fn hex(&self) -> String {
-        use fmt::Write as _;
+        let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
         let mut out = String::with_capacity(64);
         for byte in self.0 {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "{byte:02x}");
+            out.push(digit(byte >> 4));
+            out.push(digit(byte & 15));
         }
         out
     }

@@ -3,11 +3,14 @@
 
 use crate::error::{IoResult, IoResultExt};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+
+/// What one call to list a directory may return, in bytes: some hundred names.
+const LIST_BUFFER_BYTES: usize = 64 << 10;
 
 /// Reads a whole file of at most `max` bytes.
 ///
@@ -15,15 +18,21 @@ use std::path::Path;
 /// [`io::ErrorKind::InvalidData`] for a larger one. One that says so of itself is not read at all; others, such as the
 /// kernel's own, whose length is not known before, are read no further.
 pub fn read_limited(path: &Path, max: usize) -> IoResult<Vec<u8>> {
+    let (file, length) = open_regular(path)?;
+    read_open(file, length, path, max)
+}
+
+/// Reads a file to its end: at most `max` bytes, about `length` as far as is known.
+pub(crate) fn read_open(file: File, length: u64, path: &Path, max: usize) -> IoResult<Vec<u8>> {
     let too_large = || {
         let error = io::Error::new(io::ErrorKind::InvalidData, format!("more than {max} bytes"));
         Err(error).at("read", path)
     };
-    let file = open(path)?;
-    if file.metadata().at("inspect", path)?.len() > max as u64 {
+    if length > max as u64 {
         return too_large();
     }
-    let mut bytes = Vec::new();
+    // One byte more than there should be: the end is found without growing.
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(max).min(max) + 1);
     file.take(max as u64 + 1).read_to_end(&mut bytes).at("read", path)?;
     if bytes.len() > max { too_large() } else { Ok(bytes) }
 }
@@ -52,11 +61,16 @@ pub fn optional<T>(result: IoResult<T>) -> IoResult<Option<T>> {
 
 /// Opens a regular file for reading; anything else there (a directory, a FIFO, a device) is refused without blocking.
 pub fn open(path: &Path) -> IoResult<File> {
+    open_regular(path).map(|(file, _)| file)
+}
+
+fn open_regular(path: &Path) -> IoResult<(File, u64)> {
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
         .at("open", path)?;
     let file = File::from(fd);
-    if file.metadata().at("inspect", path)?.is_file() {
-        Ok(file)
+    let meta = file.metadata().at("inspect", path)?;
+    if meta.is_file() {
+        Ok((file, meta.len()))
     } else {
         Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")).at("open", path)
     }
@@ -88,13 +102,27 @@ pub fn create_dir(path: &Path) -> IoResult<()> {
 
 /// Lists the names in a directory, sorted; a directory that is not there has none.
 pub fn list_dir(path: &Path) -> IoResult<Vec<OsString>> {
-    let Some(entries) = optional(std::fs::read_dir(path).at("list", path))? else { return Ok(Vec::new()) };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry.at("list", path)?.file_name());
+    list_dir_where(path, |name| Some(name.to_owned()))
+}
+
+/// Like [`list_dir`], of what `wanted` makes of each name: what is not wanted is neither kept nor sorted.
+pub fn list_dir_where<T: Ord>(path: &Path, wanted: impl Fn(&OsStr) -> Option<T>) -> IoResult<Vec<T>> {
+    let mut found = Vec::new();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Some(dir) = optional(rustix::fs::open(path, flags, Mode::empty()).at("list", path))? else {
+        return Ok(found);
+    };
+    let mut buffer = Vec::with_capacity(LIST_BUFFER_BYTES);
+    let mut entries = rustix::fs::RawDir::new(dir, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry.at("list", path)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            found.extend(wanted(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name)));
+        }
     }
-    names.sort();
-    Ok(names)
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// Returns what a path leads to, through symbolic links.
