@@ -3,11 +3,11 @@
 use crate::progress::{Progress, Reporter};
 use crate::{Engine, EngineResult};
 use kiln_core::{ByteSize, Digest, Reference};
-use kiln_store::{CollectPolicy, Collection, Root, StoreError};
-use kiln_sys::copy::allocated_bytes;
+use kiln_store::{CollectPolicy, Collection, Root, StoreError, Summary};
 use kiln_sys::fs;
 use kiln_sys::lock::Share;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ impl Engine {
             reporter.progress(Progress::Waiting { holder: holder.text.clone() });
         };
         let alone = self.store.lock(Share::Exclusive, "collecting", &self.cancel, &mut waiting)?;
-        let collection = self.store.plan_collection(policy)?;
+        let collection = self.store.plan_surveyed(&self.store.survey_alone(&alone)?, policy)?;
         self.store.collect(&collection, &alone)?;
         drop(alone);
         let deleted = self.store.empty_trash(grace)?;
@@ -145,7 +145,14 @@ impl Engine {
             _ => false,
         };
         let mut users = Vec::new();
-        for id in self.store.revision_ids()? {
+        let summaries = self.store.summaries(&self.store.revision_ids()?);
+        for summary in &summaries.revisions {
+            let Ok(content) = &summary.content else { continue };
+            if !summaries.artifacts(content).any(fits) {
+                continue;
+            }
+            let id = summary.id;
+            // The role is only in the manifest.
             let Ok(revision) = self.store.revision(&id) else { continue };
             for artifact in revision.manifest.artifacts.iter().filter(|artifact| fits(&artifact.digest)) {
                 users.push((id, Some(artifact.role.to_string())));
@@ -156,41 +163,41 @@ impl Engine {
 
     /// Returns what the store takes up.
     pub fn usage(&self) -> EngineResult<Usage> {
+        let survey = self.store.survey()?;
         let mut usage = Usage {
             available: ByteSize::from_bytes(fs::space(self.store.root())?.available),
             trash: self.store.trash_bytes()?,
             quarantine: tree_bytes(&self.store.root().join("quarantine"))?,
             cache: tree_bytes(&self.store.root().join("cache"))?,
-            reclaimable: self.store.plan_collection(&CollectPolicy::default())?.freed(),
+            reclaimable: self.store.plan_surveyed(&survey, &CollectPolicy::default())?.freed(),
             ..Usage::default()
         };
-        let mut sizes: BTreeMap<Digest, (u64, u64)> = BTreeMap::new();
-        for digest in self.store.artifact_ids()? {
-            let path = self.store.artifact_path(&digest);
-            sizes.insert(digest, (fs::metadata(&path)?.len(), allocated_bytes(&path)?));
-        }
-        usage.artifacts = ByteSize::from_bytes(sizes.values().map(|(_, allocated)| allocated).sum());
-        let mut revisions: BTreeMap<Option<String>, BTreeSet<Digest>> = BTreeMap::new();
-        let mut named = BTreeSet::new();
-        let known: BTreeSet<Digest> = self.store.revision_ids()?.into_iter().collect();
-        for entry in self.store.templates()? {
+        let sizes: HashMap<Digest, (u64, u64)> =
+            survey.artifacts.iter().map(|of| (of.digest, (of.length, of.allocated))).collect();
+        usage.artifacts = ByteSize::from_bytes(survey.artifacts.iter().map(|of| of.allocated).sum());
+        let mut revisions: BTreeMap<Option<String>, HashSet<Digest>> = BTreeMap::new();
+        let mut named = HashSet::new();
+        let summaries = &survey.summaries;
+        let known: HashMap<Digest, &Summary> =
+            summaries.revisions.iter().map(|summary| (summary.id, summary)).collect();
+        for entry in &survey.templates {
             let of = revisions.entry(Some(entry.name.to_string())).or_default();
             of.extend(entry.tags.values().flat_map(kiln_store::TagRecord::revisions));
-            of.retain(|id| known.contains(id));
+            of.retain(|id| known.contains_key(id));
             named.extend(of.iter().copied());
         }
-        let loose: BTreeSet<Digest> = known.difference(&named).copied().collect();
+        let loose: HashSet<Digest> = known.keys().filter(|id| !named.contains(*id)).copied().collect();
         if !loose.is_empty() {
             revisions.insert(None, loose);
         }
-        let mut artifacts: BTreeMap<Option<String>, BTreeSet<Digest>> = BTreeMap::new();
+        let mut artifacts: BTreeMap<Option<String>, HashSet<Digest>> = BTreeMap::new();
         for (template, ids) in &revisions {
             let of = artifacts.entry(template.clone()).or_default();
-            for revision in ids.iter().filter_map(|id| self.store.revision(id).ok()) {
-                of.extend(revision.manifest.artifacts.iter().map(|artifact| artifact.digest));
+            for content in ids.iter().filter_map(|id| known.get(id)?.content.as_ref().ok()) {
+                of.extend(summaries.artifacts(content).copied());
             }
         }
-        let mut users: BTreeMap<Digest, usize> = BTreeMap::new();
+        let mut users: HashMap<Digest, usize> = HashMap::new();
         for digest in artifacts.values().flatten() {
             *users.entry(*digest).or_default() += 1;
         }
@@ -228,7 +235,7 @@ fn tree_bytes(path: &Path) -> EngineResult<ByteSize> {
         if meta.is_dir() {
             stack.extend(fs::list_dir(&path)?.into_iter().map(|name| path.join(name)));
         } else {
-            bytes += fs::optional(allocated_bytes(&path))?.unwrap_or(0);
+            bytes += meta.blocks() * 512;
         }
     }
     Ok(ByteSize::from_bytes(bytes))

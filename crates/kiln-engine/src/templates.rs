@@ -3,7 +3,7 @@
 use crate::progress::{Progress, Reporter};
 use crate::{Engine, EngineResult};
 use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
-use kiln_store::{BuildRecord, Removed, Revision, StoreError, StoreLock, TagRecord};
+use kiln_store::{Content as RevisionContent, Removed, StoreError, StoreLock, TagRecord};
 use kiln_sys::lock::{FileLock, Share};
 
 /// One tag of one template, with what it points to.
@@ -15,10 +15,10 @@ pub struct TagLine {
     pub tag: Tag,
     /// The revision.
     pub revision: Digest,
-    /// The revision's content, or what is wrong with it.
-    pub content: Result<Revision, StoreError>,
-    /// How it was built.
-    pub build: Option<BuildRecord>,
+    /// When it was built, where that is known, in milliseconds since 1970 (UTC).
+    pub built_unix_ms: Option<u64>,
+    /// What the revision is, in short, or what is wrong with it.
+    pub content: Result<RevisionContent, StoreError>,
 }
 
 /// What a removal did.
@@ -35,19 +35,26 @@ pub struct RemovalReport {
 impl Engine {
     /// Lists all tags. A damaged revision is a line of its own, not the end of the list.
     pub fn tag_lines(&self) -> EngineResult<Vec<TagLine>> {
-        let mut lines = Vec::new();
+        let mut names = Vec::new();
+        let mut revisions = Vec::new();
         for entry in self.store.templates()? {
             for (tag, record) in entry.tags {
-                lines.push(TagLine {
-                    template: entry.name.clone(),
-                    tag,
-                    revision: record.revision,
-                    content: self.store.revision(&record.revision),
-                    build: self.store.build_record(&record.revision).unwrap_or_default(),
-                });
+                names.push((entry.name.clone(), tag));
+                revisions.push(record.revision);
             }
         }
-        Ok(lines)
+        let summaries = self.store.summaries(&revisions).revisions;
+        Ok(names
+            .into_iter()
+            .zip(summaries)
+            .map(|((template, tag), summary)| TagLine {
+                template,
+                tag,
+                revision: summary.id,
+                built_unix_ms: summary.built_unix_ms,
+                content: summary.content,
+            })
+            .collect())
     }
 
     /// Points a new tag, or an existing one, of a template to a revision.
@@ -141,8 +148,7 @@ impl Engine {
     }
 
     fn tag_record(&self, template: &TemplateName, tag: &Tag) -> EngineResult<TagRecord> {
-        let entry = self.store.template(template)?;
-        let record = entry.and_then(|mut entry| entry.tags.remove(tag));
+        let record = self.store.tag(template, tag)?;
         Ok(record.ok_or_else(|| StoreError::NoTag { template: template.clone(), tag: tag.clone() })?)
     }
 

@@ -13,7 +13,7 @@ impl Store {
     pub fn sweep_asides(&self, _alone: &StoreLock) -> StoreResult<usize> {
         let root = self.root();
         let mut removed = sweep(root)?;
-        for directory in ["indexes", "revisions", "cache/v1/builds"] {
+        for directory in ["indexes", "revisions", "cache/v1/builds", "cache/v1/revisions"] {
             removed += sweep(&root.join(directory))?;
         }
         let templates = root.join("templates");

@@ -2,12 +2,13 @@
 
 use crate::error::{StoreError, StoreResult};
 use crate::layout::{Store, StoreLock};
+use crate::mark::mark;
 use crate::root::Root;
+use crate::survey::Survey;
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::commit_dir;
 use kiln_sys::copy::allocated_bytes;
 use kiln_sys::{clock, fs};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -64,12 +65,6 @@ impl Collection {
     }
 }
 
-struct Marked {
-    artifacts: Vec<Digest>,
-    built_unix_ms: Option<u64>,
-    kept: bool,
-}
-
 impl Store {
     /// Returns the roots that keep a revision.
     pub fn why(&self, revision: &Digest, keep_last: usize) -> StoreResult<Vec<Root>> {
@@ -82,93 +77,24 @@ impl Store {
     /// # Errors
     /// When a root cannot be read: it may keep anything.
     pub fn plan_collection(&self, policy: &CollectPolicy) -> StoreResult<Collection> {
-        let roots: HashSet<Digest> = self.roots(policy.keep_last)?.into_iter().map(|(_, id)| id).collect();
-        let mut plan = Collection::default();
-        let mut revisions: BTreeMap<Digest, Marked> = BTreeMap::new();
-        let now = clock::now_unix_ms();
-        let young = u64::try_from(policy.older_than.as_millis()).unwrap_or(u64::MAX);
-        for id in self.revision_ids()? {
-            let manifest = match self.revision(&id) {
-                Ok(revision) => revision.manifest,
-                Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => {
-                    plan.unreadable.push(id);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let built_unix_ms = self.build_record(&id).ok().flatten().map(|record| record.built_unix_ms);
-            let kept =
-                roots.contains(&id) || built_unix_ms.is_some_and(|built| now.saturating_sub(built) < young);
-            let artifacts = manifest.artifacts.iter().map(|artifact| artifact.digest).collect();
-            revisions.insert(id, Marked { artifacts, built_unix_ms, kept });
-        }
-        let sizes: BTreeMap<Digest, u64> = self
-            .artifact_ids()?
-            .into_iter()
-            .map(|digest| Ok((digest, allocated_bytes(&self.artifact_path(&digest))?)))
-            .collect::<StoreResult<_>>()?;
-        self.fit_budget(policy, &mut revisions, &sizes);
-        self.tell(&mut plan, &revisions, &sizes);
-        Ok(plan)
+        self.plan_surveyed(&self.survey()?, policy)
     }
 
-    /// Keeps the youngest unused revisions that fit the budget, where there is one.
-    fn fit_budget(
-        &self,
-        policy: &CollectPolicy,
-        revisions: &mut BTreeMap<Digest, Marked>,
-        sizes: &BTreeMap<Digest, u64>,
-    ) {
-        let Some(budget) = policy.budget else { return };
-        let mut used: BTreeSet<Digest> =
-            revisions.values().filter(|r| r.kept).flat_map(|r| r.artifacts.iter().copied()).collect();
-        let size = |digest: &Digest| sizes.get(digest).copied().unwrap_or(0);
-        let mut total: u64 = used.iter().map(size).sum();
-        let mut unused: Vec<(Option<u64>, Digest)> =
-            revisions.iter().filter(|(_, r)| !r.kept).map(|(id, r)| (r.built_unix_ms, *id)).collect();
-        unused.sort_unstable();
-        for (_, id) in unused.into_iter().rev() {
-            let Some(revision) = revisions.get_mut(&id) else { continue };
-            let more: u64 = revision.artifacts.iter().filter(|a| !used.contains(*a)).map(size).sum();
-            if total + more > budget.bytes() {
-                // What is older goes too: a smaller one that fits would outlive a younger one.
-                break;
-            }
-            total += more;
-            used.extend(revision.artifacts.iter().copied());
-            revision.kept = true;
-        }
-    }
-
-    fn tell(
-        &self,
-        plan: &mut Collection,
-        revisions: &BTreeMap<Digest, Marked>,
-        sizes: &BTreeMap<Digest, u64>,
-    ) {
-        let size = |digest: &Digest| sizes.get(digest).copied().unwrap_or(0);
-        let kept: HashSet<Digest> =
-            revisions.values().filter(|r| r.kept).flat_map(|r| r.artifacts.iter().copied()).collect();
-        plan.kept_revisions = revisions.values().filter(|r| r.kept).count();
-        let mut dead_users: BTreeMap<Digest, usize> = BTreeMap::new();
-        for revision in revisions.values().filter(|r| !r.kept) {
-            for artifact in &revision.artifacts {
-                *dead_users.entry(*artifact).or_default() += 1;
+    /// Like [`Store::plan_collection`], of a store that somebody looked through already.
+    ///
+    /// # Errors
+    /// As [`Store::plan_collection`].
+    pub fn plan_surveyed(&self, survey: &Survey, policy: &CollectPolicy) -> StoreResult<Collection> {
+        let roots = self.roots_with(&survey.templates, policy.keep_last)?;
+        for summary in &survey.summaries.revisions {
+            match summary.content {
+                Ok(_) | Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => {}
+                // The survey keeps its errors; reading again says this one. What can be read now is kept.
+                Err(_) => drop(self.revision(&summary.id)?),
             }
         }
-        for (id, revision) in revisions.iter().filter(|(_, r)| !r.kept) {
-            let own = |digest: &&Digest| !kept.contains(*digest) && dead_users.get(*digest) == Some(&1);
-            let exclusive = ByteSize::from_bytes(revision.artifacts.iter().filter(own).map(size).sum());
-            plan.revisions.push(DeadRevision { id: *id, built_unix_ms: revision.built_unix_ms, exclusive });
-        }
-        plan.revisions.sort_by_key(|dead| (dead.built_unix_ms, dead.id));
-        for (digest, bytes) in sizes {
-            if kept.contains(digest) || !plan.unreadable.is_empty() {
-                plan.kept = ByteSize::from_bytes(plan.kept.bytes() + bytes);
-            } else {
-                plan.artifacts.push((*digest, ByteSize::from_bytes(*bytes)));
-            }
-        }
+        let roots = roots.into_iter().map(|(_, id)| id).collect();
+        Ok(mark(survey, &roots, policy, clock::now_unix_ms()))
     }
 
     /// Moves what a plan names to the trash, in an order in which nothing that stays refers to anything that went.

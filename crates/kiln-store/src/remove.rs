@@ -2,9 +2,10 @@
 
 use crate::error::{StoreError, StoreResult};
 use crate::layout::{Store, StoreLock};
+use crate::summary::Remember;
 use kiln_core::Digest;
 use kiln_sys::{fail, fs};
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 /// What a removal freed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,19 +59,16 @@ impl Store {
             Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => Vec::new(),
             Err(error) => return Err(error),
         };
-        let mut kept = BTreeSet::new();
+        let mut kept = HashSet::new();
         let mut all_kept = false;
-        for other in self.revision_ids()? {
-            if other == *id {
-                continue;
-            }
-            match self.revision(&other) {
-                Ok(revision) => {
-                    kept.extend(revision.manifest.artifacts.iter().map(|artifact| artifact.digest));
-                }
+        let others: Vec<Digest> = self.revision_ids()?.into_iter().filter(|other| other != id).collect();
+        let others = self.summarize(&others, Remember::No);
+        for other in &others.revisions {
+            match &other.content {
+                Ok(content) => kept.extend(others.artifacts(content).copied()),
                 // It may refer to anything: everything is kept until it is gone.
                 Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => all_kept = true,
-                Err(error) => return Err(error),
+                Err(_) => all_kept = self.revision(&other.id).map(|_| true)?,
             }
         }
         fail::point("remove.manifest", &self.revision_path(id))?;

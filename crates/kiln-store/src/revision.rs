@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 /// The version of a build record that is known.
 const BUILD_RECORD_VERSION: u32 = 1;
 /// The largest build record that is read, in bytes.
-const BUILD_RECORD_BYTES_MAX: usize = 1 << 20;
+pub(crate) const BUILD_RECORD_BYTES_MAX: usize = 1 << 20;
 /// The most candidates that are named when nothing has the wanted name.
 const SIMILAR_MAX: usize = 3;
 
@@ -72,16 +72,20 @@ impl Store {
 
     /// Reads a revision and checks it against its id.
     pub fn revision(&self, id: &Digest) -> StoreResult<Revision> {
-        let path = self.revision_path(id);
-        let Some(bytes) = fs::read_optional(&path, MANIFEST_BYTES_MAX)? else {
+        let bytes = fs::read_optional(&self.revision_path(id), MANIFEST_BYTES_MAX)?;
+        Ok(Revision { id: *id, manifest: self.parse_revision(id, bytes)? })
+    }
+
+    /// Checks what was read of a revision, if it is there, against its id.
+    pub(crate) fn parse_revision(&self, id: &Digest, bytes: Option<Vec<u8>>) -> StoreResult<Manifest> {
+        let Some(bytes) = bytes else {
             return Err(StoreError::NotFound { kind: "revision", name: id.to_string(), similar: Vec::new() });
         };
         if Digest::of(&bytes) != *id {
-            return Err(StoreError::Damaged { path, reason: "its content has another digest".to_owned() });
+            let reason = "its content has another digest".to_owned();
+            return Err(StoreError::Damaged { path: self.revision_path(id), reason });
         }
-        let manifest =
-            Manifest::parse(&bytes).map_err(|source| StoreError::BadManifest { id: *id, source })?;
-        Ok(Revision { id: *id, manifest })
+        Manifest::parse(&bytes).map_err(|source| StoreError::BadManifest { id: *id, source })
     }
 
     /// Reads the record of a revision's build. A newer version of it counts as none: nothing but what is shown depends
@@ -108,11 +112,15 @@ impl Store {
 
     /// Lists the ids of all revisions.
     pub fn revision_ids(&self) -> StoreResult<Vec<Digest>> {
-        let names = fs::list_dir(&self.root().join("revisions"))?;
-        Ok(names
-            .iter()
-            .filter_map(|name| Digest::from_hex(name.to_str()?.strip_suffix(".json")?).ok())
-            .collect())
+        self.revision_ids_at("")
+    }
+
+    /// Lists the ids that begin with these hexadecimal digits.
+    fn revision_ids_at(&self, prefix: &str) -> StoreResult<Vec<Digest>> {
+        Ok(fs::list_dir_where(&self.root().join("revisions"), |name| {
+            let hex = name.to_str()?.strip_suffix(".json")?;
+            if hex.starts_with(prefix) { Digest::from_hex(hex).ok() } else { None }
+        })?)
     }
 
     /// Finds the revision a reference means.
@@ -134,8 +142,7 @@ impl Store {
         match &reference.revision {
             RevisionSelector::Digest(id) => Ok(*id),
             RevisionSelector::DigestPrefix(prefix) => {
-                let mut ids = self.revision_ids()?;
-                ids.retain(|id| id.hex().starts_with(prefix));
+                let ids = self.revision_ids_at(prefix)?;
                 match ids.as_slice() {
                     [id] => Ok(*id),
                     [] => Err(StoreError::NotFound {
@@ -173,6 +180,11 @@ impl Store {
     }
 
     fn resolve_tag(&self, template: &TemplateName, tag: &Tag, pinned: Option<Digest>) -> StoreResult<Digest> {
+        if pinned.is_none()
+            && let Some(record) = self.tag(template, tag)?
+        {
+            return Ok(record.revision);
+        }
         let Some(entry) = self.template(template)? else {
             if let Some(id) = self.listed_id(template, tag, pinned)? {
                 return Ok(id);

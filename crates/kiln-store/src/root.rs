@@ -2,6 +2,7 @@
 
 use crate::error::StoreResult;
 use crate::layout::Store;
+use crate::tag::TemplateEntry;
 use kiln_core::{Digest, DiskOwner, Tag, TemplateName};
 use kiln_sys::clock;
 use std::fmt;
@@ -65,10 +66,19 @@ impl Store {
     /// # Errors
     /// When a root cannot be read: it may keep anything, so nothing may be taken for unused.
     pub fn roots(&self, keep_last: usize) -> StoreResult<Vec<(Root, Digest)>> {
+        self.roots_with(&self.templates()?, keep_last)
+    }
+
+    /// Like [`Store::roots`], with the templates that somebody read already.
+    pub(crate) fn roots_with(
+        &self,
+        templates: &[TemplateEntry],
+        keep_last: usize,
+    ) -> StoreResult<Vec<(Root, Digest)>> {
         let mut roots = Vec::new();
-        for entry in self.templates()? {
-            for (tag, record) in entry.tags {
-                for (back, revision) in record.revisions().into_iter().enumerate().take(keep_last.max(1)) {
+        for entry in templates {
+            for (tag, record) in &entry.tags {
+                for (back, revision) in record.each_revision().enumerate().take(keep_last.max(1)) {
                     let (template, tag) = (entry.name.clone(), tag.clone());
                     let root = if back == 0 {
                         Root::Tag { template, tag }

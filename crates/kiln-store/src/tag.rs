@@ -2,12 +2,14 @@
 
 use crate::error::{StoreError, StoreResult};
 use crate::layout::Store;
+use crate::parallel;
 use kiln_core::recipe::RECIPE_BYTES_MAX;
 use kiln_core::{Digest, Tag, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
+use kiln_sys::stamp::OpenDir;
 use kiln_sys::{clock, fail, fs};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// The most moves a tag's log keeps.
@@ -42,15 +44,14 @@ pub struct TagMove {
 impl TagRecord {
     /// Returns the revisions it pointed to, each once, the current one first and then the one it had last.
     pub fn revisions(&self) -> Vec<Digest> {
-        let mut found = vec![self.revision];
-        for step in self.log.iter().rev() {
-            for digest in [Some(step.to), step.from].into_iter().flatten() {
-                if !found.contains(&digest) {
-                    found.push(digest);
-                }
-            }
-        }
-        found
+        self.each_revision().collect()
+    }
+
+    /// Like [`TagRecord::revisions`], looking no further back than is asked for.
+    pub(crate) fn each_revision(&self) -> impl Iterator<Item = Digest> {
+        let mut seen = HashSet::new();
+        let moves = self.log.iter().rev().flat_map(|step| [Some(step.to), step.from]).flatten();
+        std::iter::once(self.revision).chain(moves).filter(move |digest| seen.insert(*digest))
     }
 
     /// Returns whether the tag points to a revision, or did.
@@ -82,7 +83,7 @@ impl Store {
         fail::point("tag.directory", &directory)?;
         fs::create_dir_all(&directory)?;
         let path = directory.join(format!("{tag}.json"));
-        let before = self.read_tag(template, tag)?;
+        let before = self.tag(template, tag)?;
         if before.as_ref().is_some_and(|record| record.revision == *revision) {
             return Ok(());
         }
@@ -149,27 +150,40 @@ impl Store {
 
     /// Returns a template with its tags; none when it has no tag.
     pub fn template(&self, name: &TemplateName) -> StoreResult<Option<TemplateEntry>> {
-        let mut tags = BTreeMap::new();
-        for file in fs::list_dir(&self.tags_dir(name))? {
-            let tag =
-                file.to_str().and_then(|file| file.strip_suffix(".json")).and_then(|tag| tag.parse().ok());
-            let Some(tag) = tag else { continue };
-            if let Some(record) = self.read_tag(name, &tag)? {
-                tags.insert(tag, record);
-            }
-        }
-        Ok((!tags.is_empty()).then(|| TemplateEntry { name: name.clone(), tags }))
+        Ok(self.read_templates(vec![name.clone()])?.pop())
     }
 
     /// Lists the templates that have tags.
     pub fn templates(&self) -> StoreResult<Vec<TemplateEntry>> {
-        let mut entries = Vec::new();
-        for file in fs::list_dir(&self.root().join("templates"))? {
-            let Some(name) = file.to_str().and_then(|file| file.parse::<TemplateName>().ok()) else {
-                continue;
-            };
-            entries.extend(self.template(&name)?);
+        let directory = self.root().join("templates");
+        let names: Vec<String> = fs::list_dir_where(&directory, |name| name.to_str().map(str::to_owned))?;
+        self.read_templates(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    fn read_templates(&self, names: Vec<TemplateName>) -> StoreResult<Vec<TemplateEntry>> {
+        let mut wanted: Vec<(usize, Tag)> = Vec::new();
+        let mut directories = Vec::with_capacity(names.len());
+        for (of, name) in names.iter().enumerate() {
+            directories.push(fs::optional(OpenDir::open(&self.tags_dir(name)))?);
+            let tags = fs::list_dir_where(&self.tags_dir(name), |file| {
+                file.to_str()?.strip_suffix(".json")?.parse::<Tag>().ok()
+            })?;
+            wanted.extend(tags.into_iter().map(|tag| (of, tag)));
         }
+        let records = parallel::map(&wanted, |(of, tag)| {
+            let Some(directory) = &directories[*of] else { return Ok(None) };
+            let file = format!("{tag}.json");
+            let Some(bytes) = directory.read_optional(&file, TAG_FILE_BYTES_MAX)? else { return Ok(None) };
+            parse_tag(&bytes, || self.tags_dir(&names[*of]).join(file)).map(Some)
+        });
+        let mut entries: Vec<TemplateEntry> =
+            names.into_iter().map(|name| TemplateEntry { name, tags: BTreeMap::new() }).collect();
+        for ((of, tag), record) in wanted.into_iter().zip(records) {
+            if let Some(record) = record? {
+                entries[of].tags.insert(tag, record);
+            }
+        }
+        entries.retain(|entry| !entry.tags.is_empty());
         Ok(entries)
     }
 
@@ -186,17 +200,22 @@ impl Store {
         Ok(found)
     }
 
-    fn read_tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<Option<TagRecord>> {
+    /// Returns where a tag points and how it came there; none when there is no such tag.
+    pub fn tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<Option<TagRecord>> {
         read_tag_file(&self.tags_dir(template).join(format!("{tag}.json")))
     }
 }
 
 fn read_tag_file(path: &Path) -> StoreResult<Option<TagRecord>> {
     let Some(bytes) = fs::read_optional(path, TAG_FILE_BYTES_MAX)? else { return Ok(None) };
-    let damaged = |reason: String| StoreError::Damaged { path: path.to_owned(), reason };
-    let record: TagRecord = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-    if record.version != 1 {
-        return Err(damaged(format!("it has version {}, this kiln knows 1", record.version)));
-    }
-    Ok(Some(record))
+    parse_tag(&bytes, || path.to_owned()).map(Some)
+}
+
+fn parse_tag(bytes: &[u8], path: impl FnOnce() -> PathBuf) -> StoreResult<TagRecord> {
+    let reason = match serde_json::from_slice::<TagRecord>(bytes) {
+        Ok(record) if record.version == 1 => return Ok(record),
+        Ok(record) => format!("it has version {}, this kiln knows 1", record.version),
+        Err(error) => error.to_string(),
+    };
+    Err(StoreError::Damaged { path: path(), reason })
 }

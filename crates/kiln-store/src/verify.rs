@@ -49,8 +49,8 @@ pub struct Damage {
 impl Store {
     /// Lists the digests of all artifacts, in order.
     pub fn artifact_ids(&self) -> StoreResult<Vec<Digest>> {
-        let names = fs::list_dir(&self.root().join("artifacts"))?;
-        Ok(names.iter().filter_map(|name| Digest::from_hex(name.to_str()?).ok()).collect())
+        let directory = self.root().join("artifacts");
+        Ok(fs::list_dir_where(&directory, |name| Digest::from_hex(name.to_str()?).ok())?)
     }
 
     /// Reads an artifact and compares it with its index. A damaged one is moved to `quarantine/`, never deleted; an

@@ -6,7 +6,7 @@ use crate::output;
 use clap::Args;
 use kiln_core::{ByteSize, Digest};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ struct Line {
 
 pub(crate) fn run(context: &Context, args: &LsArgs) -> CliResult {
     let mut lines = Vec::new();
-    let mut tagged = BTreeSet::new();
+    let mut tagged = HashSet::new();
     for line in context.engine.tag_lines()? {
         tagged.insert(line.revision);
         let damaged = line.content.is_err();
@@ -46,26 +46,24 @@ pub(crate) fn run(context: &Context, args: &LsArgs) -> CliResult {
             template: Some(line.template.to_string()),
             tag: Some(line.tag.to_string()),
             revision: line.revision,
-            apparent_bytes: content.as_ref().map(|revision| revision.manifest.apparent_size().bytes()),
-            variants: content
-                .iter()
-                .flat_map(|r| r.manifest.variants.iter().map(|v| v.name.to_string()))
-                .collect(),
-            built_unix_ms: line.build.map(|build| build.built_unix_ms),
+            apparent_bytes: content.as_ref().map(|content| content.apparent.bytes()),
+            variants: content.iter().flat_map(|c| c.variants.iter().map(ToString::to_string)).collect(),
+            built_unix_ms: line.built_unix_ms,
             damaged,
         });
     }
     if args.all {
         let store = context.engine.store();
-        for id in store.revision_ids()?.into_iter().filter(|id| !tagged.contains(id)) {
-            let content = store.revision(&id).map_err(|error| error::tell(&error.into())).ok();
+        let ids: Vec<Digest> = store.revision_ids()?.into_iter().filter(|id| !tagged.contains(id)).collect();
+        for summary in store.summaries(&ids).revisions {
+            let content = summary.content.map_err(|error| error::tell(&error.into())).ok();
             lines.push(Line {
                 template: None,
                 tag: None,
-                revision: id,
-                apparent_bytes: content.as_ref().map(|revision| revision.manifest.apparent_size().bytes()),
+                revision: summary.id,
+                apparent_bytes: content.as_ref().map(|content| content.apparent.bytes()),
                 variants: Vec::new(),
-                built_unix_ms: store.build_record(&id)?.map(|build| build.built_unix_ms),
+                built_unix_ms: summary.built_unix_ms,
                 damaged: content.is_none(),
             });
         }
@@ -79,13 +77,11 @@ fn render(args: &LsArgs, lines: &[Line]) {
         return output::json_list(lines);
     }
     if args.quiet {
-        for line in lines {
-            match (&line.template, &line.tag) {
-                (Some(template), Some(tag)) => output::line(&format!("{template}:{tag}")),
-                _ => output::line(&line.revision.to_string()),
-            }
-        }
-        return;
+        let name = |line: &Line| match (&line.template, &line.tag) {
+            (Some(template), Some(tag)) => format!("{template}:{tag}\n"),
+            _ => format!("{}\n", line.revision),
+        };
+        return output::data(&lines.iter().map(name).collect::<String>());
     }
     let none = || "-".to_owned();
     let rows: Vec<Vec<String>> = lines

@@ -1,0 +1,135 @@
+//! The mark of a collection: which revisions and artifacts roots keep. Revisions and artifacts are numbers here, and
+//! what is known of them lies in vectors: no name is looked up for a reference.
+
+use crate::collect::{CollectPolicy, Collection, DeadRevision};
+use crate::summary::{Content, Summaries};
+use crate::survey::Survey;
+use kiln_core::{ByteSize, Digest};
+use std::collections::HashSet;
+
+struct Marked<'a> {
+    id: Digest,
+    built_unix_ms: Option<u64>,
+    content: &'a Content,
+    kept: bool,
+}
+
+/// What the artifacts that revisions name take up, and who has them. All by their place in the summaries.
+struct Artifacts<'a> {
+    summaries: &'a Summaries,
+    /// Its place among the files; none when the file is missing.
+    files: Vec<Option<usize>>,
+    /// The bytes it takes up.
+    allocated: Vec<u64>,
+    /// Whether a revision that stays has it.
+    kept: Vec<bool>,
+}
+
+impl<'a> Artifacts<'a> {
+    fn new(survey: &'a Survey) -> Self {
+        let summaries = &survey.summaries;
+        let at = |digest: &Digest| survey.artifacts.binary_search_by(|file| file.digest.cmp(digest)).ok();
+        let files: Vec<Option<usize>> = summaries.artifacts.iter().map(at).collect();
+        let allocated = files.iter().map(|at| at.map_or(0, |at| survey.artifacts[at].allocated)).collect();
+        let kept = vec![false; files.len()];
+        Self { summaries, files, allocated, kept }
+    }
+
+    fn of(&self, revision: &Marked<'_>) -> impl Iterator<Item = usize> + use<'a> {
+        self.summaries.edges(revision.content).iter().map(|at| *at as usize)
+    }
+
+    /// Marks the artifacts of a revision; returns the bytes of those that nothing else had marked.
+    fn keep(&mut self, revision: &Marked<'_>) -> u64 {
+        let mut more = 0;
+        for at in self.of(revision) {
+            if !std::mem::replace(&mut self.kept[at], true) {
+                more += self.allocated[at];
+            }
+        }
+        more
+    }
+}
+
+/// Finds what goes. `roots` are the revisions that something keeps.
+pub(crate) fn mark(
+    survey: &Survey,
+    roots: &HashSet<Digest>,
+    policy: &CollectPolicy,
+    now_unix_ms: u64,
+) -> Collection {
+    let young = u64::try_from(policy.older_than.as_millis()).unwrap_or(u64::MAX);
+    let mut plan = Collection::default();
+    let mut revisions = Vec::with_capacity(survey.summaries.revisions.len());
+    for summary in &survey.summaries.revisions {
+        let Ok(content) = &summary.content else {
+            plan.unreadable.push(summary.id);
+            continue;
+        };
+        let built_unix_ms = summary.built_unix_ms;
+        let kept = built_unix_ms.is_some_and(|built| now_unix_ms.saturating_sub(built) < young)
+            || roots.contains(&summary.id);
+        revisions.push(Marked { id: summary.id, built_unix_ms, content, kept });
+    }
+    let mut artifacts = Artifacts::new(survey);
+    let mut used = 0;
+    for revision in revisions.iter().filter(|revision| revision.kept) {
+        used += artifacts.keep(revision);
+    }
+    if let Some(budget) = policy.budget {
+        fit_budget(budget.bytes(), used, &mut revisions, &mut artifacts);
+    }
+    tell(&mut plan, survey, &revisions, &artifacts);
+    plan
+}
+
+/// Keeps the youngest unused revisions that fit the budget. `used` are the bytes of what is kept anyway.
+fn fit_budget(budget: u64, mut used: u64, revisions: &mut [Marked<'_>], artifacts: &mut Artifacts<'_>) {
+    let mut unused: Vec<usize> = (0..revisions.len()).filter(|at| !revisions[*at].kept).collect();
+    unused.sort_unstable_by_key(|at| (revisions[*at].built_unix_ms, revisions[*at].id));
+    for at in unused.into_iter().rev() {
+        let own = artifacts.of(&revisions[at]).filter(|at| !artifacts.kept[*at]);
+        let more: u64 = own.map(|at| artifacts.allocated[at]).sum();
+        if used + more > budget {
+            // What is older goes too: a smaller one that fits would outlive a younger one.
+            break;
+        }
+        used += more;
+        artifacts.keep(&revisions[at]);
+        revisions[at].kept = true;
+    }
+}
+
+fn tell(plan: &mut Collection, survey: &Survey, revisions: &[Marked<'_>], artifacts: &Artifacts<'_>) {
+    plan.kept_revisions = revisions.iter().filter(|revision| revision.kept).count();
+    let mut dead_users = vec![0_u32; artifacts.kept.len()];
+    for revision in revisions.iter().filter(|revision| !revision.kept) {
+        for at in artifacts.of(revision) {
+            dead_users[at] += 1;
+        }
+    }
+    for revision in revisions.iter().filter(|revision| !revision.kept) {
+        let own = artifacts.of(revision).filter(|at| !artifacts.kept[*at] && dead_users[*at] == 1);
+        plan.revisions.push(DeadRevision {
+            id: revision.id,
+            built_unix_ms: revision.built_unix_ms,
+            exclusive: ByteSize::from_bytes(own.map(|at| artifacts.allocated[at]).sum()),
+        });
+    }
+    plan.revisions.sort_unstable_by_key(|dead| (dead.built_unix_ms, dead.id));
+    let mut stays = vec![!plan.unreadable.is_empty(); survey.artifacts.len()];
+    for (file, kept) in artifacts.files.iter().zip(&artifacts.kept) {
+        if let (Some(file), true) = (file, kept) {
+            stays[*file] = true;
+        }
+    }
+    let mut kept = 0;
+    for (file, stays) in survey.artifacts.iter().zip(stays) {
+        if stays {
+            kept += file.allocated;
+        } else {
+            plan.artifacts.push((file.digest, ByteSize::from_bytes(file.allocated)));
+        }
+    }
+    plan.kept = ByteSize::from_bytes(kept);
+}

@@ -1,0 +1,54 @@
+//! A survey: templates, revisions and artifacts of a store, each looked at once, for accounting and collection.
+
+use crate::error::StoreResult;
+use crate::layout::{Store, StoreLock};
+use crate::parallel;
+use crate::summary::{Remember, Summaries};
+use crate::tag::TemplateEntry;
+use kiln_core::Digest;
+use kiln_sys::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+/// What the file of an artifact takes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArtifactUse {
+    /// The artifact.
+    pub digest: Digest,
+    /// Its length in bytes, holes included.
+    pub length: u64,
+    /// The bytes it takes up.
+    pub allocated: u64,
+}
+
+/// What is in a store.
+#[derive(Debug)]
+pub struct Survey {
+    /// The templates that have tags.
+    pub templates: Vec<TemplateEntry>,
+    /// All revisions, by id.
+    pub summaries: Summaries,
+    /// All artifacts, by digest, whether a revision has them or not.
+    pub artifacts: Vec<ArtifactUse>,
+}
+
+impl Store {
+    /// Looks at everything in the store, without a lock: what changes meanwhile is seen as it was or as it is.
+    pub fn survey(&self) -> StoreResult<Survey> {
+        self.look(Remember::Yes)
+    }
+
+    /// Like [`Store::survey`], for who holds the store's lock exclusively: nothing is written while others wait.
+    pub fn survey_alone(&self, _alone: &StoreLock) -> StoreResult<Survey> {
+        self.look(Remember::No)
+    }
+
+    fn look(&self, remember: Remember) -> StoreResult<Survey> {
+        let templates = self.templates()?;
+        let summaries = self.summarize(&self.revision_ids()?, remember);
+        let artifacts = parallel::map(&self.artifact_ids()?, |digest| {
+            let meta = fs::metadata(&self.artifact_path(digest))?;
+            Ok(ArtifactUse { digest: *digest, length: meta.len(), allocated: meta.blocks() * 512 })
+        });
+        Ok(Survey { templates, summaries, artifacts: artifacts.into_iter().collect::<StoreResult<_>>()? })
+    }
+}
