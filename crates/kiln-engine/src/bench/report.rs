@@ -80,5 +80,5 @@ pub struct Row {
 
 /// Returns `a` over `b`; 0 where `b` is nothing.
 pub(super) fn ratio(a: Duration, b: Duration) -> f64 {
-    if b.is_zero() { 0.0 } else { a.as_secs_f64() / b.as_secs_f64() }
+    if b.is_zero() { 0.0 } else { a.as_nanos() as f64 / b.as_nanos() as f64 }
 }
