@@ -7,7 +7,7 @@ use crate::root::Root;
 use crate::survey::Survey;
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::commit_dir;
-use kiln_sys::copy::allocated_bytes;
+use kiln_sys::copy::allocated_tree;
 use kiln_sys::{clock, fs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -147,7 +147,7 @@ impl Store {
         for (name, moved) in self.trash()? {
             if now.saturating_sub(moved) >= grace {
                 let path = trash.join(name);
-                bytes += tree_bytes(&path)?;
+                bytes += allocated_tree(&path)?;
                 fs::remove_tree(&path)?;
             }
         }
@@ -158,7 +158,7 @@ impl Store {
     pub fn trash_bytes(&self) -> StoreResult<ByteSize> {
         let mut bytes = 0;
         for (name, _) in self.trash()? {
-            bytes += tree_bytes(&self.root().join(TRASH).join(name))?;
+            bytes += allocated_tree(&self.root().join(TRASH).join(name))?;
         }
         Ok(ByteSize::from_bytes(bytes))
     }
@@ -175,15 +175,4 @@ impl Store {
             })
             .collect())
     }
-}
-
-/// Returns the bytes that the files directly in a bin's directories take up.
-fn tree_bytes(bin: &std::path::Path) -> StoreResult<u64> {
-    let mut bytes = 0;
-    for part in fs::list_dir(bin)? {
-        for name in fs::list_dir(&bin.join(&part))? {
-            bytes += fs::optional(allocated_bytes(&bin.join(&part).join(name)))?.unwrap_or(0);
-        }
-    }
-    Ok(bytes)
 }

@@ -4,10 +4,11 @@
 use crate::error::{StoreError, StoreResult};
 use crate::hash::hash_file;
 use kiln_core::{ByteSize, Digest};
+use kiln_sys::stamp::Stamp;
 use kiln_sys::{Cancel, IoResult, IoResultExt as _, fs};
 use sha2::Digest as _;
 use std::fs::File;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 /// Bytes read at once.
@@ -24,11 +25,9 @@ pub struct FileHash {
     pub artifact: Digest,
 }
 
-/// What changes when a file does: device, inode, length, times of content and inode in seconds and nanoseconds.
-pub(crate) fn stamp(file: &File, path: &Path) -> IoResult<(u64, u64, u64, [i64; 4])> {
-    let meta = file.metadata().at("inspect", path)?;
-    let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
-    Ok((meta.dev(), meta.ino(), meta.len(), times))
+/// Returns what changes when an open file does.
+pub(crate) fn stamp(file: &File, path: &Path) -> IoResult<Stamp> {
+    Ok(Stamp::of(&file.metadata().at("inspect", path)?))
 }
 
 /// Hashes a regular file, reading it in steps. One that changes meanwhile is an error.

@@ -94,20 +94,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::Damaged`] for one that is none of this version or a newer one.
     pub fn build_record(&self, id: &Digest) -> StoreResult<Option<BuildRecord>> {
-        #[derive(Deserialize)]
-        struct Version {
-            version: u32,
-        }
         let path = self.build_record_path(id);
         let Some(bytes) = fs::read_optional(&path, BUILD_RECORD_BYTES_MAX)? else { return Ok(None) };
-        let damaged = |reason: String| StoreError::Damaged { path: path.clone(), reason };
-        let parse = |error: serde_json::Error| damaged(error.to_string());
-        let Version { version } = serde_json::from_slice(&bytes).map_err(parse)?;
-        match version {
-            0 => Err(damaged(format!("it has version 0, the first is {BUILD_RECORD_VERSION}"))),
-            BUILD_RECORD_VERSION => serde_json::from_slice(&bytes).map(Some).map_err(parse),
-            _ => Ok(None),
-        }
+        parse_build_record(&bytes).map_err(|reason| StoreError::Damaged { path, reason })
     }
 
     /// Lists the ids of all revisions.
@@ -175,8 +164,10 @@ impl Store {
         if !digits || prefix.len() < DIGEST_PREFIX_CHARS_MIN || *tag != Tag::latest() || pinned.is_some() {
             return Ok(None);
         }
-        let mut fitting = self.revision_ids()?.into_iter().filter(|id| id.hex().starts_with(prefix));
-        Ok(fitting.next().filter(|_| fitting.next().is_none()))
+        match self.revision_ids_at(prefix)?.as_slice() {
+            [id] => Ok(Some(*id)),
+            _ => Ok(None),
+        }
     }
 
     fn resolve_tag(&self, template: &TemplateName, tag: &Tag, pinned: Option<Digest>) -> StoreResult<Digest> {
@@ -233,5 +224,20 @@ impl Store {
         fs::create_dir_all(&self.root().join("cache/v1/builds"))?;
         fail::point("cache.entry", &self.cache_path(key))?;
         Ok(write_file(&self.cache_path(key), format!("{id}\n").as_bytes(), 0o644, Existing::Replace)?)
+    }
+}
+
+/// Parses a build record; a newer version of it is none. The error says what is wrong with it.
+pub(crate) fn parse_build_record(bytes: &[u8]) -> Result<Option<BuildRecord>, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let words = |error: serde_json::Error| error.to_string();
+    let Version { version } = serde_json::from_slice(bytes).map_err(words)?;
+    match version {
+        0 => Err(format!("it has version 0, the first is {BUILD_RECORD_VERSION}")),
+        BUILD_RECORD_VERSION => serde_json::from_slice(bytes).map(Some).map_err(words),
+        _ => Ok(None),
     }
 }

@@ -7,6 +7,7 @@ use crate::index::Index;
 use crate::layout::Store;
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::{Existing, write_file};
+use kiln_sys::stamp::Stamp;
 use kiln_sys::{Cancel, IoResultExt as _, fs};
 use serde::{Deserialize, Serialize};
 use std::fs::Metadata;
@@ -25,25 +26,14 @@ const PERMISSIONS: u32 = 0o7777;
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seal {
     version: u32,
-    inode: u64,
-    size: u64,
     mode: u32,
-    /// Seconds and nanoseconds.
-    modified: [i64; 2],
-    /// Seconds and nanoseconds; the file system sets it, nobody else can.
-    changed: [i64; 2],
+    #[serde(flatten)]
+    stamp: Stamp,
 }
 
 impl Seal {
     fn of(meta: &Metadata) -> Self {
-        Self {
-            version: SEAL_VERSION,
-            inode: meta.ino(),
-            size: meta.len(),
-            mode: meta.mode() & PERMISSIONS,
-            modified: [meta.mtime(), meta.mtime_nsec()],
-            changed: [meta.ctime(), meta.ctime_nsec()],
-        }
+        Self { version: SEAL_VERSION, mode: meta.mode() & PERMISSIONS, stamp: Stamp::of(meta) }
     }
 }
 
@@ -62,11 +52,7 @@ impl Store {
     pub(crate) fn read_artifact(&self, digest: &Digest, cancel: &Cancel) -> StoreResult<(Index, Seal)> {
         let path = self.artifact_path(digest);
         let Some(file) = fs::optional(fs::open(&path))? else {
-            return Err(StoreError::NotFound {
-                kind: "artifact",
-                name: digest.to_string(),
-                similar: Vec::new(),
-            });
+            return Err(not_found(digest));
         };
         if file.metadata().at("inspect", &path)?.mode() & PERMISSIONS != ARTIFACT_MODE {
             fs::set_mode(&path, ARTIFACT_MODE)?;
@@ -90,11 +76,7 @@ impl Store {
     pub fn check_artifact(&self, digest: &Digest, size: ByteSize) -> StoreResult<()> {
         let path = self.artifact_path(digest);
         let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else {
-            return Err(StoreError::NotFound {
-                kind: "artifact",
-                name: digest.to_string(),
-                similar: Vec::new(),
-            });
+            return Err(not_found(digest));
         };
         if !meta.is_file() {
             return Err(StoreError::Damaged { path, reason: "it is not a regular file".to_owned() });
@@ -142,4 +124,8 @@ impl Store {
         }
         self.write_seal(digest, &seal)
     }
+}
+
+fn not_found(digest: &Digest) -> StoreError {
+    StoreError::NotFound { kind: "artifact", name: digest.to_string(), similar: Vec::new() }
 }

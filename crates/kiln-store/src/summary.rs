@@ -8,7 +8,7 @@ mod tests;
 use crate::error::StoreResult;
 use crate::layout::Store;
 use crate::parallel;
-use crate::revision::{BUILD_RECORD_BYTES_MAX, BuildRecord};
+use crate::revision::{BUILD_RECORD_BYTES_MAX, parse_build_record};
 use file::{Remembered, Row};
 use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::{ByteSize, Digest, VariantName};
@@ -120,7 +120,9 @@ impl Store {
     fn read_for_summary(&self, id: &Digest) -> Found {
         let record = read_stamped(&self.build_record_path(id), BUILD_RECORD_BYTES_MAX);
         let built_unix_ms = match &record {
-            Ok(Some(read)) => built(&read.bytes),
+            Ok(Some(read)) => {
+                parse_build_record(&read.bytes).ok().flatten().map(|record| record.built_unix_ms)
+            }
             _ => None,
         };
         let manifest = read_stamped(&self.revision_path(id), MANIFEST_BYTES_MAX);
@@ -197,11 +199,6 @@ fn still_holds(looks: &OpenDir, id: &Digest, row: &Row) -> bool {
         (Ok(None), None) => matches!(looks.is_there(&name), Ok(false)),
         _ => false,
     }
-}
-
-/// Reads when a revision was built out of the bytes of its build record, by the rules of the whole record.
-fn built(bytes: &[u8]) -> Option<u64> {
-    serde_json::from_slice::<BuildRecord>(bytes).ok().map(|record| record.built_unix_ms)
 }
 
 fn join(ids: &[Digest], found: Vec<Found>, mut remembered: Remembered) -> Summaries {

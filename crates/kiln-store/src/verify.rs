@@ -56,6 +56,14 @@ impl Store {
     /// Reads an artifact and compares it with its index. A damaged one is moved to `quarantine/`, never deleted; an
     /// intact one is sealed. A lost index of an intact artifact is written anew.
     pub fn verify_artifact(&self, digest: &Digest, cancel: &Cancel) -> StoreResult<Verdict> {
+        match self.read_and_compare(digest, cancel) {
+            // Another verification set it aside meanwhile.
+            Err(StoreError::NotFound { kind: "artifact", .. }) => Ok(Verdict::Missing),
+            other => other,
+        }
+    }
+
+    fn read_and_compare(&self, digest: &Digest, cancel: &Cancel) -> StoreResult<Verdict> {
         let path = self.artifact_path(digest);
         let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else { return Ok(Verdict::Missing) };
         let index = match self.index(digest) {
@@ -103,7 +111,9 @@ impl Store {
         let directory = self.root().join(QUARANTINE);
         fs::create_dir_all(&directory)?;
         let quarantined = directory.join(format!("{}.{}", digest.hex(), clock::now_unix_ms()));
-        fs::rename_new(&self.artifact_path(digest), &quarantined)?;
+        if fs::optional(fs::rename_new(&self.artifact_path(digest), &quarantined))?.is_none() {
+            return Ok(Verdict::Missing);
+        }
         fs::remove_file(&self.seal_path(digest))?;
         fs::sync_dir(&directory)?;
         fs::sync_dir(&self.root().join("artifacts"))?;

@@ -180,6 +180,22 @@ pub fn layout(file: &File) -> Option<Layout> {
     Some(Layout { extents: crate::extents::count(file)?, ranges })
 }
 
+/// Returns the bytes that the files of a tree take up. What vanishes meanwhile takes up nothing.
+pub fn allocated_tree(path: &Path) -> IoResult<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut bytes = 0;
+    let mut stack = vec![path.to_owned()];
+    while let Some(path) = stack.pop() {
+        let Some(meta) = crate::fs::optional(crate::fs::symlink_metadata(&path))? else { continue };
+        if meta.is_dir() {
+            stack.extend(crate::fs::list_dir(&path)?.into_iter().map(|name| path.join(name)));
+        } else {
+            bytes += meta.blocks() * 512;
+        }
+    }
+    Ok(bytes)
+}
+
 /// Returns the bytes of a file that take up space.
 pub fn allocated_bytes(path: &Path) -> Result<u64, IoError> {
     use std::os::unix::fs::MetadataExt as _;

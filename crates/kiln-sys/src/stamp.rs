@@ -4,7 +4,8 @@
 use crate::error::{IoError, IoResult, IoResultExt};
 use crate::{clock, fs};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
-use std::fs::File;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 const SETTLED_MS: i128 = 2000;
 
 /// What the file system says of a regular file. Programs cannot set the time of the last change of anything about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// The number of its inode.
     pub inode: u64,
@@ -28,6 +29,16 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Takes what was said of a file.
+    pub fn of(meta: &Metadata) -> Self {
+        Self {
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: [meta.mtime(), meta.mtime_nsec()],
+            changed: [meta.ctime(), meta.ctime_nsec()],
+        }
+    }
+
     /// Whether a stamp that is seen again proves that the file is as it was. `looked_unix_ms` is a time before the
     /// stamp was taken; a change that came shortly before, or from a clock that runs ahead, leaves it open.
     pub fn is_settled(&self, looked_unix_ms: u64) -> bool {
@@ -50,12 +61,7 @@ pub fn read_stamped(path: &Path, max: usize) -> IoResult<Option<Stamped>> {
     let looked = clock::now_unix_ms();
     let Some(file) = fs::optional(fs::open(path))? else { return Ok(None) };
     let meta = file.metadata().at("inspect", path)?;
-    let stamp = Stamp {
-        inode: meta.ino(),
-        size: meta.len(),
-        modified: [meta.mtime(), meta.mtime_nsec()],
-        changed: [meta.ctime(), meta.ctime_nsec()],
-    };
+    let stamp = Stamp::of(&meta);
     let bytes = fs::read_open(file, meta.len(), path, max)?;
     Ok(Some(Stamped { bytes, stamp: stamp.is_settled(looked).then_some(stamp) }))
 }
