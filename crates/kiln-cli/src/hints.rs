@@ -6,6 +6,7 @@ use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
 use kiln_store::StoreError;
 use kiln_sys::ToolError;
+use std::path::Path;
 
 /// Returns lines that belong to an error, such as the console's last ones.
 pub(crate) fn details(error: &CliError) -> Vec<String> {
@@ -98,6 +99,16 @@ fn space() -> Vec<String> {
     one("kiln rm what is not needed, or set KILN_HOME to a larger file system; kiln doctor shows the space")
 }
 
+/// What to try where a file is not what it should be.
+const VERIFY: &str = "kiln verify --all --repair says what is damaged and bakes it again";
+
+/// Returns the tag whose file this is: `…/templates/web/tags/latest.json`.
+fn tag_of_file(path: &Path) -> Option<String> {
+    let tag = path.file_name()?.to_str()?.strip_suffix(".json")?;
+    let tags = path.parent().filter(|tags| tags.ends_with("tags"))?;
+    Some(format!("{}:{tag}", tags.parent()?.file_name()?.to_str()?))
+}
+
 fn store(error: &StoreError) -> Vec<String> {
     match error {
         StoreError::NotFound { kind: "template", name, similar } => match similar.first() {
@@ -109,11 +120,13 @@ fn store(error: &StoreError) -> Vec<String> {
         StoreError::NotFound { kind: "variant", similar, .. } if !similar.is_empty() => {
             one(format!("its variants are {}", similar.join(", ")))
         }
-        StoreError::NotFound { kind: "artifact" | "index", .. }
-        | StoreError::Damaged { .. }
-        | StoreError::Unsealed { .. } => {
-            one("kiln verify --all --repair says what is damaged and bakes it again")
-        }
+        StoreError::NotFound { kind: "artifact" | "index", .. } | StoreError::Unsealed { .. } => one(VERIFY),
+        StoreError::Damaged { path, .. } => match tag_of_file(path) {
+            Some(tag) => {
+                one(format!("kiln untag {tag} sets it aside; kiln ls -a lists the revisions to tag again"))
+            }
+            None => one(VERIFY),
+        },
         StoreError::NotFound { kind: "disk", similar, .. } => match similar.first() {
             Some(similar) => one(format!("did you mean `{similar}`?")),
             None => one("kiln show REF names the disks of a revision"),

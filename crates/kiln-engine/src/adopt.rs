@@ -18,7 +18,7 @@ mod scan;
 pub use export::{ExportRegistry, Exported, ExportedDisk, ExportedStack};
 
 use crate::build::{Forward, elapsed_ms};
-use crate::progress::{Progress, Reporter, step};
+use crate::progress::{Reporter, step, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, HostFacts};
 use kiln_core::recipe::AgentOptions;
@@ -98,9 +98,7 @@ impl Engine {
             let text = format!("{} stacks, {} clones", found.0.len(), found.1.len());
             EngineResult::Ok((found, text))
         })?;
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let work = "importing a rootfs registry";
         let _store = self.store.lock(Share::Shared, work, &self.cancel, &mut waiting)?;
         let staging = self.store.stage(work)?;
@@ -134,10 +132,7 @@ impl Engine {
             self.cancel.check()?;
             let revision = self.store.commit_revision(&manifest, &record)?;
             let _template = self.store.lock_template(&name, work, &self.cancel, &mut waiting)?;
-            let before =
-                self.store.template(&name)?.and_then(|entry| Some(entry.tags.get(&Tag::latest())?.revision));
-            self.store.set_tag(&name, &Tag::latest(), &revision, "import")?;
-            let moved = before != Some(revision);
+            let moved = self.store.set_tag(&name, &Tag::latest(), &revision, "import")?;
             let (artifact, size) = (taken.rootfs.digest, taken.rootfs.size);
             imported.templates.push(ImportedTemplate { template: name, revision, artifact, size, moved });
         }
@@ -166,12 +161,7 @@ impl Engine {
             host: &host,
         };
         let output = kiln_build::boot(&AgentOptions::default(), request.kernel, request.modules, &context)?;
-        let mut artifacts = Vec::new();
-        for file in output.artifacts {
-            let taken = self.store.ingest(&file.path, IngestFrom::Staging, staging, &self.cancel)?;
-            let (role, format) = (file.role, file.format);
-            artifacts.push(Artifact { role, digest: taken.digest, size: taken.size, format });
-        }
+        let (artifacts, _) = self.ingest_output(&output, staging)?;
         Ok((artifacts, output.facts.into_iter().collect()))
     }
 

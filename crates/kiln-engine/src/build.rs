@@ -1,6 +1,6 @@
 //! Building: recipe to revision, once for equal inputs.
 
-use crate::progress::{Progress, Reporter, step};
+use crate::progress::{Progress, Reporter, step, waiting};
 use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts};
@@ -109,9 +109,7 @@ impl Engine {
         let name = &found.recipe.name;
         self.sweep();
         let work = format!("building {name}");
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         // The order everybody keeps: the store's lock, then a template's.
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;
@@ -123,17 +121,9 @@ impl Engine {
             Some(revision) => revision.id,
             None => self.bake(found, &plan, &host, begun, reporter)?,
         };
-        let before =
-            self.store.template(name)?.and_then(|entry| Some(entry.tags.get(&Tag::latest())?.revision));
         self.store.keep_recipe(name, &found.text)?;
-        self.store.set_tag(name, &Tag::latest(), &revision, "build")?;
-        Ok(BuildReport {
-            revision,
-            template: name.clone(),
-            cached,
-            elapsed_ms: elapsed_ms(begun),
-            moved: before != Some(revision),
-        })
+        let moved = self.store.set_tag(name, &Tag::latest(), &revision, "build")?;
+        Ok(BuildReport { revision, template: name.clone(), cached, elapsed_ms: elapsed_ms(begun), moved })
     }
 
     fn bake(
@@ -178,9 +168,7 @@ impl Engine {
     /// Builds a recipe whatever the cache knows, and moves no tag.
     pub(crate) fn bake_again(&self, found: &FoundRecipe, reporter: &dyn Reporter) -> EngineResult<Digest> {
         let work = format!("building {} again", found.recipe.name);
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
         let plan = self.plan_on(found, &host)?;
@@ -196,21 +184,9 @@ impl Engine {
         reporter: &dyn Reporter,
     ) -> EngineResult<Manifest> {
         let mut artifacts = step(reporter, "hash and commit", || {
-            let mut artifacts = Vec::new();
-            let (mut data, mut apparent) = (0, 0);
-            for file in &output.artifacts {
-                let taken = self.store.ingest(&file.path, IngestFrom::Staging, staging, &self.cancel)?;
-                data += taken.data.bytes();
-                apparent += taken.size.bytes();
-                artifacts.push(Artifact {
-                    role: file.role.clone(),
-                    digest: taken.digest,
-                    size: taken.size,
-                    format: file.format,
-                });
-            }
-            let [data, apparent] = [data, apparent].map(|bytes| ByteSize::from_bytes(bytes).human());
-            EngineResult::Ok((artifacts, format!("{data} of data in {apparent}")))
+            let (artifacts, data) = self.ingest_output(output, staging)?;
+            let apparent = ByteSize::from_bytes(artifacts.iter().map(|artifact| artifact.size.bytes()).sum());
+            EngineResult::Ok((artifacts, format!("{} of data in {}", data.human(), apparent.human())))
         })?;
         artifacts.sort_by(|a, b| a.role.cmp(&b.role));
         let manifest = Manifest {
@@ -226,6 +202,23 @@ impl Engine {
         manifest
             .checked()
             .map_err(|source| EngineError::Store(kiln_store::StoreError::BadManifest { id, source }))
+    }
+
+    /// Moves what a build made into the store; returns it with the bytes of data in it.
+    pub(crate) fn ingest_output(
+        &self,
+        output: &BuildOutput,
+        staging: &Staging,
+    ) -> EngineResult<(Vec<Artifact>, ByteSize)> {
+        let mut artifacts = Vec::new();
+        let mut data = 0;
+        for file in &output.artifacts {
+            let taken = self.store.ingest(&file.path, IngestFrom::Staging, staging, &self.cancel)?;
+            data += taken.data.bytes();
+            let (role, format) = (file.role.clone(), file.format);
+            artifacts.push(Artifact { role, digest: taken.digest, size: taken.size, format });
+        }
+        Ok((artifacts, ByteSize::from_bytes(data)))
     }
 
     /// Removes what ended processes left; failing at that fails nothing else.

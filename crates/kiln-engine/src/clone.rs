@@ -1,6 +1,6 @@
 //! A disk for somebody who brings a machine monitor: written outside the store, and kiln knows nothing of it after.
 
-use crate::progress::{Progress, Reporter, step};
+use crate::progress::{Reporter, step, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::CloneMethod;
 use kiln_core::{ByteSize, Digest, Reference};
@@ -39,9 +39,7 @@ impl Engine {
         choice: CloneChoice,
         reporter: &dyn Reporter,
     ) -> EngineResult<CloneReport> {
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let work = format!("cloning {reference}");
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let (revision, rootfs) = self.store.disks(&self.cancel).template(reference)?;

@@ -1,13 +1,13 @@
 //! Freeing space, and saying what takes it up.
 
-use crate::progress::{Progress, Reporter};
+use crate::progress::{Reporter, waiting};
 use crate::{Engine, EngineResult};
 use kiln_core::{ByteSize, Digest, Reference};
-use kiln_store::{CollectPolicy, Collection, Root, StoreError, Summary};
+use kiln_store::{CollectPolicy, Collection, Root, StoreError, Summary, TagEntry};
+use kiln_sys::copy::allocated_tree;
 use kiln_sys::fs;
 use kiln_sys::lock::Share;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub struct Reasons {
 }
 
 /// What a store takes up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Usage {
     /// Each template, by name; last, without a name, revisions without a tag.
     pub templates: Vec<TemplateUsage>,
@@ -42,8 +42,10 @@ pub struct Usage {
     pub machines: Vec<MachineUsage>,
     /// What artifacts take up in all.
     pub artifacts: ByteSize,
-    /// What a collection would free now, the trash not counted.
-    pub reclaimable: ByteSize,
+    /// Disks of other programs, by owner.
+    pub disks: Vec<DiskUsage>,
+    /// What a collection would free now, the trash not counted, or why that is not known.
+    pub reclaimable: Result<ByteSize, StoreError>,
     /// What waits in the trash.
     pub trash: ByteSize,
     /// What was set aside as damaged.
@@ -59,6 +61,17 @@ pub struct Usage {
 pub struct MachineUsage {
     /// Its name, or its id where its record cannot be read.
     pub machine: String,
+    /// What its files take up.
+    pub allocated: ByteSize,
+    /// What of it the file system says other files have too.
+    pub shared: ByteSize,
+}
+
+/// What a disk of another program takes up.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskUsage {
+    /// Its owner.
+    pub owner: String,
     /// What its files take up.
     pub allocated: ByteSize,
     /// What of it the file system says other files have too.
@@ -103,9 +116,7 @@ impl Engine {
             return Ok(CollectReport { collection, deleted: ByteSize::default(), in_trash });
         }
         self.sweep();
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let alone = self.store.lock(Share::Exclusive, "collecting", &self.cancel, &mut waiting)?;
         let collection = self.store.plan_surveyed(&self.store.survey_alone(&alone)?, policy)?;
         self.store.collect(&collection, &alone)?;
@@ -128,12 +139,16 @@ impl Engine {
             }
             Err(error) => return Err(error.into()),
         };
-        found
-            .into_iter()
-            .map(|(revision, role)| {
-                Ok(Reasons { revision, role, roots: self.store.why(&revision, keep_last)? })
-            })
-            .collect()
+        let mut roots: HashMap<Digest, Vec<Root>> = HashMap::new();
+        for (root, revision) in self.store.roots(keep_last)? {
+            roots.entry(revision).or_default().push(root);
+        }
+        let reasons = |(revision, role)| Reasons {
+            revision,
+            role,
+            roots: roots.get(&revision).cloned().unwrap_or_default(),
+        };
+        Ok(found.into_iter().map(reasons).collect())
     }
 
     /// Returns the revisions that have the artifact a digest names, with its role.
@@ -145,7 +160,7 @@ impl Engine {
             _ => false,
         };
         let mut users = Vec::new();
-        let summaries = self.store.summaries(&self.store.revision_ids()?);
+        let summaries = self.store.all_summaries()?;
         for summary in &summaries.revisions {
             let Ok(content) = &summary.content else { continue };
             if !summaries.artifacts(content).any(fits) {
@@ -164,27 +179,37 @@ impl Engine {
     /// Returns what the store takes up.
     pub fn usage(&self) -> EngineResult<Usage> {
         let survey = self.store.survey()?;
+        let below = |name: &str| self.store.root().join(name);
         let mut usage = Usage {
-            available: ByteSize::from_bytes(fs::space(self.store.root())?.available),
+            templates: Vec::new(),
+            machines: Vec::new(),
+            disks: Vec::new(),
+            artifacts: ByteSize::from_bytes(survey.artifacts.iter().map(|of| of.allocated).sum()),
+            reclaimable: self
+                .store
+                .plan_surveyed(&survey, &CollectPolicy::default())
+                .map(|plan| plan.freed()),
             trash: self.store.trash_bytes()?,
-            quarantine: tree_bytes(&self.store.root().join("quarantine"))?,
-            cache: tree_bytes(&self.store.root().join("cache"))?,
-            reclaimable: self.store.plan_surveyed(&survey, &CollectPolicy::default())?.freed(),
-            ..Usage::default()
+            quarantine: tree_bytes(&below("quarantine"))?,
+            cache: tree_bytes(&below("cache"))?,
+            available: ByteSize::from_bytes(fs::space(self.store.root())?.available),
         };
         let sizes: HashMap<Digest, (u64, u64)> =
             survey.artifacts.iter().map(|of| (of.digest, (of.length, of.allocated))).collect();
-        usage.artifacts = ByteSize::from_bytes(survey.artifacts.iter().map(|of| of.allocated).sum());
         let mut revisions: BTreeMap<Option<String>, HashSet<Digest>> = BTreeMap::new();
         let mut named = HashSet::new();
         let summaries = &survey.summaries;
         let known: HashMap<Digest, &Summary> =
             summaries.revisions.iter().map(|summary| (summary.id, summary)).collect();
-        for entry in &survey.templates {
-            let of = revisions.entry(Some(entry.name.to_string())).or_default();
-            of.extend(entry.tags.values().flat_map(kiln_store::TagRecord::revisions));
-            of.retain(|id| known.contains_key(id));
-            named.extend(of.iter().copied());
+        for TagEntry { template, record, .. } in &survey.tags {
+            // What cannot be read is told with what is reclaimable.
+            let Ok(record) = record else { continue };
+            let of = revisions.entry(Some(template.to_string())).or_default();
+            let there = record.revisions().into_iter().filter(|id| known.contains_key(id));
+            for id in there {
+                of.insert(id);
+                named.insert(id);
+            }
         }
         let loose: HashSet<Digest> = known.keys().filter(|id| !named.contains(*id)).copied().collect();
         if !loose.is_empty() {
@@ -222,23 +247,17 @@ impl Engine {
             usage.machines.push(MachineUsage { machine: name, allocated, shared });
         }
         usage.machines.sort();
+        for owner in fs::list_dir(&below("clones"))? {
+            let dir = below("clones").join(&owner);
+            let (allocated, shared) = (tree_bytes(&dir)?, shared_bytes(&dir)?);
+            usage.disks.push(DiskUsage { owner: owner.to_string_lossy().into_owned(), allocated, shared });
+        }
         Ok(usage)
     }
 }
 
-/// Returns what the files of a tree take up. What vanishes meanwhile takes up nothing.
 fn tree_bytes(path: &Path) -> EngineResult<ByteSize> {
-    let mut bytes = 0;
-    let mut stack = vec![path.to_owned()];
-    while let Some(path) = stack.pop() {
-        let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else { continue };
-        if meta.is_dir() {
-            stack.extend(fs::list_dir(&path)?.into_iter().map(|name| path.join(name)));
-        } else {
-            bytes += meta.blocks() * 512;
-        }
-    }
-    Ok(ByteSize::from_bytes(bytes))
+    Ok(ByteSize::from_bytes(allocated_tree(path)?))
 }
 
 /// Returns what the files of a directory share with others, as far as the file system tells.
@@ -246,8 +265,11 @@ fn shared_bytes(dir: &Path) -> EngineResult<ByteSize> {
     let mut bytes = 0;
     for name in fs::list_dir(dir)? {
         let path = dir.join(name);
-        // A socket cannot be opened, and a file that went meanwhile shares nothing.
-        let Ok(file) = fs::open(&path) else { continue };
+        // Sockets are not opened, and a file that went meanwhile shares nothing.
+        if !fs::optional(fs::symlink_metadata(&path))?.is_some_and(|meta| meta.is_file()) {
+            continue;
+        }
+        let Some(file) = fs::optional(fs::open(&path))? else { continue };
         bytes += kiln_sys::extents::shared_bytes(&file, &path)?.unwrap_or(0);
     }
     Ok(ByteSize::from_bytes(bytes))

@@ -1,6 +1,6 @@
 //! Making machines: a revision, a private disk and a record, published in one step.
 
-use crate::progress::{Progress, Reporter};
+use crate::progress::{Progress, Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::{MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX, RECORD_VERSION};
 use kiln_core::variant::MachineShape;
@@ -55,9 +55,7 @@ impl Engine {
     /// Makes a machine.
     pub fn create(&self, request: &CreateRequest, reporter: &dyn Reporter) -> EngineResult<Created> {
         self.sweep();
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let _store = self.store.lock(Share::Shared, "making a machine", &self.cancel, &mut waiting)?;
         let revision = self.store.resolve(&request.reference)?;
         if let Some(name) = &request.name {

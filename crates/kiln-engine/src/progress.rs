@@ -2,6 +2,8 @@
 
 pub use kiln_build::{BuildEvent, Reporter as BuildReporter};
 
+use kiln_sys::lock::Holder;
+
 /// Something worth telling while work goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -49,6 +51,11 @@ pub struct Silent;
 
 impl Reporter for Silent {
     fn progress(&self, _event: Progress) {}
+}
+
+/// Reports who holds a lock that is waited for.
+pub(crate) fn waiting(reporter: &dyn Reporter) -> impl FnMut(&Holder) {
+    |holder: &Holder| reporter.progress(Progress::Waiting { holder: holder.text.clone() })
 }
 
 /// Times a step and reports its begin and end.

@@ -1,9 +1,9 @@
 //! Listing, tagging and removing templates and revisions.
 
-use crate::progress::{Progress, Reporter};
-use crate::{Engine, EngineResult};
+use crate::progress::{Reporter, waiting};
+use crate::{Engine, EngineError, EngineResult};
 use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
-use kiln_store::{Content as RevisionContent, Removed, StoreError, StoreLock, TagRecord};
+use kiln_store::{Content as RevisionContent, Removed, StoreError, StoreLock, TagEntry, TagRecord};
 use kiln_sys::lock::{FileLock, Share};
 
 /// One tag of one template, with what it points to.
@@ -13,11 +13,11 @@ pub struct TagLine {
     pub template: TemplateName,
     /// The tag.
     pub tag: Tag,
-    /// The revision.
-    pub revision: Digest,
+    /// The revision; none where the tag cannot be read.
+    pub revision: Option<Digest>,
     /// When it was built, where that is known, in milliseconds since 1970 (UTC).
     pub built_unix_ms: Option<u64>,
-    /// What the revision is, in short, or what is wrong with it.
+    /// What the revision is, in short, or what is wrong with it or with the tag.
     pub content: Result<RevisionContent, StoreError>,
 }
 
@@ -33,28 +33,25 @@ pub struct RemovalReport {
 }
 
 impl Engine {
-    /// Lists all tags. A damaged revision is a line of its own, not the end of the list.
+    /// Lists all tags. A damaged tag or revision is a line of its own, not the end of the list.
     pub fn tag_lines(&self) -> EngineResult<Vec<TagLine>> {
-        let mut names = Vec::new();
-        let mut revisions = Vec::new();
-        for entry in self.store.templates()? {
-            for (tag, record) in entry.tags {
-                names.push((entry.name.clone(), tag));
-                revisions.push(record.revision);
+        let tags = self.store.tags()?;
+        let revisions: Vec<Digest> =
+            tags.iter().filter_map(|entry| Some(entry.record.as_ref().ok()?.revision)).collect();
+        let mut summaries = self.store.summaries(&revisions).revisions.into_iter();
+        let line = |TagEntry { template, tag, record }| match record {
+            Err(error) => {
+                Some(TagLine { template, tag, revision: None, built_unix_ms: None, content: Err(error) })
             }
-        }
-        let summaries = self.store.summaries(&revisions).revisions;
-        Ok(names
-            .into_iter()
-            .zip(summaries)
-            .map(|((template, tag), summary)| TagLine {
+            Ok(_) => summaries.next().map(|summary| TagLine {
                 template,
                 tag,
-                revision: summary.id,
+                revision: Some(summary.id),
                 built_unix_ms: summary.built_unix_ms,
                 content: summary.content,
-            })
-            .collect())
+            }),
+        };
+        Ok(tags.into_iter().filter_map(line).collect())
     }
 
     /// Points a new tag, or an existing one, of a template to a revision.
@@ -65,23 +62,21 @@ impl Engine {
         tag: &Tag,
         reporter: &dyn Reporter,
     ) -> EngineResult<Digest> {
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
-        let work = format!("tagging {template}");
-        let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
-        let _template = self.store.lock_template(template, &work, &self.cancel, &mut waiting)?;
+        let (_store, _template) = self.hold(template, "tagging", reporter)?;
         let revision = self.store.resolve(from)?;
         self.store.set_tag(template, tag, &revision.id, "tag")?;
         Ok(revision.id)
     }
 
-    /// Removes a tag and nothing else: its revision stays until a collection finds it unused.
-    pub fn untag(&self, template: &TemplateName, tag: &Tag, reporter: &dyn Reporter) -> EngineResult<Digest> {
+    /// Removes a tag and nothing else: its revision stays until a collection finds it unused. One that cannot be read is
+    /// set aside with what is left of it.
+    pub fn untag(&self, template: &TemplateName, tag: &Tag, reporter: &dyn Reporter) -> EngineResult<()> {
         let (_store, _template) = self.hold(template, "untagging", reporter)?;
-        let revision = self.tag_record(template, tag)?.revision;
-        self.store.remove_tag(template, tag)?;
-        Ok(revision)
+        match self.tag_record(template, tag) {
+            Ok(_) | Err(EngineError::Store(StoreError::Damaged { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.store.remove_tag(template, tag)?)
     }
 
     /// Returns where a tag points and how it came there. One that was removed is told with `false`.
@@ -138,9 +133,7 @@ impl Engine {
         doing: &str,
         reporter: &dyn Reporter,
     ) -> EngineResult<(StoreLock, FileLock)> {
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let work = format!("{doing} {template}");
         let store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let lock = self.store.lock_template(template, &work, &self.cancel, &mut waiting)?;
@@ -159,9 +152,7 @@ impl Engine {
         reference: &Reference,
         reporter: &dyn Reporter,
     ) -> EngineResult<RemovalReport> {
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let alone = self.store.lock(Share::Exclusive, "removing a revision", &self.cancel, &mut waiting)?;
         let revision = self.store.resolve(reference)?.id;
         let tags = self.store.tags_of(&revision)?;

@@ -1,13 +1,13 @@
 //! Verification of what the store holds, and its repair where the source is known.
 
 use crate::build::find_recipe;
-use crate::progress::{Progress, Reporter, step};
+use crate::progress::{Reporter, step, waiting};
 use crate::{Engine, EngineResult};
 use kiln_core::text::chain;
 use kiln_core::{Digest, Reference};
-use kiln_store::{StoreError, Verdict};
+use kiln_store::{StoreError, TagEntry, Verdict};
 use kiln_sys::lock::Share;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 /// The fact of a build record that names the recipe's file.
@@ -75,20 +75,24 @@ impl Engine {
         reporter: &dyn Reporter,
     ) -> EngineResult<VerifyReport> {
         let mut report = VerifyReport::default();
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let store = self.store.lock(Share::Shared, "verifying", &self.cancel, &mut waiting)?;
         let mut users: BTreeMap<Digest, Vec<(Digest, String)>> = BTreeMap::new();
         let revisions = match reference {
             Some(reference) => vec![self.store.resolve(reference)?.id],
             None => self.store.revision_ids()?,
         };
+        let mut names: HashMap<Digest, String> = HashMap::new();
+        for TagEntry { template, tag, record } in self.store.tags()? {
+            // What cannot be read names nothing here; whoever lists the tags is told.
+            if let Ok(record) = record {
+                names.entry(record.revision).or_insert_with(|| format!("{template}:{tag}"));
+            }
+        }
         for id in revisions {
             match self.store.revision(&id) {
                 Ok(revision) => {
-                    let tags = self.store.tags_of(&id)?;
-                    let name = tags.first().map_or_else(|| id.short(), |(name, tag)| format!("{name}:{tag}"));
+                    let name = names.get(&id).cloned().unwrap_or_else(|| id.short());
                     for artifact in &revision.manifest.artifacts {
                         let user = (id, format!("{name} {}", artifact.role));
                         users.entry(artifact.digest).or_default().push(user);

@@ -85,7 +85,7 @@ impl Store {
     /// # Errors
     /// As [`Store::plan_collection`].
     pub fn plan_surveyed(&self, survey: &Survey, policy: &CollectPolicy) -> StoreResult<Collection> {
-        let roots = self.roots_with(&survey.templates, policy.keep_last)?;
+        let roots = self.root_revisions(&survey.tags, policy.keep_last)?;
         for summary in &survey.summaries.revisions {
             match summary.content {
                 Ok(_) | Err(StoreError::Damaged { .. } | StoreError::BadManifest { .. }) => {}
@@ -93,8 +93,7 @@ impl Store {
                 Err(_) => drop(self.revision(&summary.id)?),
             }
         }
-        let roots = roots.into_iter().map(|(_, id)| id).collect();
-        Ok(mark(survey, &roots, policy, clock::now_unix_ms()))
+        Ok(mark(survey, roots, policy, clock::now_unix_ms()))
     }
 
     /// Moves what a plan names to the trash, in an order in which nothing that stays refers to anything that went.

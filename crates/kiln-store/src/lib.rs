@@ -50,5 +50,5 @@ pub use root::Root;
 pub use staging::Staging;
 pub use summary::{Content, Summaries, Summary};
 pub use survey::{ArtifactUse, Survey};
-pub use tag::{TagMove, TagRecord, TemplateEntry};
+pub use tag::{TagEntry, TagMove, TagRecord, TemplateEntry};
 pub use verify::{DAMAGED_RANGES_MAX, Damage, Verdict};

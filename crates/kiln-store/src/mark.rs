@@ -5,7 +5,6 @@ use crate::collect::{CollectPolicy, Collection, DeadRevision};
 use crate::summary::{Content, Summaries};
 use crate::survey::Survey;
 use kiln_core::{ByteSize, Digest};
-use std::collections::HashSet;
 
 struct Marked<'a> {
     id: Digest,
@@ -51,24 +50,28 @@ impl<'a> Artifacts<'a> {
     }
 }
 
-/// Finds what goes. `roots` are the revisions that something keeps.
+/// Finds what goes. `roots` are the revisions that something keeps, in any order.
 pub(crate) fn mark(
     survey: &Survey,
-    roots: &HashSet<Digest>,
+    mut roots: Vec<Digest>,
     policy: &CollectPolicy,
     now_unix_ms: u64,
 ) -> Collection {
     let young = u64::try_from(policy.older_than.as_millis()).unwrap_or(u64::MAX);
     let mut plan = Collection::default();
+    roots.sort_unstable();
+    // Both are sorted by id: what lies before a revision lies before all that follow.
+    let mut roots = roots.into_iter().peekable();
     let mut revisions = Vec::with_capacity(survey.summaries.revisions.len());
     for summary in &survey.summaries.revisions {
+        while roots.next_if(|root| *root < summary.id).is_some() {}
+        let rooted = roots.peek() == Some(&summary.id);
         let Ok(content) = &summary.content else {
             plan.unreadable.push(summary.id);
             continue;
         };
         let built_unix_ms = summary.built_unix_ms;
-        let kept = built_unix_ms.is_some_and(|built| now_unix_ms.saturating_sub(built) < young)
-            || roots.contains(&summary.id);
+        let kept = built_unix_ms.is_some_and(|built| now_unix_ms.saturating_sub(built) < young) || rooted;
         revisions.push(Marked { id: summary.id, built_unix_ms, content, kept });
     }
     let mut artifacts = Artifacts::new(survey);

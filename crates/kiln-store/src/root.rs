@@ -2,7 +2,7 @@
 
 use crate::error::StoreResult;
 use crate::layout::Store;
-use crate::tag::TemplateEntry;
+use crate::tag::{TagEntry, TagRecord};
 use kiln_core::{Digest, DiskOwner, Tag, TemplateName};
 use kiln_sys::clock;
 use std::fmt;
@@ -66,29 +66,39 @@ impl Store {
     /// # Errors
     /// When a root cannot be read: it may keep anything, so nothing may be taken for unused.
     pub fn roots(&self, keep_last: usize) -> StoreResult<Vec<(Root, Digest)>> {
-        self.roots_with(&self.templates()?, keep_last)
-    }
-
-    /// Like [`Store::roots`], with the templates that somebody read already.
-    pub(crate) fn roots_with(
-        &self,
-        templates: &[TemplateEntry],
-        keep_last: usize,
-    ) -> StoreResult<Vec<(Root, Digest)>> {
         let mut roots = Vec::new();
-        for entry in templates {
-            for (tag, record) in &entry.tags {
-                for (back, revision) in record.each_revision().enumerate().take(keep_last.max(1)) {
-                    let (template, tag) = (entry.name.clone(), tag.clone());
-                    let root = if back == 0 {
-                        Root::Tag { template, tag }
-                    } else {
-                        Root::Former { template, tag, back }
-                    };
-                    roots.push((root, revision));
-                }
+        for TagEntry { template, tag, record } in self.tags()? {
+            for (back, revision) in record?.each_revision().enumerate().take(keep_last.max(1)) {
+                let (template, tag) = (template.clone(), tag.clone());
+                let root = match back {
+                    0 => Root::Tag { template, tag },
+                    _ => Root::Former { template, tag, back },
+                };
+                roots.push((root, revision));
             }
         }
+        roots.extend(self.roots_beside_tags()?);
+        Ok(roots)
+    }
+
+    /// Returns the revisions that roots keep, with the tags that somebody read already. One that several roots keep may be
+    /// there as often.
+    pub(crate) fn root_revisions(&self, tags: &[TagEntry], keep_last: usize) -> StoreResult<Vec<Digest>> {
+        let mut kept = Vec::with_capacity(tags.len());
+        let mut keep = |record: &TagRecord| kept.extend(record.each_revision().take(keep_last.max(1)));
+        for entry in tags {
+            match &entry.record {
+                Ok(record) => keep(record),
+                // Reading it again says why it cannot be read. One that can be read now counts.
+                Err(_) => self.tag(&entry.template, &entry.tag)?.iter().for_each(&mut keep),
+            }
+        }
+        kept.extend(self.roots_beside_tags()?.into_iter().map(|(_, revision)| revision));
+        Ok(kept)
+    }
+
+    fn roots_beside_tags(&self) -> StoreResult<Vec<(Root, Digest)>> {
+        let mut roots = Vec::new();
         let now = clock::now_unix_ms();
         for lease in self.leases()?.into_iter().filter(|lease| lease.holds_at(now)) {
             roots.push((Root::Lease { id: lease.id, reason: lease.reason }, lease.revision));

@@ -1,5 +1,6 @@
 //! Summaries: what listing and collection need of each revision, remembered in a file that can be lost at any time. A
-//! remembered summary counts only while manifest and build record are the files it was made from.
+//! remembered summary counts only while manifest and build record are the files it was made from. Both are only ever
+//! replaced by a rename, which the directory's own stamp shows: while that holds, nothing else is looked at.
 
 mod file;
 #[cfg(test)]
@@ -13,8 +14,8 @@ use file::{Remembered, Row};
 use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::{ByteSize, Digest, VariantName};
 use kiln_sys::commit::{Existing, write_file};
-use kiln_sys::fs;
 use kiln_sys::stamp::{OpenDir, Stamp, read_stamped};
+use kiln_sys::{clock, fs};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -102,17 +103,53 @@ impl Store {
         self.summarize(ids, Remember::Yes)
     }
 
+    /// Summarizes all revisions.
+    pub fn all_summaries(&self) -> StoreResult<Summaries> {
+        self.summarize_all(Remember::Yes)
+    }
+
+    pub(crate) fn summarize_all(&self, remember: Remember) -> StoreResult<Summaries> {
+        self.summarize_whole(remember, &Directory::look(self, clock::now_unix_ms()))
+    }
+
+    fn summarize_whole(&self, remember: Remember, directory: &Directory) -> StoreResult<Summaries> {
+        let remembered = self.remembered();
+        if directory.is_that_of(&remembered) {
+            return Ok(all(remembered));
+        }
+        Ok(self.summarize_from(&self.revision_ids()?, remember, directory, remembered, true))
+    }
+
     pub(crate) fn summarize(&self, ids: &[Digest], remember: Remember) -> Summaries {
+        let directory = Directory::look(self, clock::now_unix_ms());
         let remembered = if ids.len() < FEW { Remembered::default() } else { self.remembered() };
-        let looks = OpenDir::open(&self.root().join("revisions")).ok();
-        let found = parallel::map(ids, |id| match (&looks, remembered.place(id)) {
-            (Some(looks), Some(at)) if still_holds(looks, id, &remembered.rows[at]) => Found::Known(at),
+        self.summarize_from(ids, remember, &directory, remembered, false)
+    }
+
+    /// Summarizes revisions that were listed after `directory` was looked at; `whole` says that they are all.
+    fn summarize_from(
+        &self,
+        ids: &[Digest],
+        remember: Remember,
+        directory: &Directory,
+        remembered: Remembered,
+        whole: bool,
+    ) -> Summaries {
+        let trusted = directory.is_that_of(&remembered);
+        let found = parallel::map(ids, |id| match (&directory.open, remembered.place(id)) {
+            (Some(looks), Some(at)) if trusted || still_holds(looks, id, &remembered.rows[at]) => {
+                Found::Known(at)
+            }
             _ => self.read_for_summary(id),
         });
         let news = found.iter().filter(|found| matches!(found, Found::Read { stamps: Some(_), .. })).count();
-        if remember == Remember::Yes && news >= NEW_MIN && news >= remembered.rows.len() / NEW_SHARE {
+        let lasting = |found: &Found| matches!(found, Found::Known(_) | Found::Read { stamps: Some(_), .. });
+        let stamp = directory.stamp.filter(|_| whole && ids.len() >= FEW && found.iter().all(lasting));
+        if remember == Remember::Yes
+            && (stamp.is_some() || news >= NEW_MIN && news >= remembered.rows.len() / NEW_SHARE)
+        {
             // Whoever asks next is slower without it, that is all.
-            let _ = self.remember(ids, &found, &remembered);
+            let _ = self.remember(ids, &found, &remembered, stamp);
         }
         join(ids, found, remembered)
     }
@@ -151,8 +188,18 @@ impl Store {
     }
 
     /// Writes the summaries that hold, and those of other revisions that are still there.
-    fn remember(&self, ids: &[Digest], found: &[Found], remembered: &Remembered) -> StoreResult<()> {
-        let there: HashSet<Digest> = self.revision_ids()?.into_iter().collect();
+    fn remember(
+        &self,
+        ids: &[Digest],
+        found: &[Found],
+        remembered: &Remembered,
+        directory: Option<Stamp>,
+    ) -> StoreResult<()> {
+        // With a stamp of the directory the rows are those that were asked for, which are all.
+        let there: HashSet<Digest> = match directory {
+            Some(_) => ids.iter().copied().collect(),
+            None => self.revision_ids()?.into_iter().collect(),
+        };
         let mut rows: HashMap<Digest, (Row, Vec<Digest>)> = HashMap::new();
         for row in remembered.rows.iter().filter(|row| there.contains(&row.id)) {
             rows.insert(row.id, (row.clone(), remembered.artifacts_of(row).collect()));
@@ -176,10 +223,30 @@ impl Store {
         }
         let mut rows: Vec<(Row, Vec<Digest>)> = rows.into_values().collect();
         rows.sort_unstable_by_key(|(row, _)| row.id);
-        let Some(bytes) = file::to_bytes(&rows) else { return Ok(()) };
+        let Some(bytes) = file::to_bytes(directory.as_ref(), &rows) else { return Ok(()) };
         let path = self.summaries_path();
         fs::create_dir_all(&self.root().join("cache/v1/revisions"))?;
         Ok(write_file(&path, &bytes, 0o644, Existing::Replace)?)
+    }
+}
+
+/// The directory of the revisions, as it was before anything in it was read.
+struct Directory {
+    open: Option<OpenDir>,
+    /// None while its last change is too fresh for a proof.
+    stamp: Option<Stamp>,
+}
+
+impl Directory {
+    /// `looked_unix_ms` is a time that is not later than now.
+    fn look(store: &Store, looked_unix_ms: u64) -> Self {
+        let open = OpenDir::open(&store.root().join("revisions")).ok();
+        let stamp = open.as_ref().and_then(|open| open.own_stamp().ok());
+        Self { open, stamp: stamp.filter(|stamp| stamp.is_settled(looked_unix_ms)) }
+    }
+
+    fn is_that_of(&self, remembered: &Remembered) -> bool {
+        self.stamp.is_some() && self.stamp == remembered.directory
     }
 }
 
@@ -201,6 +268,18 @@ fn still_holds(looks: &OpenDir, id: &Digest, row: &Row) -> bool {
     }
 }
 
+/// Summaries of all revisions, as they are remembered.
+fn all(remembered: Remembered) -> Summaries {
+    let revisions = remembered.rows.into_iter().map(known).collect();
+    Summaries { revisions, artifacts: remembered.artifacts, edges: remembered.edges }
+}
+
+fn known(row: Row) -> Summary {
+    let apparent = ByteSize::from_bytes(row.apparent);
+    let content = Content { apparent, variants: row.variants, edges: row.edges };
+    Summary { id: row.id, built_unix_ms: row.built_unix_ms, content: Ok(content) }
+}
+
 fn join(ids: &[Digest], found: Vec<Found>, mut remembered: Remembered) -> Summaries {
     let mut artifacts = std::mem::take(&mut remembered.artifacts);
     let mut edges = std::mem::take(&mut remembered.edges);
@@ -209,13 +288,8 @@ fn join(ids: &[Digest], found: Vec<Found>, mut remembered: Remembered) -> Summar
     for (id, found) in ids.iter().zip(found) {
         let (built_unix_ms, content) = match found {
             Found::Known(at) => {
-                let row = &remembered.rows[at];
-                let content = Content {
-                    apparent: ByteSize::from_bytes(row.apparent),
-                    variants: row.variants.clone(),
-                    edges: row.edges.clone(),
-                };
-                (row.built_unix_ms, Ok(content))
+                revisions.push(known(remembered.rows[at].clone()));
+                continue;
             }
             Found::Read { built_unix_ms, content, .. } => {
                 if places.is_empty() {

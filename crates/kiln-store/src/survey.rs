@@ -4,7 +4,7 @@ use crate::error::StoreResult;
 use crate::layout::{Store, StoreLock};
 use crate::parallel;
 use crate::summary::{Remember, Summaries};
-use crate::tag::TemplateEntry;
+use crate::tag::TagEntry;
 use kiln_core::Digest;
 use kiln_sys::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -23,8 +23,8 @@ pub struct ArtifactUse {
 /// What is in a store.
 #[derive(Debug)]
 pub struct Survey {
-    /// The templates that have tags.
-    pub templates: Vec<TemplateEntry>,
+    /// All tags, by template and tag.
+    pub tags: Vec<TagEntry>,
     /// All revisions, by id.
     pub summaries: Summaries,
     /// All artifacts, by digest, whether a revision has them or not.
@@ -43,12 +43,12 @@ impl Store {
     }
 
     fn look(&self, remember: Remember) -> StoreResult<Survey> {
-        let templates = self.templates()?;
-        let summaries = self.summarize(&self.revision_ids()?, remember);
+        let tags = self.tags()?;
+        let summaries = self.summarize_all(remember)?;
         let artifacts = parallel::map(&self.artifact_ids()?, |digest| {
             let meta = fs::metadata(&self.artifact_path(digest))?;
             Ok(ArtifactUse { digest: *digest, length: meta.len(), allocated: meta.blocks() * 512 })
         });
-        Ok(Survey { templates, summaries, artifacts: artifacts.into_iter().collect::<StoreResult<_>>()? })
+        Ok(Survey { tags, summaries, artifacts: artifacts.into_iter().collect::<StoreResult<_>>()? })
     }
 }

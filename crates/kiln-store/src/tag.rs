@@ -49,15 +49,51 @@ impl TagRecord {
 
     /// Like [`TagRecord::revisions`], looking no further back than is asked for.
     pub(crate) fn each_revision(&self) -> impl Iterator<Item = Digest> {
-        let mut seen = HashSet::new();
+        let mut seen = Seen { few: [self.revision; FEW], count: 0, many: HashSet::new() };
         let moves = self.log.iter().rev().flat_map(|step| [Some(step.to), step.from]).flatten();
-        std::iter::once(self.revision).chain(moves).filter(move |digest| seen.insert(*digest))
+        std::iter::once(self.revision).chain(moves).filter(move |digest| seen.is_new(digest))
     }
 
     /// Returns whether the tag points to a revision, or did.
     pub fn mentions(&self, digest: &Digest) -> bool {
         self.revision == *digest || self.log.iter().any(|step| step.to == *digest)
     }
+}
+
+/// Revisions that [`Seen`] keeps without a table.
+const FEW: usize = 8;
+
+/// The revisions a tag was found to have had. A collection asks every tag for its last two or three.
+struct Seen {
+    few: [Digest; FEW],
+    count: usize,
+    many: HashSet<Digest>,
+}
+
+impl Seen {
+    fn is_new(&mut self, digest: &Digest) -> bool {
+        if self.few[..self.count].contains(digest) || self.many.contains(digest) {
+            return false;
+        }
+        if let Some(place) = self.few.get_mut(self.count) {
+            *place = *digest;
+            self.count += 1;
+        } else {
+            self.many.insert(*digest);
+        }
+        true
+    }
+}
+
+/// A tag, with where it points or what is wrong with it.
+#[derive(Debug)]
+pub struct TagEntry {
+    /// The template.
+    pub template: TemplateName,
+    /// The tag.
+    pub tag: Tag,
+    /// Where it points.
+    pub record: StoreResult<TagRecord>,
 }
 
 /// A template and its tags.
@@ -70,14 +106,15 @@ pub struct TemplateEntry {
 }
 
 impl Store {
-    /// Points a tag to a revision that is in the store. The caller holds the template's lock.
+    /// Points a tag to a revision that is in the store; returns whether it did not point there before. The caller holds
+    /// the template's lock.
     pub fn set_tag(
         &self,
         template: &TemplateName,
         tag: &Tag,
         revision: &Digest,
         by: &str,
-    ) -> StoreResult<()> {
+    ) -> StoreResult<bool> {
         self.revision(revision)?;
         let directory = self.tags_dir(template);
         fail::point("tag.directory", &directory)?;
@@ -85,7 +122,7 @@ impl Store {
         let path = directory.join(format!("{tag}.json"));
         let before = self.tag(template, tag)?;
         if before.as_ref().is_some_and(|record| record.revision == *revision) {
-            return Ok(());
+            return Ok(false);
         }
         let from = before.as_ref().map(|record| record.revision);
         let mut log = before.map(|record| record.log).unwrap_or_default();
@@ -96,7 +133,8 @@ impl Store {
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let bytes = serde_json::to_vec_pretty(&record).unwrap();
         fail::point("tag.write", &path)?;
-        Ok(write_file(&path, &bytes, 0o644, Existing::Replace)?)
+        write_file(&path, &bytes, 0o644, Existing::Replace)?;
+        Ok(true)
     }
 
     /// Removes a tag; its revision stays, and its log until a tag of that name is removed again. The caller holds the
@@ -150,17 +188,25 @@ impl Store {
 
     /// Returns a template with its tags; none when it has no tag.
     pub fn template(&self, name: &TemplateName) -> StoreResult<Option<TemplateEntry>> {
-        Ok(self.read_templates(vec![name.clone()])?.pop())
+        Ok(entries(self.tags_in(std::slice::from_ref(name))?)?.pop())
     }
 
-    /// Lists the templates that have tags.
+    /// Lists the templates that have tags, with their tags, by name.
+    ///
+    /// # Errors
+    /// When a tag cannot be read: what it keeps is not known.
     pub fn templates(&self) -> StoreResult<Vec<TemplateEntry>> {
+        entries(self.tags()?)
+    }
+
+    /// Lists all tags, by template and tag. One that cannot be read has its error in its place.
+    pub fn tags(&self) -> StoreResult<Vec<TagEntry>> {
         let directory = self.root().join("templates");
         let names: Vec<String> = fs::list_dir_where(&directory, |name| name.to_str().map(str::to_owned))?;
-        self.read_templates(names.iter().filter_map(|name| name.parse().ok()).collect())
+        self.tags_in(&names.iter().filter_map(|name| name.parse().ok()).collect::<Vec<_>>())
     }
 
-    fn read_templates(&self, names: Vec<TemplateName>) -> StoreResult<Vec<TemplateEntry>> {
+    fn tags_in(&self, names: &[TemplateName]) -> StoreResult<Vec<TagEntry>> {
         let mut wanted: Vec<(usize, Tag)> = Vec::new();
         let mut directories = Vec::with_capacity(names.len());
         for (of, name) in names.iter().enumerate() {
@@ -170,21 +216,16 @@ impl Store {
             })?;
             wanted.extend(tags.into_iter().map(|tag| (of, tag)));
         }
-        let records = parallel::map(&wanted, |(of, tag)| {
+        let records = parallel::map(&wanted, |(of, tag)| -> StoreResult<Option<TagRecord>> {
             let Some(directory) = &directories[*of] else { return Ok(None) };
             let file = format!("{tag}.json");
             let Some(bytes) = directory.read_optional(&file, TAG_FILE_BYTES_MAX)? else { return Ok(None) };
             parse_tag(&bytes, || self.tags_dir(&names[*of]).join(file)).map(Some)
         });
-        let mut entries: Vec<TemplateEntry> =
-            names.into_iter().map(|name| TemplateEntry { name, tags: BTreeMap::new() }).collect();
-        for ((of, tag), record) in wanted.into_iter().zip(records) {
-            if let Some(record) = record? {
-                entries[of].tags.insert(tag, record);
-            }
-        }
-        entries.retain(|entry| !entry.tags.is_empty());
-        Ok(entries)
+        let found = wanted.into_iter().zip(records).filter_map(|((of, tag), record)| {
+            Some(TagEntry { template: names[of].clone(), tag, record: record.transpose()? })
+        });
+        Ok(found.collect())
     }
 
     /// Lists the tags that point to a revision.
@@ -204,6 +245,19 @@ impl Store {
     pub fn tag(&self, template: &TemplateName, tag: &Tag) -> StoreResult<Option<TagRecord>> {
         read_tag_file(&self.tags_dir(template).join(format!("{tag}.json")))
     }
+}
+
+/// Puts tags together by template; the first one that cannot be read is the error.
+pub(crate) fn entries(tags: Vec<TagEntry>) -> StoreResult<Vec<TemplateEntry>> {
+    let mut entries: Vec<TemplateEntry> = Vec::new();
+    for TagEntry { template, tag, record } in tags {
+        let record = record?;
+        match entries.last_mut().filter(|entry| entry.name == template) {
+            Some(entry) => drop(entry.tags.insert(tag, record)),
+            None => entries.push(TemplateEntry { name: template, tags: BTreeMap::from([(tag, record)]) }),
+        }
+    }
+    Ok(entries)
 }
 
 fn read_tag_file(path: &Path) -> StoreResult<Option<TagRecord>> {

@@ -79,6 +79,11 @@ impl OpenDir {
         Ok(Self { fd: fs::open_dir(path)?, path: path.to_owned() })
     }
 
+    /// Returns the stamp of the directory itself: another one once a name in it was added, removed or replaced.
+    pub fn own_stamp(&self) -> IoResult<Stamp> {
+        rustix::fs::fstat(&self.fd).map(|stat| stamp_of(&stat)).at("inspect", &self.path)
+    }
+
     /// Reads a whole regular file of at most `max` bytes; `None` for a name that is not there.
     pub fn read_optional(&self, name: &str, max: usize) -> IoResult<Option<Vec<u8>>> {
         let path = || self.path.join(name);
@@ -117,19 +122,23 @@ impl OpenDir {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(None);
         }
-        #[expect(clippy::cast_sign_loss, reason = "the length of a file is not negative")]
-        #[allow(
-            clippy::allow_attributes,
-            clippy::unnecessary_cast,
-            clippy::useless_conversion,
-            reason = "types differ by processor"
-        )]
-        Ok(Some(Stamp {
-            inode: stat.st_ino,
-            size: stat.st_size as u64,
-            modified: [stat.st_mtime as i64, stat.st_mtime_nsec as i64],
-            changed: [stat.st_ctime as i64, stat.st_ctime_nsec as i64],
-        }))
+        Ok(Some(stamp_of(&stat)))
+    }
+}
+
+#[expect(clippy::cast_sign_loss, reason = "the length of a file is not negative")]
+#[allow(
+    clippy::allow_attributes,
+    clippy::unnecessary_cast,
+    clippy::useless_conversion,
+    reason = "types differ by processor"
+)]
+fn stamp_of(stat: &rustix::fs::Stat) -> Stamp {
+    Stamp {
+        inode: stat.st_ino,
+        size: stat.st_size as u64,
+        modified: [stat.st_mtime as i64, stat.st_mtime_nsec as i64],
+        changed: [stat.st_ctime as i64, stat.st_ctime_nsec as i64],
     }
 }
 

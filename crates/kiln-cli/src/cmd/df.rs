@@ -1,9 +1,10 @@
 //! `kiln df`.
 
 use super::Context;
-use crate::error::CliResult;
+use crate::error::{self, CliResult};
 use crate::output;
 use clap::Args;
+use kiln_core::ByteSize;
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -23,8 +24,10 @@ pub(crate) struct DfArgs {
 struct Report {
     templates: Vec<Template>,
     machines: Vec<Machine>,
+    disks: Vec<Disk>,
     artifact_bytes: u64,
-    reclaimable_bytes: u64,
+    /// None where something that may keep revisions cannot be read.
+    reclaimable_bytes: Option<u64>,
     trash_bytes: u64,
     quarantine_bytes: u64,
     cache_bytes: u64,
@@ -49,8 +52,16 @@ struct Machine {
     shared_bytes: u64,
 }
 
+#[derive(Serialize)]
+struct Disk {
+    owner: String,
+    allocated_bytes: u64,
+    shared_bytes: u64,
+}
+
 pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
     let usage = context.engine.usage()?;
+    let reclaimable = usage.reclaimable.map_err(|error| error::tell(&error.into())).ok();
     if args.json {
         output::json(Report {
             templates: usage
@@ -74,8 +85,17 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
                     shared_bytes: of.shared.bytes(),
                 })
                 .collect(),
+            disks: usage
+                .disks
+                .iter()
+                .map(|of| Disk {
+                    owner: of.owner.clone(),
+                    allocated_bytes: of.allocated.bytes(),
+                    shared_bytes: of.shared.bytes(),
+                })
+                .collect(),
             artifact_bytes: usage.artifacts.bytes(),
-            reclaimable_bytes: usage.reclaimable.bytes(),
+            reclaimable_bytes: reclaimable.map(ByteSize::bytes),
             trash_bytes: usage.trash.bytes(),
             quarantine_bytes: usage.quarantine.bytes(),
             cache_bytes: usage.cache.bytes(),
@@ -107,16 +127,27 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
             .collect();
         output::table(&["MACHINE", "ALLOCATED", "SHARED"], &rows);
     }
+    if !usage.disks.is_empty() {
+        output::line("");
+        let rows: Vec<Vec<String>> = usage
+            .disks
+            .iter()
+            .map(|of| vec![of.owner.clone(), of.allocated.human(), of.shared.human()])
+            .collect();
+        output::table(&["DISK OF", "ALLOCATED", "SHARED"], &rows);
+    }
     output::line("");
     let rows: Vec<Vec<String>> = [
-        ("artifacts", usage.artifacts),
-        ("reclaimable (kiln gc)", usage.reclaimable),
-        ("trash", usage.trash),
-        ("quarantine", usage.quarantine),
-        ("caches", usage.cache),
-        ("free on the file system", usage.available),
+        ("artifacts", Some(usage.artifacts)),
+        ("reclaimable (kiln gc)", reclaimable),
+        ("trash", Some(usage.trash)),
+        ("quarantine", Some(usage.quarantine)),
+        ("caches", Some(usage.cache)),
+        ("free on the file system", Some(usage.available)),
     ]
-    .map(|(what, bytes)| vec![what.to_owned(), bytes.human()])
+    .map(|(what, bytes)| {
+        vec![what.to_owned(), bytes.map_or_else(|| "unknown".to_owned(), |bytes| bytes.human())]
+    })
     .to_vec();
     output::table(&["WHAT", "BYTES"], &rows);
     Ok(ExitCode::SUCCESS)

@@ -27,7 +27,8 @@ pub(crate) struct LsArgs {
 struct Line {
     template: Option<String>,
     tag: Option<String>,
-    revision: Digest,
+    /// None for a tag that cannot be read.
+    revision: Option<Digest>,
     /// Bytes of all artifacts, holes included.
     apparent_bytes: Option<u64>,
     variants: Vec<String>,
@@ -39,7 +40,7 @@ pub(crate) fn run(context: &Context, args: &LsArgs) -> CliResult {
     let mut lines = Vec::new();
     let mut tagged = HashSet::new();
     for line in context.engine.tag_lines()? {
-        tagged.insert(line.revision);
+        tagged.extend(line.revision);
         let damaged = line.content.is_err();
         let content = line.content.map_err(|error| error::tell(&error.into())).ok();
         lines.push(Line {
@@ -53,14 +54,13 @@ pub(crate) fn run(context: &Context, args: &LsArgs) -> CliResult {
         });
     }
     if args.all {
-        let store = context.engine.store();
-        let ids: Vec<Digest> = store.revision_ids()?.into_iter().filter(|id| !tagged.contains(id)).collect();
-        for summary in store.summaries(&ids).revisions {
+        let all = context.engine.store().all_summaries()?.revisions;
+        for summary in all.into_iter().filter(|summary| !tagged.contains(&summary.id)) {
             let content = summary.content.map_err(|error| error::tell(&error.into())).ok();
             lines.push(Line {
                 template: None,
                 tag: None,
-                revision: summary.id,
+                revision: Some(summary.id),
                 apparent_bytes: content.as_ref().map(|content| content.apparent.bytes()),
                 variants: Vec::new(),
                 built_unix_ms: summary.built_unix_ms,
@@ -79,7 +79,7 @@ fn render(args: &LsArgs, lines: &[Line]) {
     if args.quiet {
         let name = |line: &Line| match (&line.template, &line.tag) {
             (Some(template), Some(tag)) => format!("{template}:{tag}\n"),
-            _ => format!("{}\n", line.revision),
+            _ => line.revision.map_or_else(String::new, |id| format!("{id}\n")),
         };
         return output::data(&lines.iter().map(name).collect::<String>());
     }
@@ -90,7 +90,7 @@ fn render(args: &LsArgs, lines: &[Line]) {
             vec![
                 line.template.clone().unwrap_or_else(none),
                 line.tag.clone().unwrap_or_else(none),
-                line.revision.short(),
+                line.revision.map_or_else(none, |id| id.short()),
                 match line.apparent_bytes {
                     Some(bytes) => ByteSize::from_bytes(bytes).human(),
                     None => "damaged".to_owned(),

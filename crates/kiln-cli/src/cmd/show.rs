@@ -59,10 +59,12 @@ pub(crate) fn run(context: &Context, args: &ShowArgs) -> CliResult {
         Err(error) => return Err(error.into()),
     };
     let shown = Shown {
+        // A tag that cannot be read is told by the list of tags.
         tags: store
-            .tags_of(&revision.id)?
+            .tags()?
             .iter()
-            .map(|(template, tag)| format!("{template}:{tag}"))
+            .filter(|entry| entry.record.as_ref().is_ok_and(|record| record.revision == revision.id))
+            .map(|entry| format!("{}:{}", entry.template, entry.tag))
             .collect(),
         machines: store.machines_of(&revision.id)?,
         disks: store.disks_of(&revision.id)?,

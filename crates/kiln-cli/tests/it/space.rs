@@ -86,6 +86,33 @@ fn space_is_freed_and_nothing_that_is_kept() {
 }
 
 #[test]
+fn a_tag_that_cannot_be_read_is_a_line_and_keeps_everything() {
+    let context = context();
+    let [one, two] = two_revisions(&context);
+    context.kiln(["tag", &one, "web:v1"]).ok();
+    std::fs::write(context.home().join("templates/web/tags/latest.json"), "{").unwrap();
+    let list = context.kiln(["ls", "--json"]);
+    assert!(list.stderr.contains("latest.json") && list.stderr.contains("is damaged"), "{}", list.stderr);
+    let lines = list.json();
+    let line = |at: usize| (&lines[at]["tag"], &lines[at]["revision"], &lines[at]["damaged"]);
+    assert_eq!(line(0), (&"latest".into(), &serde_json::Value::Null, &true.into()));
+    assert_eq!(line(1), (&"v1".into(), &one.clone().into(), &false.into()));
+    let used = context.kiln(["df", "--json"]);
+    assert!(used.stderr.contains("latest.json"), "{}", used.stderr);
+    assert_eq!(used.json()["reclaimable_bytes"], serde_json::Value::Null);
+    assert!(context.kiln(["df"]).stdout.contains("unknown"));
+    for command in [&["gc", "--keep-last", "1"][..], &["gc", "--dry-run"], &["why", &two]] {
+        assert!(context.kiln(command).fails(1).contains("latest.json"));
+    }
+    assert_eq!(revision(&context, &two), two, "it stays");
+    let told = context.kiln(["show", "web"]).fails(1);
+    assert!(told.contains("try: kiln untag web:latest sets it aside; kiln ls -a lists"), "{told}");
+    context.kiln(["untag", "web:latest"]).ok();
+    context.kiln(["tag", &two, "web:latest"]).ok();
+    assert_eq!(revision(&context, "web"), two);
+}
+
+#[test]
 fn boot_what_a_machine_runs_is_kept() {
     let context = context();
     let [one, _] = two_revisions(&context);

@@ -1,7 +1,7 @@
 //! Writing a rootfs registry from templates and disks.
 
 use super::{IMAGE_FILE, SIZE_FILE, STAMP_FILE, scan::stands};
-use crate::progress::{Progress, Reporter, step};
+use crate::progress::{Progress, Reporter, step, waiting};
 use crate::{Engine, EngineError, EngineResult, RegistryProblem};
 use kiln_core::machine::CloneMethod;
 use kiln_core::revision::{Artifact, ArtifactFormat};
@@ -90,9 +90,7 @@ impl Engine {
         request: &ExportRegistry<'_>,
         reporter: &dyn Reporter,
     ) -> EngineResult<Exported> {
-        let mut waiting = |holder: &kiln_sys::lock::Holder| {
-            reporter.progress(Progress::Waiting { holder: holder.text.clone() });
-        };
+        let mut waiting = waiting(reporter);
         let work = "exporting a rootfs registry";
         let _store = self.store.lock(Share::Shared, work, &self.cancel, &mut waiting)?;
         let mut problems = Vec::new();

@@ -6,11 +6,14 @@ use kiln_sys::stamp::Stamp;
 use std::ops::Range;
 
 /// The first bytes of the file, its version among them.
-const MAGIC: &[u8; 16] = b"kiln.summaries1\n";
+const MAGIC: &[u8; 16] = b"kiln.summaries2\n";
 /// The length of the checksum that follows.
 const SUM_BYTES: usize = 32;
 /// The largest file that is read or written, in bytes: a million revisions as most are.
 pub(super) const BYTES_MAX: usize = 256 << 20;
+
+/// What stands for no stamp: no inode has the number 0.
+const NO_STAMP: Stamp = Stamp { inode: 0, size: 0, modified: [0; 2], changed: [0; 2] };
 
 /// What is remembered of one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub(super) struct Row {
 /// What the file says.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Remembered {
+    /// The stamp of the directory when the rows were those of all its revisions.
+    pub(super) directory: Option<Stamp>,
     /// Sorted by id, each once.
     pub(super) rows: Vec<Row>,
     /// Sorted, each once.
@@ -49,7 +54,7 @@ impl Remembered {
 }
 
 /// Returns the bytes of the file; none when they would be too many. The rows are sorted by id, each with its artifacts.
-pub(super) fn to_bytes(rows: &[(Row, Vec<Digest>)]) -> Option<Vec<u8>> {
+pub(super) fn to_bytes(directory: Option<&Stamp>, rows: &[(Row, Vec<Digest>)]) -> Option<Vec<u8>> {
     let mut artifacts: Vec<Digest> = rows.iter().flat_map(|(_, own)| own.iter().copied()).collect();
     artifacts.sort_unstable();
     artifacts.dedup();
@@ -58,6 +63,7 @@ pub(super) fn to_bytes(rows: &[(Row, Vec<Digest>)]) -> Option<Vec<u8>> {
     out.extend_from_slice(&[0; SUM_BYTES]);
     out.extend_from_slice(&u32::try_from(artifacts.len()).ok()?.to_le_bytes());
     out.extend_from_slice(&u32::try_from(rows.len()).ok()?.to_le_bytes());
+    put_stamp(&mut out, directory.unwrap_or(&NO_STAMP));
     for digest in &artifacts {
         out.extend_from_slice(digest.as_bytes());
     }
@@ -105,7 +111,8 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Remembered> {
     }
     let mut input = Input(body);
     let (artifact_count, row_count) = (u32::from_le_bytes(input.take()?), u32::from_le_bytes(input.take()?));
-    let mut found = Remembered::default();
+    let directory = Some(input.stamp()?).filter(|stamp| *stamp != NO_STAMP);
+    let mut found = Remembered { directory, ..Remembered::default() };
     // Room is made for what is there, not for what a count says.
     found.artifacts.reserve((artifact_count as usize).min(body.len() / 32));
     for _ in 0..artifact_count {

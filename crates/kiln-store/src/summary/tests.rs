@@ -1,7 +1,7 @@
 //! With the file of summaries, without it, and with any other in its place, the answer is that of the files.
 
 use super::file::{self, Row};
-use super::{NEW_MIN, Remember};
+use super::{Directory, NEW_MIN, Remember};
 use crate::{BuildRecord, Store};
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
 use kiln_core::variant::MachineShape;
@@ -38,7 +38,7 @@ fn rows() -> Vec<(Row, Vec<Digest>)> {
 
 #[test]
 fn what_is_written_is_read() {
-    let bytes = file::to_bytes(&rows()).unwrap();
+    let bytes = file::to_bytes(None, &rows()).unwrap();
     let found = file::parse(&bytes).unwrap();
     for ((mut row, own), read) in rows().into_iter().zip(&found.rows) {
         assert_eq!(found.artifacts_of(read).collect::<Vec<_>>(), own);
@@ -46,11 +46,11 @@ fn what_is_written_is_read() {
         assert_eq!(*read, row);
     }
     assert_eq!((found.rows.len(), found.artifacts.len()), (2, 2));
-    assert_eq!(file::parse(&file::to_bytes(&[]).unwrap()).unwrap(), file::Remembered::default());
+    assert_eq!(file::parse(&file::to_bytes(None, &[]).unwrap()).unwrap(), file::Remembered::default());
     // The format's vector: another first byte of the checksum means another format.
     assert_eq!(
         bytes.len(),
-        16 + 32 + 8 + 2 * 32 + (32 + 1 + 48 + 8 + 2 + 2 + 12) + (32 + 1 + 96 + 8 + 8 + 2 + 10 + 2 + 4)
+        16 + 32 + 8 + 48 + 2 * 32 + (32 + 1 + 48 + 8 + 2 + 2 + 12) + (32 + 1 + 96 + 8 + 8 + 2 + 10 + 2 + 4)
     );
 }
 
@@ -61,12 +61,13 @@ fn a_broken_rule_makes_it_no_file() {
         bytes[16..48].copy_from_slice(&sum);
         bytes
     };
-    let good = file::to_bytes(&rows()).unwrap();
+    let good = file::to_bytes(None, &rows()).unwrap();
     assert!(file::parse(&sum(good.clone())).is_some());
     let mut swapped = rows();
     swapped.reverse();
-    assert!(file::parse(&file::to_bytes(&swapped).unwrap()).is_none(), "out of order");
-    for (at, byte) in [(48, 0xff), (52, 0xff), (56, 0xff), (56 + 64 + 32, 4), (good.len() - 1, 1)] {
+    assert!(file::parse(&file::to_bytes(None, &swapped).unwrap()).is_none(), "out of order");
+    let rows_at = 56 + 48 + 64;
+    for (at, byte) in [(48, 0xff), (52, 0xff), (56 + 48, 0xff), (rows_at + 32, 4), (good.len() - 1, 1)] {
         let mut bad = good.clone();
         bad[at] = byte;
         assert!(file::parse(&sum(bad)).is_none(), "byte {at}");
@@ -79,7 +80,7 @@ proptest! {
 
     #[test]
     fn damage_is_noticed(at in 0..300_usize, byte: u8, cut in 0..300_usize) {
-        let good = file::to_bytes(&rows()).unwrap();
+        let good = file::to_bytes(None, &rows()).unwrap();
         let mut bad = good.clone();
         let at = at % bad.len();
         bad[at] = byte;
@@ -165,7 +166,7 @@ impl Many {
             };
             rows.push((row, revision.manifest.artifacts.iter().map(|artifact| artifact.digest).collect()));
         }
-        self.put(&file::to_bytes(&rows).unwrap());
+        self.put(&file::to_bytes(None, &rows).unwrap());
     }
 
     fn put(&self, bytes: &[u8]) {
@@ -274,7 +275,7 @@ fn remembered_summaries_are_used_and_what_is_fresh_is_not_remembered() {
         row.apparent = 123;
         rows.push((row, own));
     }
-    many.put(&file::to_bytes(&rows).unwrap());
+    many.put(&file::to_bytes(None, &rows).unwrap());
     let apparent = |of: &super::Summary| of.content.as_ref().unwrap().apparent.bytes();
     assert!(many.store.summaries(&many.ids).revisions.iter().all(|of| apparent(of) == 123));
     assert!(
@@ -283,4 +284,36 @@ fn remembered_summaries_are_used_and_what_is_fresh_is_not_remembered() {
     );
     remembered = many.store.remembered();
     assert_eq!(remembered.rows.len(), REVISIONS);
+}
+
+#[test]
+fn the_stamp_of_the_directory_stands_for_all_that_is_in_it() {
+    let many = Many::new();
+    let directory = many.store.root().join("revisions");
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+    std::fs::File::from(fs::open_dir(&directory).unwrap()).set_modified(long_ago).unwrap();
+    many.settle();
+    // As if it was long after the last change.
+    let look = || Directory::look(&many.store, u64::MAX >> 1);
+    assert_eq!(many.store.all_summaries().unwrap().revisions.len(), REVISIONS);
+    assert_eq!(many.store.remembered().directory, None, "it changed just now");
+    many.store.summarize_whole(Remember::Yes, &look()).unwrap();
+    let remembered = many.store.remembered();
+    assert_eq!(remembered.directory, look().stamp);
+    // Wrong stamps of the files beside the right one of the directory show that no file is asked.
+    let rows = |remembered: &file::Remembered| -> Vec<(Row, Vec<Digest>)> {
+        let wrong = |row: &Row| Row { manifest: stamp(1), apparent: 123, ..row.clone() };
+        remembered.rows.iter().map(|row| (wrong(row), remembered.artifacts_of(row).collect())).collect()
+    };
+    many.put(&file::to_bytes(look().stamp.as_ref(), &rows(&remembered)).unwrap());
+    let apparent = |summaries: super::Summaries| -> Vec<u64> {
+        summaries.revisions.iter().map(|of| of.content.as_ref().unwrap().apparent.bytes()).collect()
+    };
+    let whole = || many.store.summarize_whole(Remember::No, &look()).unwrap();
+    assert_eq!(apparent(whole()), [123; REVISIONS]);
+    assert!(apparent(many.store.all_summaries().unwrap()).iter().all(|bytes| *bytes != 123), "too fresh");
+    // What is replaced, and what is added, gives the directory another stamp.
+    many.record(&many.ids[0], 77);
+    assert!(apparent(whole()).iter().all(|bytes| *bytes != 123));
+    assert_eq!(whole().revisions[0].built_unix_ms, Some(77));
 }

@@ -200,7 +200,7 @@ pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &dyn Fn()) ->
         Op::Tag { content, template: number } => {
             let _store = lock(Share::Shared)?;
             let _template = lock_template(&template(number))?;
-            store.set_tag(&template(number), &v1(), &sources.id(content), "tag")
+            store.set_tag(&template(number), &v1(), &sources.id(content), "tag").map(drop)
         }
         Op::Untag { template: number } => {
             let _store = lock(Share::Exclusive)?;
@@ -260,7 +260,7 @@ fn build(
     let id = store.commit_revision(&sources.revisions[usize::from(content)].1, &record)?;
     store.remember_build(&key(content), &id)?;
     store.keep_recipe(name, "# a recipe\n")?;
-    store.set_tag(name, &Tag::latest(), &id, "build")
+    store.set_tag(name, &Tag::latest(), &id, "build").map(drop)
 }
 
 fn machine(
