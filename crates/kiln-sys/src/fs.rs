@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "this module is what the others are told to use")]
 
 use crate::error::{IoResult, IoResultExt};
+use crate::protect;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -179,7 +180,7 @@ pub fn open_dir(path: &Path) -> IoResult<OwnedFd> {
 }
 
 /// Removes a directory tree without following links and without leaving its file system: a mount inside is an error,
-/// and nothing below it is touched.
+/// and nothing below it is touched. Files in it that are immutable lose the flag.
 pub fn remove_tree(path: &Path) -> IoResult<()> {
     let Some(parent) = path.parent() else { return Ok(()) };
     let Some(name) = path.file_name() else { return Ok(()) };
@@ -208,8 +209,16 @@ fn remove_at(
         let error = io::Error::other("a file system is mounted there");
         return Err(error).at("remove", path);
     }
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-        return ignore_missing(rustix::fs::unlinkat(parent, name, AtFlags::empty())).at("remove", path);
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if kind != FileType::Directory {
+        let mut removed = rustix::fs::unlinkat(parent, name, AtFlags::empty());
+        if removed == Err(rustix::io::Errno::PERM)
+            && kind == FileType::RegularFile
+            && protect::clear_at(parent, name)
+        {
+            removed = rustix::fs::unlinkat(parent, name, AtFlags::empty());
+        }
+        return ignore_missing(removed).at("remove", path);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let dir = match rustix::fs::openat(parent, name, flags, Mode::empty()) {

@@ -13,6 +13,7 @@ pub mod kvm;
 pub mod lock;
 pub mod measure;
 pub mod process;
+pub mod protect;
 pub mod socket;
 pub mod stamp;
 pub mod terminal;
