@@ -47,7 +47,7 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Write a commented kiln.toml
+    /// Write a commented kiln.toml, or set up the store
     Init(cmd::init::InitArgs),
     /// Bake a template from its recipe
     Build(cmd::build::BuildArgs),

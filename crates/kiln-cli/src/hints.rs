@@ -6,6 +6,7 @@ use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
 use kiln_store::StoreError;
 use kiln_sys::ToolError;
+use kiln_sys::protect::{Means, ProtectError};
 use std::path::Path;
 
 /// Returns lines that belong to an error, such as the console's last ones.
@@ -143,6 +144,7 @@ fn store(error: &StoreError) -> Vec<String> {
         StoreError::NewerStore { .. } | StoreError::UnknownFeature { .. } => {
             one("use the newer kiln that wrote it, or set KILN_HOME to another directory")
         }
+        StoreError::Protect(error) => protect(error),
         StoreError::CloneUnsupported { .. } => one("--clone auto takes what this host can"),
         StoreError::NotAStore { .. } => one("set KILN_HOME to an empty directory"),
         StoreError::Exists { .. } => one("name another file, or remove it first: kiln overwrites nothing"),
@@ -163,6 +165,18 @@ fn store(error: &StoreError) -> Vec<String> {
             one("set KILN_HOME to a directory of yours, or run as its owner")
         }
         _ => Vec::new(),
+    }
+}
+
+fn protect(error: &ProtectError) -> Vec<String> {
+    match error {
+        ProtectError::Denied { means: Means::Immutable, .. } => {
+            one("run as root, or kiln init --protect auto and kiln verify --all as root take the flags off")
+        }
+        ProtectError::Unsupported { means: Means::Verity, .. } => one(
+            "kiln init --protect auto does without; fs-verity needs btrfs, or ext4 with tune2fs -O verity, and a kernel that has it",
+        ),
+        _ => one("kiln init --protect auto takes what this host can"),
     }
 }
 

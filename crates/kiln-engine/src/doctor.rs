@@ -2,6 +2,8 @@
 
 use crate::{Engine, EngineResult};
 use kiln_core::Arch;
+use kiln_core::text::chain;
+use kiln_store::StoreError;
 use kiln_sys::kvm::KvmVerdict;
 use kiln_sys::{copy, fs, process};
 
@@ -53,6 +55,7 @@ impl Engine {
         }
         findings.push(self.check_space()?);
         findings.push(self.check_reflink()?);
+        findings.push(self.check_protection()?);
         findings.push(self.check_records()?);
         Ok(findings)
     }
@@ -152,6 +155,20 @@ impl Engine {
             },
             fix: (!works).then(|| "put KILN_HOME on XFS or btrfs".to_owned()),
         })
+    }
+
+    fn check_protection(&self) -> EngineResult<Finding> {
+        let protect = self.store.protect();
+        let (health, detail) = match self.store.try_protect(protect) {
+            Ok(found) => (Health::Ok, format!("{found} for new artifacts, by the setting {protect}")),
+            Err(StoreError::Protect(error)) => (
+                Health::Fail,
+                format!("no artifact can be stored by the setting {protect}: {}", chain(&error)),
+            ),
+            Err(error) => return Err(error.into()),
+        };
+        let fix = (health == Health::Fail).then(|| "kiln init --protect auto".to_owned());
+        Ok(Finding { check: "protection".to_owned(), health, detail, fix })
     }
 
     fn check_records(&self) -> EngineResult<Finding> {

@@ -22,7 +22,7 @@ pub mod templates;
 pub mod verify;
 
 pub use error::{EngineError, EngineResult, RegistryProblem};
-pub use kiln_store::Store;
+pub use kiln_store::{Protect, Store};
 pub use kvm_cache::PROBE_COMMAND;
 pub use progress::{Progress, Reporter, Silent};
 
@@ -52,8 +52,21 @@ pub struct Engine {
 impl Engine {
     /// Opens the store. `cancel` ends whatever the engine does next.
     pub fn open(settings: Settings, cancel: Cancel) -> EngineResult<Self> {
-        let store = Store::open(&settings.home)?;
+        Self::open_with(settings, cancel, &Silent)
+    }
+
+    /// Like [`Engine::open`]; `reporter` is told for whom a migration of an older store waits.
+    pub fn open_with(settings: Settings, cancel: Cancel, reporter: &dyn Reporter) -> EngineResult<Self> {
+        let store = Store::open_with(&settings.home, &cancel, &mut progress::waiting(reporter))?;
         Ok(Self { settings, store, cancel })
+    }
+
+    /// Sets what is to protect the store's artifacts from now on.
+    ///
+    /// # Errors
+    /// When it is asked for by name and cannot be done here: the setting stays as it was.
+    pub fn set_protect(&mut self, protect: Protect, reporter: &dyn Reporter) -> EngineResult<()> {
+        Ok(self.store.set_protect(protect, &self.cancel, &mut progress::waiting(reporter))?)
     }
 
     /// Returns the store.

@@ -7,6 +7,7 @@ use kiln_core::text::chain;
 use kiln_core::{Digest, Reference};
 use kiln_store::{StoreError, TagEntry, Verdict};
 use kiln_sys::lock::Share;
+use kiln_sys::protect::Protection;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
@@ -31,6 +32,8 @@ pub struct ArtifactReport {
     pub users: Vec<String>,
     /// What was found.
     pub verdict: Verdict,
+    /// What protects its file, at the end; nothing where there is none.
+    pub protection: Protection,
     /// What a repair came to, where one was asked for and needed.
     pub repair: Option<Repair>,
 }
@@ -125,6 +128,7 @@ impl Engine {
             report.artifacts.push(ArtifactReport {
                 digest,
                 users: users.iter().map(|(_, user)| user.clone()).collect(),
+                protection: self.store.protection(&digest)?,
                 repair: None,
                 verdict,
             });
@@ -133,6 +137,7 @@ impl Engine {
         drop(store);
         for artifact in report.artifacts.iter_mut().filter(|artifact| repair && !artifact.is_whole()) {
             artifact.repair = Some(self.rebuild(&artifact.digest, reporter));
+            artifact.protection = self.store.protection(&artifact.digest)?;
         }
         Ok(report)
     }

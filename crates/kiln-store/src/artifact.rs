@@ -77,7 +77,11 @@ impl Store {
         write_file(&self.index_path(&digest), &index.to_bytes(), ARTIFACT_MODE, Existing::Replace)?;
         fail::point("ingest.artifact", &own)?;
         self.write_block_table(&digest, table.as_ref())?;
-        commit_file(&file, &own, &self.artifact_path(&digest), ARTIFACT_MODE, Existing::Replace)?;
+        self.protect_staged(&file, &own, index.length())?;
+        self.unprotect(&digest)?;
+        let artifact = self.artifact_path(&digest);
+        commit_file(&file, &own, &artifact, ARTIFACT_MODE, Existing::Replace)?;
+        self.protect_published(&file, &artifact)?;
         fail::point("ingest.seal", path)?;
         self.seal(&digest)?;
         fail::point("ingest.done", path)?;

@@ -102,6 +102,10 @@ impl Store {
         if plan.revisions.is_empty() && plan.artifacts.is_empty() {
             return Ok(());
         }
+        // First, so that who may not do this loses nothing by it.
+        for (digest, _) in &plan.artifacts {
+            self.unprotect(digest)?;
+        }
         let trash = self.root().join(TRASH);
         fs::create_dir_all(&trash)?;
         let bin = trash.join(format!("{}-{}", clock::now_unix_ms(), clock::random_hex::<4>()));

@@ -8,6 +8,7 @@ use kiln_core::revision::InvalidManifest;
 use kiln_core::{ByteSize, Digest, DiskOwner, Reference, Tag, TemplateName};
 use kiln_sys::IoError;
 use kiln_sys::lock::LockError;
+use kiln_sys::protect::ProtectError;
 use std::path::PathBuf;
 
 /// The result of a store's work.
@@ -204,6 +205,9 @@ pub enum StoreError {
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// A file could not be protected, or what protects it not taken off.
+    #[error(transparent)]
+    Protect(ProtectError),
     /// A lock was not to be had.
     #[error(transparent)]
     Lock(LockError),
@@ -219,6 +223,15 @@ fn list(owners: &[DiskOwner]) -> String {
 impl From<IoError> for StoreError {
     fn from(error: IoError) -> Self {
         if kiln_sys::lock::is_cancelled(&error.source) { Self::Cancelled } else { Self::Io(error) }
+    }
+}
+
+impl From<ProtectError> for StoreError {
+    fn from(error: ProtectError) -> Self {
+        match error {
+            ProtectError::Io(error) => error.into(),
+            error => Self::Protect(error),
+        }
     }
 }
 

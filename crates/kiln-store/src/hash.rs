@@ -7,6 +7,7 @@ use crate::blocks::{BLOCK_BYTES, BLOCKS_MAX, BlockTable, Fingerprint, SEGMENT_BL
 use crate::error::{StoreError, StoreResult};
 use crate::index::{Index, LENGTH_MAX, SEGMENT_BYTES, SegmentDigest, segment_count, segment_digest};
 use kiln_sys::copy::DataExtents;
+use kiln_sys::protect::is_unreadable;
 use kiln_sys::{Cancel, IoResultExt as _};
 use std::fs::File;
 use std::io;
@@ -21,10 +22,45 @@ const BATCH_SEGMENTS: u64 = 64;
 /// The most threads.
 const THREADS_MAX: usize = 16;
 
+/// Reads all bytes at an offset.
+type Read = fn(&File, &mut [u8], u64) -> io::Result<()>;
+
+/// How a file is read, and what is made of it.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    read: Read,
+    /// Whether segments that the kernel holds for changed are noted, and are no error.
+    tolerant: bool,
+    /// Where data blocks are counted, for a block table.
+    counted: Option<&'a AtomicU64>,
+}
+
+/// What is known of a file, parts of which may not be readable.
+#[derive(Debug)]
+pub(crate) struct Content {
+    /// The index of what could be read; what could not be is a hole in it.
+    pub(crate) index: Index,
+    /// The segments that could not be read, in order.
+    pub(crate) unreadable: Vec<u64>,
+}
+
 /// Hashes a file. `path` is for errors. A file that changes meanwhile is an error.
 pub fn hash_file(file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Index> {
-    let (length, batches) = hash(file, path, None, cancel)?;
+    let task = Task { read: File::read_exact_at, tolerant: false, counted: None };
+    let (length, batches) = hash(file, path, task, cancel)?;
     Ok(Index::from_data_segments(length, segments(&batches)))
+}
+
+/// Hashes a file with fs-verity: what the kernel refuses to read is noted, and the rest is read.
+pub(crate) fn hash_readable(file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Content> {
+    hash_readable_by(File::read_exact_at, file, path, cancel)
+}
+
+fn hash_readable_by(read: Read, file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Content> {
+    let task = Task { read, tolerant: true, counted: None };
+    let (length, batches) = hash(file, path, task, cancel)?;
+    let unreadable = batches.iter().flat_map(|batch| &batch.unreadable).copied().collect();
+    Ok(Content { index: Index::from_data_segments(length, segments(&batches)), unreadable })
 }
 
 /// Hashes a file as [`hash_file`] does and makes its block table in the same pass; no table when it has more than
@@ -35,7 +71,8 @@ pub fn hash_file_with_blocks(
     cancel: &Cancel,
 ) -> StoreResult<(Index, Option<BlockTable>)> {
     let counted = AtomicU64::new(0);
-    let (length, batches) = hash(file, path, Some(&counted), cancel)?;
+    let task = Task { read: File::read_exact_at, tolerant: false, counted: Some(&counted) };
+    let (length, batches) = hash(file, path, task, cancel)?;
     let index = Index::from_data_segments(length, segments(&batches));
     if counted.into_inner() > BLOCKS_MAX {
         return Ok((index, None));
@@ -52,9 +89,17 @@ struct Batch {
     segments: Vec<(u64, SegmentDigest, u16)>,
     /// One for each bit, in order.
     fingerprints: Vec<Fingerprint>,
+    /// Segments that could not be read.
+    unreadable: Vec<u64>,
 }
 
 impl Batch {
+    /// Returns the first segment that it tells of.
+    fn first(&self) -> Option<u64> {
+        let hashed = self.segments.first().map(|(segment, _, _)| segment);
+        hashed.into_iter().chain(self.unreadable.first()).min().copied()
+    }
+
     fn into_blocks(self) -> impl Iterator<Item = (u64, Fingerprint)> {
         let numbers = self.segments.into_iter().flat_map(|(segment, _, mask)| {
             (0..SEGMENT_BLOCKS)
@@ -65,13 +110,8 @@ impl Batch {
     }
 }
 
-/// Returns a file's length and its data segments, with fingerprints while the blocks `counted` are not too many.
-fn hash(
-    file: &File,
-    path: &Path,
-    counted: Option<&AtomicU64>,
-    cancel: &Cancel,
-) -> StoreResult<(u64, Vec<Batch>)> {
+/// Returns a file's length and what its segments hold, with fingerprints while the blocks counted are not too many.
+fn hash(file: &File, path: &Path, task: Task<'_>, cancel: &Cancel) -> StoreResult<(u64, Vec<Batch>)> {
     let before = file.metadata().at("inspect", path)?;
     let length = before.len();
     check_length(length, path)?;
@@ -91,7 +131,7 @@ fn hash(
                     if cancel.is_cancelled() {
                         return;
                     }
-                    match hash_batch(file, length, batch.clone(), counted, &mut buffer) {
+                    match hash_batch(file, length, batch.clone(), task, &mut buffer) {
                         Ok(batch) => lock(&done).push(batch),
                         Err(error) => {
                             lock(&failed).get_or_insert(error);
@@ -112,8 +152,8 @@ fn hash(
         return Err(StoreError::Changed { path: path.to_owned() });
     }
     let mut done = std::mem::take(&mut *lock(&done));
-    done.retain(|batch| !batch.segments.is_empty());
-    done.sort_unstable_by_key(|batch| batch.segments[0].0);
+    done.retain(|batch| batch.first().is_some());
+    done.sort_unstable_by_key(Batch::first);
     Ok((length, done))
 }
 
@@ -148,7 +188,7 @@ fn hash_batch(
     file: &File,
     length: u64,
     segments: Range<u64>,
-    counted: Option<&AtomicU64>,
+    task: Task<'_>,
     buffer: &mut [u8],
 ) -> io::Result<Batch> {
     let mut batch = Batch::default();
@@ -156,10 +196,16 @@ fn hash_batch(
         let start = segment * SEGMENT_BYTES;
         let bytes = usize::try_from((length - start).min(SEGMENT_BYTES)).unwrap_or(buffer.len());
         let bytes = &mut buffer[..bytes];
-        file.read_exact_at(bytes, start)?;
+        match (task.read)(file, bytes, start) {
+            Err(error) if task.tolerant && is_unreadable(&error) => {
+                batch.unreadable.push(segment);
+                continue;
+            }
+            read => read?,
+        }
         let Some(digest) = segment_digest(bytes) else { continue };
         let mut mask = 0;
-        if counted.is_some_and(|counted| counted.load(Ordering::Relaxed) <= BLOCKS_MAX) {
+        if task.counted.is_some_and(|counted| counted.load(Ordering::Relaxed) <= BLOCKS_MAX) {
             for (at, block) in bytes.chunks(usize::try_from(BLOCK_BYTES).unwrap_or(4 << 10)).enumerate() {
                 if let Some(fingerprint) = Fingerprint::of(block) {
                     mask |= 1 << at;
@@ -169,7 +215,7 @@ fn hash_batch(
         }
         batch.segments.push((segment, digest, mask));
     }
-    if let Some(counted) = counted {
+    if let Some(counted) = task.counted {
         counted.fetch_add(batch.fingerprints.len() as u64, Ordering::Relaxed);
     }
     Ok(batch)
@@ -182,6 +228,29 @@ fn segments(batches: &[Batch]) -> impl Iterator<Item = (u64, SegmentDigest)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn segments_that_cannot_be_read_are_noted_and_the_rest_is_read() {
+        const EIO: i32 = 5;
+        let dir = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("file");
+        let file = kiln_sys::fs::create_new(&path).unwrap();
+        file.write_all_at(&vec![7; 70 * 65536], 0).unwrap();
+        let read: Read = |file, bytes, at| match at / SEGMENT_BYTES {
+            0 | 3 | 69 => Err(io::Error::from_raw_os_error(EIO)),
+            _ => file.read_exact_at(bytes, at),
+        };
+        let cancel = Cancel::new().unwrap();
+        let content = hash_readable_by(read, &file, &path, &cancel).unwrap();
+        assert_eq!(content.unreadable, [0, 3, 69]);
+        assert_eq!(content.index.segments().count(), 67);
+        let whole = hash_readable(&file, &path, &cancel).unwrap();
+        assert_eq!(whole.index, hash_file(&file, &path, &cancel).unwrap());
+        assert!(whole.unreadable.is_empty());
+        let strict = Task { read, tolerant: false, counted: None };
+        let Err(StoreError::Io(error)) = hash(&file, &path, strict, &cancel) else { panic!("it was read") };
+        assert_eq!(error.source.raw_os_error(), Some(EIO));
+    }
 
     #[test]
     fn an_artifact_has_a_largest_length() {

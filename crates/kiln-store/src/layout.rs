@@ -1,10 +1,12 @@
 //! Where things lie in a store, and who may work in it.
 
 use crate::error::{StoreError, StoreResult};
+use crate::migrate::{self, MIGRATIONS};
+use crate::protect::Protect;
 use kiln_core::{Digest, DiskOwner, MachineId, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::lock::{FileLock, Holder, Share};
-use kiln_sys::{Cancel, fail, fs};
+use kiln_sys::{Cancel, IoResultExt as _, fail, fs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,10 @@ use std::path::{Path, PathBuf};
 /// The version of the store's format that this program writes.
 pub const STORE_VERSION: u32 = 1;
 /// The largest `meta.json` that is read, in bytes.
-const META_BYTES_MAX: usize = 64 << 10;
+pub(crate) const META_BYTES_MAX: usize = 64 << 10;
 const FORMAT: &str = "kiln.store";
+/// The feature, which a reader may ignore, that says what is to protect artifacts.
+const PROTECT_FEATURE: &str = "protect";
 const DIRECTORIES: [&str; 10] = [
     "artifacts",
     "indexes",
@@ -31,7 +35,8 @@ const DIRECTORIES: [&str; 10] = [
 struct Meta {
     format: String,
     version: u32,
-    features: Features,
+    /// Absent in version 0 only.
+    features: Option<Features>,
 }
 
 /// Features beyond the version: compatible ones may be ignored, read-only ones when nothing is written, incompatible
@@ -50,6 +55,7 @@ struct Features {
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    pub(crate) protect: Protect,
 }
 
 /// A hold on the store: shared by those who add, alone for those who remove.
@@ -59,21 +65,50 @@ pub struct StoreLock {
 }
 
 impl Store {
-    /// Opens the store at `root`, making it when the directory is new or empty.
+    /// Opens the store at `root`, making it when the directory is new or empty, and migrating it when it is of an older
+    /// version: then it waits for whoever works in it.
     pub fn open(root: &Path) -> StoreResult<Self> {
+        Self::open_with(root, &Cancel::new().at("make", "an event")?, &mut |_| ())
+    }
+
+    /// Like [`Store::open`]. `cancel` ends a wait, and `waiting` is told for whom.
+    ///
+    /// # Errors
+    /// [`StoreError::NewerStore`] and [`StoreError::UnknownFeature`] for a store of a newer kiln;
+    /// [`StoreError::NotAStore`] for anything else.
+    pub fn open_with(root: &Path, cancel: &Cancel, waiting: &mut dyn FnMut(&Holder)) -> StoreResult<Self> {
         let meta = root.join("meta.json");
-        let store = Self { root: root.to_owned() };
-        match fs::read_optional(&meta, META_BYTES_MAX)? {
-            Some(bytes) => store.check(&bytes)?,
+        let mut store = Self { root: root.to_owned(), protect: Protect::default() };
+        let bytes = match fs::read_optional(&meta, META_BYTES_MAX)? {
+            Some(bytes) => Some(bytes),
             None => match store.create(&meta) {
                 Err(error) if is_overtaken(&error) => match fs::read_optional(&meta, META_BYTES_MAX)? {
-                    Some(bytes) => store.check(&bytes)?,
+                    Some(bytes) => Some(bytes),
                     None => return Err(error),
                 },
-                made => made?,
+                made => made.map(|()| None)?,
             },
+        };
+        let Some(bytes) = bytes else { return Ok(store) };
+        let mut found = store.check(&bytes)?;
+        if found.version < STORE_VERSION {
+            migrate::run(&store, &MIGRATIONS, cancel, waiting)?;
+            found = store.check(&fs::read_limited(&meta, META_BYTES_MAX)?)?;
         }
+        // A word that a newer kiln knows is ignored, as the whole feature is by an older.
+        let word = found.features.unwrap_or_default().compatible.remove(PROTECT_FEATURE);
+        store.protect = word.and_then(|word| word.as_str()?.parse().ok()).unwrap_or_default();
         Ok(store)
+    }
+
+    /// Writes down what is to protect the artifacts. The caller holds the store's lock alone.
+    pub(crate) fn write_protect(&self, protect: Protect) -> StoreResult<()> {
+        let mut meta = migrate::read_meta(self)?;
+        let compatible = meta.get_mut("features").and_then(|features| features.get_mut("compatible"));
+        if let Some(features) = compatible.and_then(serde_json::Value::as_object_mut) {
+            features.insert(PROTECT_FEATURE.to_owned(), protect.as_str().into());
+        }
+        migrate::write_meta(self, &meta)
     }
 
     fn create(&self, meta: &Path) -> StoreResult<()> {
@@ -87,7 +122,7 @@ impl Store {
             fs::create_dir_all(&self.root.join(directory))?;
         }
         let content =
-            Meta { format: FORMAT.to_owned(), version: STORE_VERSION, features: Features::default() };
+            Meta { format: FORMAT.to_owned(), version: STORE_VERSION, features: Some(Features::default()) };
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let bytes = serde_json::to_vec_pretty(&content).unwrap();
         fail::point("open.meta", meta)?;
@@ -105,7 +140,8 @@ impl Store {
         Ok(names.iter().find(|name| !known(name)).map(|name| name.to_string_lossy().into_owned()))
     }
 
-    fn check(&self, bytes: &[u8]) -> StoreResult<()> {
+    /// Checks that what `meta.json` says is a store that this kiln may use, or migrate.
+    fn check(&self, bytes: &[u8]) -> StoreResult<Meta> {
         let path = || self.root.clone();
         let meta: Meta = serde_json::from_slice(bytes)
             .map_err(|error| StoreError::NotAStore { path: path(), reason: format!("meta.json: {error}") })?;
@@ -116,17 +152,18 @@ impl Store {
         if meta.version > STORE_VERSION {
             return Err(StoreError::NewerStore { path: path(), found: meta.version, known: STORE_VERSION });
         }
-        if meta.version == 0 {
-            let reason = format!("meta.json has version 0, the first is {STORE_VERSION}");
+        if meta.version > 0 && meta.features.is_none() {
+            let reason = "meta.json: missing field `features`".to_owned();
             return Err(StoreError::NotAStore { path: path(), reason });
         }
+        let named = meta.features.iter();
         let unknown =
-            meta.features.incompatible.keys().chain(meta.features.read_only_compatible.keys()).next();
+            named.flat_map(|all| all.incompatible.keys().chain(all.read_only_compatible.keys())).next();
         match unknown {
             Some(feature) => {
                 Err(StoreError::UnknownFeature { path: path(), feature: kiln_core::text::clip(feature) })
             }
-            None => Ok(()),
+            None => Ok(meta),
         }
     }
 

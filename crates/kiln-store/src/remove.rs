@@ -71,6 +71,12 @@ impl Store {
                 Err(_) => all_kept = self.revision(&other.id).map(|_| true)?,
             }
         }
+        let gone: Vec<_> =
+            artifacts.into_iter().filter(|artifact| !all_kept && !kept.contains(&artifact.digest)).collect();
+        // First, so that who may not do this loses nothing by it.
+        for artifact in &gone {
+            self.unprotect(&artifact.digest)?;
+        }
         fail::point("remove.manifest", &self.revision_path(id))?;
         fs::remove_file(&self.revision_path(id))?;
         fail::point("remove.record", &self.build_record_path(id))?;
@@ -78,10 +84,7 @@ impl Store {
         fail::point("remove.sync", &self.revision_path(id))?;
         fs::sync_dir(&self.root().join("revisions"))?;
         let mut removed = Removed::default();
-        for artifact in artifacts {
-            if all_kept || kept.contains(&artifact.digest) {
-                continue;
-            }
+        for artifact in gone {
             let path = self.artifact_path(&artifact.digest);
             removed.bytes += kiln_sys::copy::allocated_bytes(&path).unwrap_or(0);
             fail::point("remove.artifact", &path)?;

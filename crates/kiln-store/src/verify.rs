@@ -1,6 +1,7 @@
 //! Verification: an artifact's content is read and compared with its index, and what is damaged is set aside.
 
 use crate::error::{StoreError, StoreResult};
+use crate::hash::Content;
 use crate::index::{Index, SEGMENT_BYTES};
 use crate::layout::Store;
 use kiln_core::{ByteSize, Digest};
@@ -74,8 +75,8 @@ impl Store {
         if !meta.is_file() {
             return self.set_aside(digest, "it is not a regular file".to_owned(), Vec::new(), 0);
         }
-        let (found, seal) = self.read_artifact(digest, cancel)?;
-        if found.digest() == *digest {
+        let (Content { index: found, unreadable }, seal) = self.read_artifact(digest, cancel)?;
+        if found.digest() == *digest && unreadable.is_empty() {
             let index_rebuilt = index.is_none();
             if index_rebuilt {
                 write_file(&self.index_path(digest), &found.to_bytes(), 0o444, Existing::Replace)?;
@@ -89,10 +90,16 @@ impl Store {
         }
         let Some(index) = index else {
             let reason = "its content has another digest, and its index is lost".to_owned();
-            return self.set_aside(digest, reason, Vec::new(), 0);
+            let (ranges, segments) = joined(&unreadable, found.length());
+            return self.set_aside(digest, reason, ranges, segments);
         };
-        let (ranges, segments) = difference(&index, &found);
-        let reason = if index.length() == found.length() {
+        let (ranges, segments) = difference(&index, &found, &unreadable);
+        let reason = if let Some(first) = unreadable.first() {
+            let (count, at) = (unreadable.len(), first * SEGMENT_BYTES);
+            format!(
+                "{count} segments cannot be read, the first at byte {at}, and {segments} are damaged in all"
+            )
+        } else if index.length() == found.length() {
             format!("{segments} segments differ")
         } else {
             let (have, want) = (found.length(), index.length());
@@ -110,6 +117,7 @@ impl Store {
     ) -> StoreResult<Verdict> {
         let directory = self.root().join(QUARANTINE);
         fs::create_dir_all(&directory)?;
+        self.unprotect(digest)?;
         let quarantined = directory.join(format!("{}.{}", digest.hex(), clock::now_unix_ms()));
         if fs::optional(fs::rename_new(&self.artifact_path(digest), &quarantined))?.is_none() {
             return Ok(Verdict::Missing);
@@ -121,8 +129,8 @@ impl Store {
     }
 }
 
-/// Returns the byte ranges of the segments that differ, and their count.
-fn difference(want: &Index, have: &Index) -> (Vec<Range<u64>>, u64) {
+/// Returns the byte ranges of the segments that differ or could not be read, and their count.
+fn difference(want: &Index, have: &Index, unreadable: &[u64]) -> (Vec<Range<u64>>, u64) {
     let (mut wanted, mut found) = (want.segments().peekable(), have.segments().peekable());
     let mut bad: Vec<u64> = Vec::new();
     loop {
@@ -137,9 +145,16 @@ fn difference(want: &Index, have: &Index) -> (Vec<Range<u64>>, u64) {
             bad.push(number);
         }
     }
-    let end = want.length().max(have.length());
+    bad.extend(unreadable);
+    bad.sort_unstable();
+    bad.dedup();
+    joined(&bad, want.length().max(have.length()))
+}
+
+/// Returns the byte ranges of segments, in order, of a file that ends at `end`, and their count.
+fn joined(bad: &[u64], end: u64) -> (Vec<Range<u64>>, u64) {
     let mut ranges: Vec<Range<u64>> = Vec::new();
-    for number in &bad {
+    for number in bad {
         let range = number * SEGMENT_BYTES..((number + 1) * SEGMENT_BYTES).min(end);
         let full = ranges.len() == DAMAGED_RANGES_MAX;
         match ranges.last_mut() {

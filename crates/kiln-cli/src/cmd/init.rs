@@ -1,10 +1,12 @@
-//! `kiln init`: a commented recipe to begin with.
+//! `kiln init`: a commented recipe to begin with, or a store that is set up.
 
+use super::Context;
+use crate::args::Global;
 use crate::error::CliResult;
 use crate::output;
 use clap::Args;
 use kiln_core::{TemplateName, recipe};
-use kiln_engine::EngineError;
+use kiln_engine::{EngineError, Protect};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::fs;
 use std::path::{Path, PathBuf};
@@ -13,9 +15,20 @@ use std::process::ExitCode;
 const TEMPLATE: &str = include_str!("init.toml");
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  kiln init\n  kiln init --name web images/web\n\nAn existing kiln.toml is never overwritten."
-)]
+#[command(after_help = "\
+An existing kiln.toml is never overwritten.
+
+--protect writes no recipe. It makes the store where there is none, and says what keeps its artifacts as they are:
+  auto        fs-verity where the file system has it, for artifacts of at most 16 GiB
+  none        nothing; what was touched is still noticed, and read before use
+  verity      fs-verity, or nothing can be stored
+  immutable   the immutable flag (chattr +i), or nothing can be stored; needs root, and stops rm -rf of the store
+New artifacts get it; those that are there get or lose it with the next kiln verify.
+
+Examples:
+  kiln init
+  kiln init --name web images/web
+  kiln init --protect verity")]
 pub(crate) struct InitArgs {
     /// The directory, made if it is not there
     #[arg(default_value = ".")]
@@ -23,9 +36,29 @@ pub(crate) struct InitArgs {
     /// The template's name [default: the directory's]
     #[arg(long)]
     name: Option<TemplateName>,
+    /// Set up the store instead: auto, none, verity or immutable
+    #[arg(long, value_name = "HOW", conflicts_with_all = ["path", "name"])]
+    protect: Option<Protect>,
 }
 
-pub(crate) fn run(args: &InitArgs) -> CliResult {
+pub(crate) fn run(args: &InitArgs, global: Global) -> CliResult {
+    match args.protect {
+        Some(protect) => set_up(protect, global),
+        None => write_recipe(args),
+    }
+}
+
+fn set_up(protect: Protect, global: Global) -> CliResult {
+    let mut context = Context::open(global)?;
+    let reporter = context.reporter(false);
+    context.engine.set_protect(protect, &reporter)?;
+    drop(reporter);
+    let root = context.engine.store().root().display();
+    output::tell(&format!("artifacts in {root} are protected by the setting {protect}"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write_recipe(args: &InitArgs) -> CliResult {
     fs::create_dir_all(&args.path)?;
     let directory = fs::canonicalize(&args.path)?;
     let file = directory.join(recipe::FILE_NAME);

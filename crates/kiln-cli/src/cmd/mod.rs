@@ -47,10 +47,13 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    fn open(global: Global) -> Result<Self, CliError> {
+    /// Opens the store that the options name.
+    pub(crate) fn open(global: Global) -> Result<Self, CliError> {
         let cancel = Cancel::new().at("make", "an event")?;
         let signals = SignalDesk::open(&cancel).at("watch", "signals")?;
-        let engine = Engine::open(env::settings(global.home)?, cancel)?;
+        let reporter = Shown::new(global.progress, false);
+        let engine = Engine::open_with(env::settings(global.home)?, cancel, &reporter)?;
+        drop(reporter);
         Ok(Self { engine, signals, progress: global.progress })
     }
 
@@ -69,7 +72,7 @@ impl Context {
 pub(crate) fn dispatch(cli: Cli) -> ExitCode {
     let Cli { global, command } = cli;
     let result = match command {
-        Command::Init(args) => init::run(&args),
+        Command::Init(args) => init::run(&args, global),
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => completion::run(&args),
         Command::Schema(args) => schema::run(&args),

@@ -9,6 +9,7 @@ use kiln_core::{Digest, DiskOwner, Reference};
 use kiln_engine::EngineError;
 use kiln_store::{BuildRecord, StoreError};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
@@ -38,6 +39,8 @@ struct Shown {
     /// Owners of disks of other programs.
     disks: Vec<DiskOwner>,
     manifest: Manifest,
+    /// What protects the file of each artifact, by its role.
+    protection: BTreeMap<String, &'static str>,
     build: Option<BuildRecord>,
 }
 
@@ -58,7 +61,12 @@ pub(crate) fn run(context: &Context, args: &ShowArgs) -> CliResult {
         }
         Err(error) => return Err(error.into()),
     };
+    let mut protection = BTreeMap::new();
+    for artifact in &revision.manifest.artifacts {
+        protection.insert(artifact.role.to_string(), store.protection(&artifact.digest)?.as_str());
+    }
     let shown = Shown {
+        protection,
         // A tag that cannot be read is told by the list of tags.
         tags: store
             .tags()?
@@ -106,6 +114,16 @@ fn machine(context: &Context, args: &ShowArgs) -> CliResult {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Returns one word where all artifacts have the same protection, else one for each.
+fn protection(of: &BTreeMap<String, &'static str>) -> String {
+    let mut words = of.values();
+    let first = words.next().copied().unwrap_or_default();
+    if words.all(|word| *word == first) {
+        return first.to_owned();
+    }
+    of.iter().map(|(role, word)| format!("{role} {word}")).collect::<Vec<_>>().join(", ")
+}
+
 fn render(shown: &Shown) {
     let manifest = &shown.manifest;
     let disks: Vec<&str> = shown.disks.iter().map(DiskOwner::as_str).collect();
@@ -133,6 +151,7 @@ fn render(shown: &Shown) {
         let text = format!("{}  {} {}", artifact.digest, artifact.size.human(), artifact.format.as_str());
         rows.push(vec![artifact.role.to_string(), text]);
     }
+    rows.push(vec!["protection".to_owned(), protection(&shown.protection)]);
     for variant in &manifest.variants {
         let shape = variant.shape(&manifest.machine);
         let text = format!("{} vcpu, {} memory", shape.vcpus, shape.memory.human());

@@ -68,6 +68,8 @@ struct Line {
     size_bytes: Option<u64>,
     data_bytes: Option<u64>,
     index_rebuilt: bool,
+    /// What protects the file: `none`, `verity`, `immutable` or `verity+immutable`.
+    protection: &'static str,
     reason: Option<String>,
     quarantined: Option<String>,
     /// Start and end of damaged bytes.
@@ -86,6 +88,7 @@ impl Line {
             size_bytes: None,
             data_bytes: None,
             index_rebuilt: false,
+            protection: report.protection.as_str(),
             reason: None,
             quarantined: None,
             damaged_ranges: Vec::new(),
@@ -117,6 +120,10 @@ impl Line {
 
     fn details(&self) -> String {
         let mut text = String::new();
+        if self.protection != "none" {
+            text.push_str("; ");
+            text.push_str(self.protection);
+        }
         if self.index_rebuilt {
             text.push_str("; its lost index was made again");
         }

@@ -162,6 +162,33 @@ fn a_newer_store_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn init_sets_up_how_a_store_protects_its_artifacts() {
+    let context = context();
+    let told = context.kiln(["init", "--protect", "none"]);
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    assert!(told.stderr.contains("are protected by the setting none"), "{}", told.stderr);
+    assert!(!context.work().join("kiln.toml").exists(), "no recipe is written");
+    let finding = || {
+        let findings: serde_json::Value =
+            serde_json::from_str(&context.kiln(["doctor", "--json"]).stdout).unwrap();
+        findings.as_array().unwrap().iter().find(|f| f["check"] == "protection").unwrap().clone()
+    };
+    assert_eq!(finding()["detail"], "none for new artifacts, by the setting none");
+    context.kiln(["init", "--protect", "always"]).fails(2);
+    context.kiln(["init", "--protect", "auto", "web"]).fails(2);
+    let asked = context.kiln(["init", "--protect", "verity"]);
+    if asked.code == 0 {
+        assert_eq!(finding()["detail"], "verity for new artifacts, by the setting verity");
+    } else {
+        let refused = plain(&context, &asked.stderr);
+        assert!(refused.starts_with("error: the kernel or file system has not fs-verity for "), "{refused}");
+        assert!(refused.contains("try: kiln init --protect auto"), "{refused}");
+        assert_eq!(finding()["detail"], "none for new artifacts, by the setting none", "it stays");
+        assert_eq!(context.staged(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn the_doctor_names_what_mends_a_missing_qemu() {
     let context = context();
     let tools = context.work().join("tools");

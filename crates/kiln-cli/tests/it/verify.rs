@@ -26,10 +26,19 @@ fn damage(path: &Path, offset: u64) {
 #[test]
 fn damage_is_found_set_aside_and_repaired() {
     let context = context();
+    // Damage is done by writing, which fs-verity would not let happen.
+    context.kiln(["init", "--protect", "none"]).ok();
     let dir = recipe(&context, "web", "");
     let id = context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
     let ok = context.kiln(["verify", "web", "--json"]).json();
     assert_eq!((ok["whole"].as_bool(), ok["artifacts"].as_array().unwrap().len()), (Some(true), 3));
+    assert_eq!(ok["artifacts"][0]["protection"], "none");
+    assert_eq!(
+        context.kiln(["show", "web", "--json"]).json()["protection"],
+        serde_json::json!({"initrd": "none", "kernel": "none", "rootfs": "none"})
+    );
+    let shown = context.kiln(["show", "web"]).ok();
+    assert!(shown.lines().any(|line| line.split_whitespace().eq(["protection", "none"])), "{shown}");
     let rootfs = artifact(&context, "rootfs");
     damage(&rootfs, 70_000);
     let refused = context.kiln(["run", "--rm", "web", "--", "true"]).fails(1);

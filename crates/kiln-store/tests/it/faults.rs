@@ -42,6 +42,13 @@ impl Bench {
         Self { _dir: dir, home, sources }
     }
 
+    /// Makes a bench whose store is of version 0.
+    fn old() -> Self {
+        let bench = Self::new();
+        crate::migration::unpack(&bench.home);
+        bench
+    }
+
     /// Does operations that must succeed.
     #[track_caller]
     fn with(self, ops: &[Op]) -> Self {

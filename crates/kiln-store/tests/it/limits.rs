@@ -82,7 +82,7 @@ fn meta_json_has_a_largest_size() {
 }
 
 #[test]
-fn a_store_of_another_version_is_refused_and_not_touched() {
+fn a_store_of_a_newer_version_is_refused_and_not_touched() {
     let fixture = Fixture::new();
     let meta = fixture.store.root().join("meta.json");
     let open = |version| {
@@ -92,8 +92,6 @@ fn a_store_of_another_version_is_refused_and_not_touched() {
         assert_eq!(std::fs::read(&meta).unwrap(), before);
         error
     };
-    let StoreError::NotAStore { reason, .. } = open(0) else { panic!("version 0 was taken") };
-    assert_eq!(reason, "meta.json has version 0, the first is 1");
     assert!(matches!(open(2), StoreError::NewerStore { found: 2, known: 1, .. }));
     set_version(&meta, 1);
     Store::open(fixture.store.root()).unwrap();

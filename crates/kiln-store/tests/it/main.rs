@@ -11,6 +11,8 @@ mod collection;
 mod disks;
 mod faults;
 mod limits;
+mod migration;
+mod protection;
 mod revisions;
 
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};

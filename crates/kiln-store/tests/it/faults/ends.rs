@@ -88,6 +88,11 @@ fn no_point_is_dead() {
     let meta = dir.home.join("meta.json");
     let (_, points) = trace(|| kiln_sys::commit::write_file(&meta, b"{}", 0o644, keep));
     passed.extend(points.into_iter().map(str::to_owned));
+    // An older store is migrated by whatever opens it.
+    let old = Bench::old();
+    let (outcome, points) = trace(|| old.run(Op::Open));
+    assert_eq!(outcome, Outcome::Ok);
+    passed.extend(points.into_iter().map(str::to_owned));
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut known = fail_points(&crates.join("kiln-store/src"));
     known.extend(fail_points(&crates.join("kiln-sys/src")));
@@ -136,6 +141,30 @@ fn an_error_at_any_point_is_typed_and_the_work_can_be_done_again() {
                 }
                 check_and_retry(&bench, &steps, op, &(op, "error", number, point, nth));
             }
+        }
+    }
+}
+
+#[test]
+fn a_migration_that_is_killed_anywhere_is_finished_by_the_next_opening() {
+    let (outcome, points) = {
+        let old = Bench::old();
+        trace(|| old.run(Op::Open))
+    };
+    assert_eq!(outcome, Outcome::Ok);
+    for fault in [Fault::Kill, Fault::Error(ENOSPC)] {
+        let mut worker = Worker::spawn(WORKER);
+        for (point, nth) in points.iter().zip(1..) {
+            let old = Bench::old();
+            worker.order(&old.order(Op::Open, Some((nth, fault))));
+            let served = worker.served();
+            if fault == Fault::Kill {
+                assert_eq!(served, Served::Died(SIGKILL), "{point}");
+                worker = Worker::spawn(WORKER);
+            }
+            assert_eq!(old.run(Op::Open), Outcome::Ok, "after {fault:?} at {point}");
+            crate::migration::check_migrated(&old.store());
+            old.check(&(fault, "at", point));
         }
     }
 }
