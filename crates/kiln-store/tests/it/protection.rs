@@ -27,7 +27,8 @@ impl Protected {
         match fixture.store.set_protect(protect, &fixture.cancel, &mut |_| ()) {
             Err(StoreError::Protect(error)) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                writeln!(std::io::stderr(), "skipped: {error}: {cause}").unwrap();
+                let told = format_args!("skipped: {error}: {cause}\n");
+                std::io::stderr().write_fmt(told).unwrap();
                 None
             }
             other => other.map(|()| Some(Self { fixture })).unwrap(),
