@@ -6,8 +6,7 @@ use crate::parallel;
 use crate::summary::{Remember, Summaries};
 use crate::tag::TagEntry;
 use kiln_core::Digest;
-use kiln_sys::fs;
-use std::os::unix::fs::MetadataExt as _;
+use kiln_sys::stamp::OpenDir;
 
 /// What the file of an artifact takes up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,10 +44,12 @@ impl Store {
     fn look(&self, remember: Remember) -> StoreResult<Survey> {
         let tags = self.tags()?;
         let summaries = self.summarize_all(remember)?;
-        let artifacts = parallel::map(&self.artifact_ids()?, |digest| {
-            let meta = fs::metadata(&self.artifact_path(digest))?;
-            Ok(ArtifactUse { digest: *digest, length: meta.len(), allocated: meta.blocks() * 512 })
+        let directory = OpenDir::open(&self.root().join("artifacts"))?;
+        let artifacts = parallel::map(&self.artifact_ids()?, |digest| -> StoreResult<Option<ArtifactUse>> {
+            let sizes = directory.sizes(&digest.hex())?;
+            Ok(sizes.map(|(length, allocated)| ArtifactUse { digest: *digest, length, allocated }))
         });
-        Ok(Survey { tags, summaries, artifacts: artifacts.into_iter().collect::<StoreResult<_>>()? })
+        let artifacts = artifacts.into_iter().filter_map(Result::transpose).collect::<StoreResult<_>>()?;
+        Ok(Survey { tags, summaries, artifacts })
     }
 }

@@ -112,6 +112,16 @@ impl OpenDir {
         }
     }
 
+    /// Returns the length of a file and the bytes it takes up; `None` for a name that is not there.
+    pub fn sizes(&self, name: &str) -> IoResult<Option<(u64, u64)>> {
+        match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            #[expect(clippy::cast_sign_loss, reason = "neither is negative")]
+            Ok(stat) => Ok(Some((stat.st_size as u64, stat.st_blocks as u64 * 512))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error).at("inspect", self.path.join(name)),
+        }
+    }
+
     /// Returns the stamp of a regular file; `None` for a name that is not there, or that is a link or anything else.
     pub fn stamp(&self, name: &str) -> IoResult<Option<Stamp>> {
         let stat = match rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
