@@ -18,6 +18,7 @@ use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::{AgentOptions, Init};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
+use kiln_core::text::count;
 use kiln_guest::config::When;
 use kiln_sys::{Cancel, IoResultExt, ToolError, Toolbox, fs};
 use std::io::{BufWriter, Write as _};
@@ -113,7 +114,7 @@ fn run_directory(
 ) -> Result<BuildOutput, BuildError> {
     let check = Running::start(cx.reporter, Step::Check, source.root.display().to_string());
     let walked = tree::walk(&source.root, Some(cx.cancel), true)?;
-    check.done(format!("{} files", walked.size.inodes));
+    check.done(count(walked.size.inodes, "file"));
     need_space(cx, walked.size.bytes())?;
     let mut output = Output::default();
     boot_files(&plan.agent, &source.kernel, source.modules.as_deref(), cx, &mut output)?;
@@ -193,7 +194,7 @@ fn unpacked(tar: &Path, cx: &BuildContext<'_>) -> Result<Root, BuildError> {
     let check = Running::start(cx.reporter, Step::Check, tar.display().to_string());
     let open = unpack::check(tar, cx.cancel)?;
     let (size, listing) = (open.checked.size, open.checked.listing);
-    check.done(format!("{} files", size.inodes));
+    check.done(count(size.inodes, "file"));
     // Once as files, once in the disk.
     need_space(cx, size.bytes().saturating_mul(2))?;
     let step = Running::start(cx.reporter, Step::Unpack, ByteSize::from_bytes(size.bytes()).human());
@@ -266,7 +267,7 @@ fn boot_files(
     let config = initramfs::init_config(agent, &loaded)?;
     let path = output.file(cx, ArtifactRole::initrd(), "initrd", ArtifactFormat::Cpio);
     write(&path, |out| initramfs::write(out, AGENT, &config, &loaded))?;
-    step.done(format!("{} modules", loaded.len()));
+    step.done(count(loaded.len(), "module"));
     Ok(())
 }
 
@@ -286,7 +287,7 @@ fn disk(
         return Err(BuildError::InitMissing { path: program.clone() });
     }
     need_space(cx, size.bytes())?;
-    let step = Running::start(cx.reporter, Step::Disk, format!("{} files", size.inodes));
+    let step = Running::start(cx.reporter, Step::Disk, count(size.inodes, "file"));
     let path = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
     let (disk_min, scratch) = (plan.disk_min, cx.scratch);
     let request = DiskRequest { tree, ownership, size, disk_min, seed: listing, output: &path, scratch };
@@ -334,7 +335,7 @@ impl Output {
         self.fact("kiln", &cx.host.kiln_version);
         self.artifacts.sort_by(|a, b| a.role.cmp(&b.role));
         self.facts.sort();
-        let text = format!("{} files built", self.artifacts.len());
+        let text = format!("{} built", count(self.artifacts.len(), "file"));
         cx.reporter.event(BuildEvent::Note { text });
         BuildOutput { artifacts: self.artifacts, facts: self.facts }
     }

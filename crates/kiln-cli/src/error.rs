@@ -1,6 +1,7 @@
 //! From an error to what the user reads and the exit code the script reads.
 
 use crate::{env, hints, output};
+use kiln_core::text::count;
 use kiln_engine::EngineError;
 use std::error::Error as _;
 use std::process::ExitCode;
@@ -35,7 +36,7 @@ pub(crate) enum CliError {
         all: usize,
     },
     /// A verification found what is not whole.
-    #[error("{artifacts} artifacts and {revisions} revisions are not whole")]
+    #[error("{}", not_whole(*artifacts, *revisions))]
     Verify {
         /// Artifacts that are damaged or missing.
         artifacts: usize,
@@ -44,6 +45,15 @@ pub(crate) enum CliError {
         /// Whether a repair was tried.
         repaired: bool,
     },
+}
+
+fn not_whole(artifacts: usize, revisions: usize) -> String {
+    let (kind, are) = match (artifacts, revisions) {
+        (bad, 0) => (count(bad, "artifact"), bad != 1),
+        (0, bad) => (count(bad, "revision"), bad != 1),
+        _ => (format!("{} and {}", count(artifacts, "artifact"), count(revisions, "revision")), true),
+    };
+    format!("{kind} {} not whole", if are { "are" } else { "is" })
 }
 
 impl CliError {

@@ -20,6 +20,17 @@ pub fn clip(text: &str) -> String {
     out
 }
 
+/// Returns a number with what it counts, in the singular for 1. `noun` is an English one whose plural is regular.
+pub fn count(number: impl TryInto<u64>, noun: &str) -> String {
+    // What does not fit is no 1, and no count of things that are there.
+    let number = number.try_into().unwrap_or(u64::MAX);
+    match (number, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{number} {stem}ies"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
 /// Returns an error with its causes in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -51,6 +62,14 @@ mod tests {
         assert_eq!(nearest("memroy", ["vcpus", "memory"]), Some("memory"));
         assert_eq!(nearest("vcpu", ["vcpus", "memory"]), Some("vcpus"));
         assert_eq!(nearest("kernel", ["vcpus", "memory"]), None);
+    }
+
+    #[test]
+    fn one_is_singular_and_none_is_not() {
+        assert_eq!(count(0_u64, "revision"), "0 revisions");
+        assert_eq!(count(1_usize, "revision"), "1 revision");
+        assert_eq!(count(2_u32, "revision"), "2 revisions");
+        assert_eq!(count(1_u8, "entry") + ", " + &count(7_usize, "entry"), "1 entry, 7 entries");
     }
 
     #[test]

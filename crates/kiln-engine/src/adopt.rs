@@ -23,6 +23,7 @@ use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, HostFacts};
 use kiln_core::recipe::AgentOptions;
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
+use kiln_core::text::count;
 use kiln_core::variant::MachineShape;
 use kiln_core::{ArtifactRole, ByteSize, Digest, DiskOwner, Reference, RevisionSelector, Tag, TemplateName};
 use kiln_store::{AdoptDisk, BuildRecord, IngestFrom, Staging, StoreError};
@@ -95,7 +96,7 @@ impl Engine {
         self.sweep();
         let (stacks, clones) = step(reporter, "check", || {
             let found = self.scan_registry(request)?;
-            let text = format!("{} stacks, {} clones", found.0.len(), found.1.len());
+            let text = format!("{}, {}", count(found.0.len(), "stack"), count(found.1.len(), "clone"));
             EngineResult::Ok((found, text))
         })?;
         let mut waiting = waiting(reporter);

@@ -3,6 +3,7 @@
 use kiln_build::BuildError;
 use kiln_core::machine::EndCause;
 use kiln_core::recipe::RecipeError;
+use kiln_core::text::count;
 use kiln_guest::SessionError;
 use kiln_store::StoreError;
 use kiln_sys::{IoError, ToolError};
@@ -44,7 +45,7 @@ pub enum EngineError {
         path: PathBuf,
     },
     /// A directory of another program holds what cannot be taken over, or would have to.
-    #[error("{} of {} cannot be {action}; nothing was written", entries(problems.len()), path.display())]
+    #[error("{} of {} cannot be {action}; nothing was written", count(problems.len(), "entry"), path.display())]
     Registry {
         /// What was to be done with it: "imported", "exported".
         action: &'static str,
@@ -182,10 +183,6 @@ pub struct RegistryProblem {
     pub name: String,
     /// What is the matter with it.
     pub reason: String,
-}
-
-fn entries(count: usize) -> String {
-    if count == 1 { "1 entry".to_owned() } else { format!("{count} entries") }
 }
 
 fn said(log: &str) -> String {

@@ -4,6 +4,7 @@ use crate::error::{StoreError, StoreResult};
 use crate::hash::Content;
 use crate::index::{Index, SEGMENT_BYTES};
 use crate::layout::Store;
+use kiln_core::text::count;
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::{Cancel, clock, fs};
@@ -94,16 +95,16 @@ impl Store {
             return self.set_aside(digest, reason, ranges, segments);
         };
         let (ranges, segments) = difference(&index, &found, &unreadable);
+        let differ =
+            format!("{} {}", count(segments, "segment"), if segments == 1 { "differs" } else { "differ" });
         let reason = if let Some(first) = unreadable.first() {
-            let (count, at) = (unreadable.len(), first * SEGMENT_BYTES);
-            format!(
-                "{count} segments cannot be read, the first at byte {at}, and {segments} are damaged in all"
-            )
+            let (unread, at) = (count(unreadable.len(), "segment"), first * SEGMENT_BYTES);
+            format!("{unread} cannot be read, the first at byte {at}; {differ} in all")
         } else if index.length() == found.length() {
-            format!("{segments} segments differ")
+            differ
         } else {
             let (have, want) = (found.length(), index.length());
-            format!("it has {have} bytes instead of {want}, and {segments} segments differ")
+            format!("it has {have} bytes instead of {want}, and {differ}")
         };
         self.set_aside(digest, reason, ranges, segments)
     }

@@ -5,6 +5,7 @@ use crate::progress::{ProgressMode, Shown};
 use crate::signals::SignalDesk;
 use crate::{env, output};
 use clap::Args;
+use kiln_core::text::count;
 use kiln_engine::bench::{
     BENCHMARKS, BenchReport, BenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row, SIZE_MIB, SIZE_MIB_MAX,
     Verdict, bench_store, ingest_file,
@@ -246,7 +247,7 @@ fn text(report: &BenchReport) -> String {
 }
 
 fn row_text(row: &Row) -> String {
-    let mut text = format!("{}, {}, {} rounds\n", row.name, level(row.level), row.rounds);
+    let mut text = format!("{}, {}, {}\n", row.name, level(row.level), count(row.rounds, "round"));
     let memory = |measured: &Measured| measured.resident_max.map_or(String::new(), |size| size.human());
     let taken = |measured: &Measured| measured.allocated.map_or(String::new(), |size| size.human());
     let cells = |measured: &Measured, ratios: [String; 3], target: String| {

@@ -4,7 +4,7 @@ use super::Context;
 use crate::error::CliResult;
 use crate::output;
 use clap::Args;
-use kiln_core::{ByteSize, Digest, TimeSpan};
+use kiln_core::{ByteSize, Digest, TimeSpan, text};
 use kiln_engine::collect::CollectReport;
 use kiln_store::CollectPolicy;
 use serde::Serialize;
@@ -132,12 +132,14 @@ fn render(args: &GcArgs, report: &CollectReport) {
         let text = "cannot be read: no artifact is collected while it is there";
         output::tell(&format!("revision {} {text}; kiln rm {id} removes it", id.short()));
     }
-    let (revisions, artifacts) = (plan.revisions.len(), plan.artifacts.len());
+    let revisions = text::count(plan.revisions.len(), "revision");
+    let artifacts = text::count(plan.artifacts.len(), "artifact");
     let freed = plan.freed().human();
     let went = if args.dry_run { "would go to the trash" } else { "went to the trash" };
-    output::tell(&format!("{revisions} revisions and {artifacts} artifacts ({freed}) {went}"));
-    let (kept, bytes) = (plan.kept_revisions, plan.kept.human());
+    output::tell(&format!("{revisions} and {artifacts} ({freed}) {went}"));
+    let kept = text::count(plan.kept_revisions, "revision");
+    let (stay, bytes) = (if plan.kept_revisions == 1 { "stays" } else { "stay" }, plan.kept.human());
     let trash = report.in_trash.human();
     let deleted = report.deleted.human();
-    output::tell(&format!("{kept} revisions ({bytes}) stay; {deleted} deleted, {trash} in the trash"));
+    output::tell(&format!("{kept} ({bytes}) {stay}; {deleted} deleted, {trash} in the trash"));
 }

@@ -49,10 +49,10 @@ fn damage_is_found_set_aside_and_repaired() {
     assert!(
         found
             .stdout
-            .contains("damaged (web:latest rootfs): 1 segments differ (bytes 65536-131072); moved to ")
+            .contains("damaged (web:latest rootfs): 1 segment differs (bytes 65536-131072); moved to ")
     );
     insta::assert_snapshot!(plain(&context, &found.stderr), @r"
-    error: 1 artifacts and 0 revisions are not whole
+    error: 1 artifact is not whole
     try: kiln verify --all --repair builds them again
     ");
     assert!(!rootfs.exists());

@@ -5,6 +5,7 @@ use super::material::{HOLLOW_FACTOR, Subject, write_random};
 use super::report::{Level, Row, Verdict, ratio};
 use crate::{EngineError, EngineResult};
 use kiln_core::machine::CloneMethod;
+use kiln_core::text::count;
 use kiln_store::{CloneChoice, CloneRequest, IngestFrom};
 use kiln_sys::measure::{Usage, timed};
 use kiln_sys::{IoResultExt as _, copy, fs};
@@ -259,7 +260,7 @@ impl Clones<'_> {
                 self.ours(&plain, CloneMethod::Reflink, false)
             })
             .floor("the bare call on the file that is whole", || self.bare(&whole))
-            .note(format!("{before} extents outside, {after} in the store"))
+            .note(format!("{} outside, {after} in the store", count(before, "extent")))
             .note(format!(
                 "the ingest took {:.1} ms once, {:.1} ms for the file that is whole",
                 usage.wall.as_secs_f64() * 1e3,
