@@ -1,6 +1,7 @@
 //! Artifacts: files named by the digest of their index.
 
 use crate::error::{StoreError, StoreResult};
+use crate::file_hash::stamp;
 use crate::hash::hash_file_with_blocks;
 use crate::index::{INDEX_BYTES_MAX, Index};
 use crate::layout::Store;
@@ -44,6 +45,9 @@ pub struct Ingested {
 
 impl Store {
     /// Takes a file into the store. The caller holds the store's lock until a revision refers to the artifact.
+    ///
+    /// # Errors
+    /// [`StoreError::Changed`] when a file from outside is written to meanwhile: a copy of it may be of neither content.
     pub fn ingest(
         &self,
         path: &Path,
@@ -90,6 +94,7 @@ impl Store {
 
     fn copy_in(&self, path: &Path, staging: &Staging, cancel: &Cancel) -> StoreResult<std::path::PathBuf> {
         let source = fs::open(path)?;
+        let before = stamp(&source, path)?;
         let own = staging.path().join(format!("in-{}", kiln_sys::clock::random_hex::<8>()));
         fail::point("ingest.create", &own)?;
         let target = fs::create_new(&own)?;
@@ -102,6 +107,9 @@ impl Store {
         } else if !copy::reflink(&source, &target, &own)? {
             self.need_space(data)?;
             copy::sparse_copy(&source, &target, &own, Some(cancel))?;
+        }
+        if stamp(&source, path)? != before {
+            return Err(StoreError::Changed { path: path.to_owned() });
         }
         Ok(own)
     }

@@ -7,6 +7,7 @@
 
 mod artifacts;
 mod blocks;
+mod changes;
 mod collection;
 mod disks;
 mod faults;
