@@ -68,6 +68,14 @@ pub enum StoreError {
         /// The disks' owners.
         owners: Vec<DiskOwner>,
     },
+    /// Leases keep it.
+    #[error("revision {} is kept by the lease {}", revision.short(), leases.join(", "))]
+    Leased {
+        /// The revision.
+        revision: Digest,
+        /// The leases that have not ended.
+        leases: Vec<String>,
+    },
     /// An owner has a disk of another revision.
     #[error("the disk of `{owner}` was made from revision {have}, not from {want}")]
     Mismatch {

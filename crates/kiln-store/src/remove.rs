@@ -4,7 +4,7 @@ use crate::error::{StoreError, StoreResult};
 use crate::layout::{Store, StoreLock};
 use crate::summary::Remember;
 use kiln_core::Digest;
-use kiln_sys::{fail, fs};
+use kiln_sys::{clock, fail, fs};
 use std::collections::HashSet;
 
 /// What a removal freed.
@@ -31,7 +31,7 @@ impl Store {
         Ok(names)
     }
 
-    /// Refuses when a machine or a disk uses a revision, or could.
+    /// Refuses when a machine or a disk uses a revision, or could, or a lease keeps it.
     pub fn check_unused(&self, revision: &Digest) -> StoreResult<()> {
         let machines = self.machines_of(revision)?;
         if !machines.is_empty() {
@@ -41,10 +41,19 @@ impl Store {
         if !owners.is_empty() {
             return Err(StoreError::HasDisks { revision: *revision, owners });
         }
+        let now = clock::now_unix_ms();
+        let leases = self.leases()?.into_iter();
+        let leases: Vec<String> = leases
+            .filter(|lease| lease.revision == *revision && lease.holds_at(now))
+            .map(|lease| lease.id)
+            .collect();
+        if !leases.is_empty() {
+            return Err(StoreError::Leased { revision: *revision, leases });
+        }
         Ok(())
     }
 
-    /// Removes a revision without tags, machines and disks, and the artifacts only it had. `alone` is the store's lock,
+    /// Removes a revision without tags, machines, disks and leases, and the artifacts only it had. `alone` is the store's lock,
     /// held exclusively: nobody can begin to use them meanwhile.
     pub fn remove_revision(&self, id: &Digest, alone: &StoreLock) -> StoreResult<Removed> {
         self.check_unused(id)?;

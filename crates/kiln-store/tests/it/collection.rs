@@ -76,6 +76,12 @@ fn leases_keep_until_they_end() {
     assert_eq!(collect(&fixture, &policy(1)), []);
     let reason = Root::Lease { id: lease.id.clone(), reason: "a test".to_owned() };
     assert_eq!(fixture.store.why(&id, 1).unwrap(), [reason]);
+    let remove = || {
+        let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+        fixture.store.remove_revision(&id, &alone)
+    };
+    let Err(StoreError::Leased { revision, leases }) = remove() else { panic!("a leased revision went") };
+    assert_eq!((revision, leases), (id, vec![lease.id.clone()]));
     fixture.store.renew_lease(&lease.id, Duration::ZERO).unwrap();
     assert!(matches!(
         fixture.store.renew_lease(&lease.id, Duration::from_secs(9)),
