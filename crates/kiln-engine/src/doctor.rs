@@ -173,6 +173,11 @@ impl Engine {
 
     fn check_records(&self) -> EngineResult<Finding> {
         let mut damaged: Vec<String> = Vec::new();
+        for entry in self.store.tags()? {
+            if entry.record.is_err() {
+                damaged.push(format!("{}:{}", entry.template, entry.tag));
+            }
+        }
         for id in self.store.revision_ids()? {
             if self.store.revision(&id).is_err() {
                 damaged.push(id.short());
@@ -187,7 +192,7 @@ impl Engine {
             check: "records".to_owned(),
             health: if damaged.is_empty() { Health::Ok } else { Health::Fail },
             detail: if damaged.is_empty() {
-                "all revisions and machines can be read".to_owned()
+                "all tags, revisions and machines can be read".to_owned()
             } else {
                 format!("damaged: {}", damaged.join(", "))
             },

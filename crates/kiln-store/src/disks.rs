@@ -14,6 +14,7 @@ use crate::file_hash::{FileHash, hash_plain};
 use crate::layout::Store;
 use crate::overlay;
 use crate::staging::Staging;
+use crate::tag::TagEntry;
 use kiln_core::machine::{CloneMethod, CloneRecord};
 use kiln_core::revision::{Artifact, InvalidManifest};
 use kiln_core::{ArtifactRole, ByteSize, Digest, DiskOwner, Reference, Tag, TemplateName};
@@ -56,9 +57,9 @@ pub struct DiskTemplate {
     pub template: TemplateName,
     /// The tag.
     pub tag: Tag,
-    /// The revision it points to.
-    pub revision: Digest,
-    /// The root file system, with digest and size, or what is wrong with this revision.
+    /// The revision it points to; none when that cannot be read.
+    pub revision: Option<Digest>,
+    /// The root file system, with digest and size, or what is wrong with this tag or revision.
     pub rootfs: StoreResult<Artifact>,
 }
 
@@ -159,15 +160,16 @@ impl Disk {
 }
 
 impl Disks<'_> {
-    /// Lists all tags with the root file systems that disks of them begin with. A damaged revision is an error in its
-    /// place, not the end of the list.
+    /// Lists all tags with the root file systems that disks of them begin with. A damaged tag or revision is an error in
+    /// its place, not the end of the list.
     pub fn templates(&self) -> StoreResult<Vec<DiskTemplate>> {
         let mut found = Vec::new();
-        for entry in self.store.templates()? {
-            for (tag, record) in entry.tags {
-                let (template, revision) = (entry.name.clone(), record.revision);
-                found.push(DiskTemplate { template, tag, revision, rootfs: self.rootfs(&revision) });
-            }
+        for TagEntry { template, tag, record } in self.store.tags()? {
+            let (revision, rootfs) = match record {
+                Ok(record) => (Some(record.revision), self.rootfs(&record.revision)),
+                Err(error) => (None, Err(error)),
+            };
+            found.push(DiskTemplate { template, tag, revision, rootfs });
         }
         Ok(found)
     }

@@ -180,9 +180,9 @@ impl Store {
             if let Some(id) = self.listed_id(template, tag, pinned)? {
                 return Ok(id);
             }
-            let names: Vec<String> =
-                self.templates()?.into_iter().map(|entry| entry.name.as_str().to_owned()).collect();
-            let near = kiln_core::text::nearest(template.as_str(), names.iter().map(String::as_str));
+            let tags = self.tags()?;
+            let near =
+                kiln_core::text::nearest(template.as_str(), tags.iter().map(|tag| tag.template.as_str()));
             let similar = near.map(str::to_owned).into_iter().take(SIMILAR_MAX).collect();
             return Err(StoreError::NotFound { kind: "template", name: template.to_string(), similar });
         };

@@ -47,6 +47,24 @@ fn a_tag_goes_back_and_forth_and_comes_back_when_removed() {
 }
 
 #[test]
+fn a_damaged_tag_is_a_line_and_can_be_removed() {
+    let context = context();
+    let [_, two] = two_revisions(&context);
+    context.kiln(["tag", "web", "web:v1"]).ok();
+    std::fs::write(context.home().join("templates/web/tags/v1.json"), "{").unwrap();
+    let listed = context.kiln(["ls", "--json"]).json();
+    assert_eq!((&listed[0]["revision"], &listed[0]["damaged"]), (&two.as_str().into(), &false.into()));
+    assert_eq!((&listed[1]["tag"], &listed[1]["damaged"]), (&"v1".into(), &true.into()));
+    assert_eq!(context.kiln(["ls", "-q"]).ok(), "web:latest\nweb:v1\n");
+    assert_eq!(context.kiln(["doctor", "--json"]).code, 1);
+    let stopped = context.kiln(["gc", "--keep-last", "1"]).fails(1);
+    assert!(stopped.contains("try: kiln untag web:v1 sets it aside"), "{stopped}");
+    assert_eq!(context.kiln(["untag", "web:v1"]).ok(), "web:v1\n");
+    context.kiln(["tag", "web", "web:v1"]).ok();
+    assert_eq!(revision(&context, "web:v1"), two);
+}
+
+#[test]
 fn space_is_freed_and_nothing_that_is_kept() {
     let context = context();
     let [one, two] = two_revisions(&context);

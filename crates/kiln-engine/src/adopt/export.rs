@@ -135,7 +135,9 @@ impl Engine {
         };
         let all: Vec<Reference>;
         let references = if request.references.is_empty() {
-            all = self.store.templates()?.into_iter().map(|entry| latest(entry.name)).collect();
+            let mut names: Vec<_> = self.store.tags()?.into_iter().map(|entry| entry.template).collect();
+            names.dedup();
+            all = names.into_iter().map(latest).collect();
             &all
         } else {
             request.references

@@ -53,6 +53,45 @@ fn tags_keep_a_log_and_pins_are_compared() {
 }
 
 #[test]
+fn a_tag_that_cannot_be_read_is_one_line_and_hides_no_other() {
+    let fixture = Fixture::new();
+    let id = fixture.revision(b"kernel", b"root");
+    let store = &fixture.store;
+    for name in ["db", "web"] {
+        store.set_tag(&name.parse().unwrap(), &Tag::latest(), &id, "build").unwrap();
+    }
+    std::fs::write(store.root().join("templates/db/tags/latest.json"), "{").unwrap();
+    let tags = store.tags().unwrap();
+    let names: Vec<&str> = tags.iter().map(|entry| entry.template.as_str()).collect();
+    assert_eq!(names, ["db", "web"]);
+    assert!(matches!(tags[0].record, Err(StoreError::Damaged { .. })));
+    assert_eq!(tags[1].record.as_ref().unwrap().revision, id);
+    let disks = store.disks(&fixture.cancel);
+    let templates = disks.templates().unwrap();
+    assert_eq!((templates[0].revision, templates[1].revision), (None, Some(id)));
+    assert!(templates[0].rootfs.is_err() && templates[1].rootfs.is_ok());
+    // Others are found, and what is not there is not found.
+    assert_eq!(store.resolve(&reference("web")).unwrap().id, id);
+    let missing = store.resolve(&reference("wev")).unwrap_err();
+    assert!(matches!(missing, StoreError::NotFound { kind: "template", similar, .. } if similar == ["web"]));
+    // It may point to anything.
+    assert!(matches!(store.templates(), Err(StoreError::Damaged { .. })));
+    assert!(matches!(store.roots(1), Err(StoreError::Damaged { .. })));
+}
+
+#[test]
+fn a_template_that_is_a_link_is_one_wherever_it_is_looked_for() {
+    let fixture = Fixture::new();
+    let id = fixture.revision(b"kernel", b"root");
+    fixture.store.set_tag(&"web".parse().unwrap(), &Tag::latest(), &id, "build").unwrap();
+    std::os::unix::fs::symlink("web", fixture.store.root().join("templates/www")).unwrap();
+    let found = fixture.store.template(&"www".parse().unwrap()).unwrap();
+    let listed = fixture.store.templates().unwrap();
+    assert_eq!(found.as_ref(), listed.iter().find(|entry| entry.name.as_str() == "www"));
+    assert!(found.is_some(), "its revision is kept as its tag says");
+}
+
+#[test]
 fn a_tag_to_nothing_is_refused() {
     let fixture = Fixture::new();
     let name = "web".parse().unwrap();
