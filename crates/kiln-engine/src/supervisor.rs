@@ -343,7 +343,7 @@ impl Engine {
         let caps = vmm.probe()?;
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let bytes = serde_json::to_vec(&caps).unwrap();
-        kiln_sys::commit::write_file(&path, &bytes, 0o644, kiln_sys::commit::Existing::Replace)?;
+        crate::kvm_cache::remember(&path, &bytes)?;
         Ok((vmm, caps))
     }
 

@@ -2,6 +2,7 @@
 
 use crate::error::{StoreError, StoreResult};
 use crate::layout::Store;
+use crate::parallel;
 use kiln_core::reference::DIGEST_PREFIX_CHARS_MIN;
 use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::{Digest, Reference, RevisionSelector, Tag, TemplateName};
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 const BUILD_RECORD_VERSION: u32 = 1;
 /// The largest build record that is read, in bytes.
 pub(crate) const BUILD_RECORD_BYTES_MAX: usize = 1 << 20;
+/// The largest entry of the cache of builds that is read, in bytes.
+const CACHE_ENTRY_BYTES_MAX: usize = 128;
 /// The most candidates that are named when nothing has the wanted name.
 const SIMILAR_MAX: usize = 3;
 
@@ -194,12 +197,40 @@ impl Store {
         }
     }
 
+    /// Forgets the builds whose revision is gone; returns how many. It needs no lock: what is forgotten while its
+    /// revision comes back is only built again.
+    pub fn forget_builds(&self) -> StoreResult<usize> {
+        let directory = self.root().join("cache/v1/builds");
+        let keys = fs::list_dir_where(&directory, |name| Digest::from_hex(name.to_str()?).ok())?;
+        let built = parallel::map(&keys, |key| self.built(key));
+        let mut forgotten = 0;
+        for (key, built) in keys.iter().zip(built) {
+            if built?.is_none() {
+                fs::remove_file(&self.cache_path(key))?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// Returns the revision that the cache names for a key, where there is still one.
+    fn built(&self, key: &Digest) -> StoreResult<Option<Digest>> {
+        let bytes = match fs::read_optional(&self.cache_path(key), CACHE_ENTRY_BYTES_MAX) {
+            // Larger than an entry can be: it is none, as other bytes that are none.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => None,
+            read => read?,
+        };
+        let text = bytes.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let id = text.and_then(|text| text.trim().parse().ok());
+        match id {
+            Some(id) if fs::exists(&self.revision_path(&id))? => Ok(Some(id)),
+            _ => Ok(None),
+        }
+    }
+
     /// Returns the revision that a build with this key made, if the cache knows and the store still has it whole.
     pub fn cached_build(&self, key: &Digest, cancel: &Cancel) -> StoreResult<Option<Revision>> {
-        let Some(bytes) = fs::read_optional(&self.cache_path(key), 128)? else { return Ok(None) };
-        let Some(id) = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok()) else {
-            return Ok(None);
-        };
+        let Some(id) = self.built(key)? else { return Ok(None) };
         let revision = match self.revision(&id) {
             Ok(revision) => revision,
             Err(

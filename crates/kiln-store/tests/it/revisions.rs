@@ -140,6 +140,26 @@ fn a_cached_build_counts_only_while_it_is_whole() {
 }
 
 #[test]
+fn builds_of_revisions_that_are_gone_are_forgotten() {
+    let fixture = Fixture::new();
+    let store = &fixture.store;
+    let (one, two) = (fixture.revision(b"kernel", b"one"), fixture.revision(b"kernel", b"two"));
+    let keys = [b"a", b"b", b"c", b"d"].map(|key| Digest::of(key));
+    for (key, id) in keys.iter().zip([&one, &one, &two]) {
+        store.remember_build(key, id).unwrap();
+    }
+    let builds = store.root().join("cache/v1/builds");
+    std::fs::write(builds.join(keys[3].hex()), "garbage").unwrap();
+    std::fs::write(builds.join("not-a-key"), "").unwrap();
+    let alone = store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+    store.remove_revision(&one, &alone).unwrap();
+    assert_eq!(store.forget_builds().unwrap(), 3, "two of the revision, and what names none");
+    assert_eq!(store.forget_builds().unwrap(), 0);
+    assert_eq!(store.cached_build(&keys[2], &fixture.cancel).unwrap().unwrap().id, two);
+    assert_eq!(std::fs::read_dir(builds).unwrap().count(), 2, "what is no entry of the cache is left alone");
+}
+
+#[test]
 fn an_interrupted_creation_is_finished() {
     let fixture = Fixture::new();
     let home = fixture.dir.path().join("other");
