@@ -230,3 +230,27 @@ fn input(field: &'static str, base: &Path, path: &Path, directory: bool) -> Resu
     }
     Ok(fs::canonicalize(&path)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_key_do_not_run_into_each_other() {
+        let digest = |values: &[&[&str]]| {
+            let mut parts = Parts::default();
+            values.iter().for_each(|value| parts.add("part", value));
+            parts.digest(false)
+        };
+        let keys = [
+            digest(&[&["a:b"], &["c"]]),
+            digest(&[&["a"], &["b:c"]]),
+            digest(&[&["a", "b"], &["c"]]),
+            digest(&[&["a"], &["b", "c"]]),
+            digest(&[&["a\",\"b"], &["c"]]),
+            digest(&[&["a b c"], &[]]),
+        ];
+        let different: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(different.len(), keys.len());
+    }
+}

@@ -21,7 +21,7 @@ pub enum FileSystem {
 #[derive(Debug)]
 pub struct Mounted {
     path: PathBuf,
-    _scratch: ScratchDir,
+    scratch: ScratchDir,
 }
 
 impl Mounted {
@@ -55,7 +55,24 @@ impl Mounted {
             );
             return None;
         }
-        Some(Self { path, _scratch: scratch })
+        Some(Self { path, scratch })
+    }
+
+    /// Returns what a loss of power would leave now, mounted elsewhere: what was written and not synced may be gone.
+    /// For file systems that lie on a disk.
+    pub fn after_power_loss(&self) -> Self {
+        let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let (image, path) = (scratch.path().join("image"), scratch.path().join("mount"));
+        std::fs::create_dir(&path).unwrap();
+        // The image has what the file system sent to its disk, and nothing of its memory.
+        let script = "cp --sparse=always \"$1\" \"$2\" && mount -o loop \"$2\" \"$3\"";
+        let status = Command::new("sh")
+            .args(["-c", script, "sh"])
+            .args([&self.scratch.path().join("image"), &image, &path])
+            .status()
+            .unwrap();
+        assert!(status.success(), "the copy of {} cannot be mounted", self.path.display());
+        Self { path, scratch }
     }
 
     /// Returns where it is mounted.

@@ -133,6 +133,68 @@ fn verification_names_what_is_damaged_and_keeps_it() {
     assert_eq!(verify(), Verdict::Intact { size: artifact.size, data, index_rebuilt: false });
 }
 
+#[test]
+fn an_artifact_without_its_seal_is_read() {
+    let fixture = Fixture::new();
+    let artifact = fixture.artifact(ArtifactRole::rootfs(), b"content");
+    let seal = fixture.store.root().join("indexes").join(format!("{}.seal", artifact.digest.hex()));
+    let check = || fixture.store.check_artifact(&artifact.digest, artifact.size);
+    for bytes in [None, Some("{}")] {
+        std::fs::remove_file(&seal).unwrap();
+        if let Some(bytes) = bytes {
+            std::fs::write(&seal, bytes).unwrap();
+        }
+        assert!(matches!(check(), Err(StoreError::Unsealed { .. })), "{bytes:?}");
+        fixture.store.ensure_artifact(&artifact.digest, artifact.size, &fixture.cancel, &mut |_| ()).unwrap();
+        check().unwrap();
+    }
+}
+
+#[test]
+fn an_artifact_is_replaced_when_damaged_and_never_written_into() {
+    let fixture = Fixture::new();
+    let artifact = fixture.artifact(ArtifactRole::rootfs(), b"content");
+    let path = fixture.store.artifact_path(&artifact.digest);
+    let before = std::fs::metadata(&path).unwrap();
+    assert_eq!(fixture.artifact(ArtifactRole::rootfs(), b"content").digest, artifact.digest);
+    let after = std::fs::metadata(&path).unwrap();
+    assert_eq!((before.ino(), before.ctime_nsec()), (after.ino(), after.ctime_nsec()), "it stays as it is");
+    // Somebody has the file open while it is found damaged and comes again.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    std::fs::write(&path, b"damaged").unwrap();
+    let held = File::open(&path).unwrap();
+    assert_eq!(fixture.artifact(ArtifactRole::rootfs(), b"content").digest, artifact.digest);
+    let mut bytes = [0; 7];
+    held.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"damaged", "its file is another");
+    assert_eq!(std::fs::read(&path).unwrap(), b"content");
+    fixture.store.check_artifact(&artifact.digest, artifact.size).unwrap();
+}
+
+#[test]
+fn what_is_no_regular_file_is_no_artifact() {
+    let fixture = Fixture::new();
+    let artifact = fixture.artifact(ArtifactRole::rootfs(), b"content");
+    let path = fixture.store.artifact_path(&artifact.digest);
+    let elsewhere = fixture.dir.path().join("elsewhere");
+    std::fs::rename(&path, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+    let check = fixture.store.check_artifact(&artifact.digest, artifact.size);
+    assert!(matches!(check, Err(StoreError::Damaged { .. })), "{check:?}");
+    let dir = fixture.dir.path().join("clone");
+    std::fs::create_dir(&dir).unwrap();
+    assert!(clone(&fixture, &artifact, &dir, CloneChoice::Auto).is_err());
+    let verdict = fixture.store.verify_artifact(&artifact.digest, &fixture.cancel).unwrap();
+    assert!(matches!(verdict, Verdict::Damaged(_)), "{verdict:?}");
+    assert_eq!(std::fs::read(&elsewhere).unwrap(), b"content", "what the link led to is not the store's");
+    // A pipe that nobody writes to keeps nobody waiting.
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let verdict = fixture.store.verify_artifact(&artifact.digest, &fixture.cancel).unwrap();
+    assert!(matches!(verdict, Verdict::Damaged(_)), "{verdict:?}");
+    assert_eq!(fixture.artifact(ArtifactRole::rootfs(), b"content").digest, artifact.digest);
+}
+
 fn clone(
     fixture: &Fixture,
     artifact: &kiln_core::revision::Artifact,

@@ -18,10 +18,23 @@ fn grow() {
     file.write_all(b"more").unwrap();
 }
 
+/// Releases the disk of `vm` in the store at [`TARGET`].
+fn release() {
+    let home = TARGET.with_borrow(Clone::clone);
+    let cancel = kiln_sys::Cancel::new().unwrap();
+    let store = kiln_store::Store::open(&home).unwrap();
+    assert!(!store.disks(&cancel).release(&"vm".parse().unwrap()).unwrap(), "there is none yet");
+}
+
 /// Does `work` and lets `path` grow when this thread passes `point`.
 fn growing_at<T>(point: &str, path: &Path, work: impl FnOnce() -> T) -> T {
+    calling_at(point, grow, path, work)
+}
+
+/// Does `work` and calls `call` when this thread passes `point`.
+fn calling_at<T>(point: &str, call: fn(), path: &Path, work: impl FnOnce() -> T) -> T {
     TARGET.set(path.to_owned());
-    arm(point, 1, Action::Call(grow));
+    arm(point, 1, Action::Call(call));
     let result = work();
     assert!(!disarm(), "nothing passed {point}");
     result
@@ -64,4 +77,25 @@ fn a_disk_that_changes_while_it_is_taken_over_is_refused_and_leaves_nothing() {
     assert!(disks.get(&owner).unwrap().is_none());
     assert_eq!(std::fs::read_dir(fixture.store.root().join("staging")).unwrap().count(), 0);
     assert_eq!(adopt().unwrap().record().size.bytes(), 17);
+}
+
+#[test]
+fn a_release_while_a_disk_is_made_takes_nothing_away_and_leaves_nothing_behind() {
+    let fixture = Fixture::new();
+    let revision = fixture.revision(b"kernel", b"root");
+    fixture.store.set_tag(&"web".parse().unwrap(), &Tag::latest(), &revision, "build").unwrap();
+    let (owner, reference): (DiskOwner, Reference) = ("vm".parse().unwrap(), "web".parse().unwrap());
+    let disks = fixture.store.disks(&fixture.cancel);
+    let make = || disks.clone_for(&owner, &reference, kiln_store::CloneChoice::Auto);
+    for point in ["clone.create", "clone.mode", "commit.dir-rename"] {
+        let made = calling_at(point, release, fixture.store.root(), make).unwrap();
+        assert!(!made.existed);
+        std::fs::write(made.disk.path(), b"mine").unwrap();
+        assert!(disks.get(&owner).unwrap().is_some(), "{point}");
+        assert!(disks.release(&owner).unwrap());
+        assert_eq!(std::fs::read_dir(fixture.store.root().join("staging")).unwrap().count(), 0);
+        // The name is free again, and nothing of the former disk comes back with it.
+        assert_eq!(std::fs::read(make().unwrap().disk.path()).unwrap(), b"root");
+        assert!(disks.release(&owner).unwrap());
+    }
 }

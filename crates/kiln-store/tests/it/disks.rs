@@ -105,9 +105,10 @@ fn a_disk_that_is_not_as_recorded_is_named_and_can_be_released() {
     let (fixture, id) = with_web(&[1; 1024]);
     let disks = disks(&fixture);
     type Spoil<'a> = &'a dyn Fn(&Path);
-    let spoil: [(&str, Spoil<'_>); 6] = [
+    let spoil: [(&str, Spoil<'_>); 7] = [
         ("it is not there", &|dir| std::fs::remove_file(dir.join("disk.raw")).unwrap()),
         ("it has 5 bytes", &|dir| std::fs::write(dir.join("disk.raw"), b"short").unwrap()),
+        ("it has 2048 bytes", &|dir| std::fs::write(dir.join("disk.raw"), [9; 2048]).unwrap()),
         ("not a regular file", &|dir| {
             std::fs::remove_file(dir.join("disk.raw")).unwrap();
             std::os::unix::fs::symlink("/etc/hostname", dir.join("disk.raw")).unwrap();
@@ -125,6 +126,13 @@ fn a_disk_that_is_not_as_recorded_is_named_and_can_be_released() {
             assert!(
                 matches!(error, StoreError::Damaged { .. }) && error.to_string().contains(reason),
                 "{error}"
+            );
+        }
+        if reason == "it has 2048 bytes" {
+            assert_eq!(
+                std::fs::read(disk.path()).unwrap(),
+                [9; 2048],
+                "whose length is strange is not made anew"
             );
         }
         assert_eq!(disks.list().unwrap().len(), 1, "one bad disk does not hide the others");

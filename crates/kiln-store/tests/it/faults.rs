@@ -6,6 +6,7 @@
 mod ends;
 mod model;
 mod op;
+mod power;
 mod races;
 mod space;
 mod twin;
@@ -53,8 +54,15 @@ impl Bench {
     #[track_caller]
     fn with(self, ops: &[Op]) -> Self {
         for op in ops {
-            assert_eq!(self.run(*op), Outcome::Ok, "{op:?}");
+            self.run_ok(*op);
         }
+        self
+    }
+
+    /// Does an operation that must succeed.
+    #[track_caller]
+    fn run_ok(&self, op: Op) -> &Self {
+        assert_eq!(self.run(op), Outcome::Ok, "{op:?}");
         self
     }
 

@@ -92,6 +92,47 @@ fn a_template_that_is_a_link_is_one_wherever_it_is_looked_for() {
 }
 
 #[test]
+fn names_that_are_none_of_the_stores_are_left_alone() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let fixture = Fixture::new();
+    let id = fixture.revision(b"kernel", b"root");
+    let store = &fixture.store;
+    for tag in ["v1", "v1.json"] {
+        store.set_tag(&"web".parse().unwrap(), &tag.parse().unwrap(), &id, "tag").unwrap();
+    }
+    let look = || {
+        let tags: Vec<String> = store.tags().unwrap().iter().map(|entry| entry.tag.to_string()).collect();
+        let (revisions, artifacts) = (store.revision_ids().unwrap(), store.artifact_ids().unwrap());
+        let (leases, owners) = (store.leases().unwrap(), store.disk_owners().unwrap());
+        (tags, revisions, artifacts, leases.len(), owners.len(), store.machines().unwrap().len())
+    };
+    let before = look();
+    assert_eq!(before.0, ["v1", "v1.json"], "a name that ends so is another name");
+    let strays: [&[u8]; 6] = [b"README", b"with space", b"UPPER", b"\xff\xfe", b".hidden.json", b"a\nb"];
+    let mut left = Vec::new();
+    for dir in
+        ["artifacts", "indexes", "revisions", "templates/web/tags", "leases", "clones", "machines", "staging"]
+    {
+        for stray in strays {
+            let path = store.root().join(dir).join(std::ffi::OsStr::from_bytes(stray));
+            std::fs::write(&path, "?").unwrap();
+            left.push(path);
+        }
+    }
+    assert_eq!(look(), before);
+    store.sweep_staging().unwrap();
+    let alone = store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+    let plan = store.plan_collection(&kiln_store::CollectPolicy::default()).unwrap();
+    assert_eq!((plan.revisions.len(), plan.artifacts.len()), (0, 0));
+    store.remove_tag(&"web".parse().unwrap(), &"v1".parse().unwrap()).unwrap();
+    store.remove_tag(&"web".parse().unwrap(), &"v1.json".parse().unwrap()).unwrap();
+    let plan = store.plan_collection(&kiln_store::CollectPolicy::default()).unwrap();
+    store.collect(&plan, &alone).unwrap();
+    assert_eq!(store.artifact_ids().unwrap(), []);
+    assert!(left.iter().all(|path| path.exists()), "nothing of others went");
+}
+
+#[test]
 fn a_tag_to_nothing_is_refused() {
     let fixture = Fixture::new();
     let name = "web".parse().unwrap();
