@@ -103,11 +103,22 @@ fn space() -> Vec<String> {
 /// What to try where a file is not what it should be.
 const VERIFY: &str = "kiln verify --all --repair says what is damaged and bakes it again";
 
-/// Returns the tag whose file this is: `…/templates/web/tags/latest.json`.
-fn tag_of_file(path: &Path) -> Option<String> {
-    let tag = path.file_name()?.to_str()?.strip_suffix(".json")?;
-    let tags = path.parent().filter(|tags| tags.ends_with("tags"))?;
-    Some(format!("{}:{tag}", tags.parent()?.file_name()?.to_str()?))
+/// Returns what takes a record away that cannot be read: it stands in the way of removals and collections, and no
+/// verification brings it back.
+fn way_out(path: &Path) -> Option<String> {
+    let dir = path.parent()?;
+    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+    let parent = name(dir.parent()?)?;
+    match (name(dir)?.as_str(), parent.as_str()) {
+        ("tags", template) => {
+            let tag = path.file_stem()?.to_str()?;
+            Some(format!("kiln untag {template}:{tag} sets it aside; kiln ls -a lists the revisions to tag again"))
+        }
+        ("leases", _) => Some("remove this file: what it kept can be collected then".to_owned()),
+        (id, "machines") => Some(format!("kiln rm -f {id} removes the machine")),
+        (owner, "clones") => Some(format!("kiln rm --disk {owner} removes the disk")),
+        _ => None,
+    }
 }
 
 fn store(error: &StoreError) -> Vec<String> {
@@ -122,12 +133,7 @@ fn store(error: &StoreError) -> Vec<String> {
             one(format!("its variants are {}", similar.join(", ")))
         }
         StoreError::NotFound { kind: "artifact" | "index", .. } | StoreError::Unsealed { .. } => one(VERIFY),
-        StoreError::Damaged { path, .. } => match tag_of_file(path) {
-            Some(tag) => {
-                one(format!("kiln untag {tag} sets it aside; kiln ls -a lists the revisions to tag again"))
-            }
-            None => one(VERIFY),
-        },
+        StoreError::Damaged { path, .. } => one(way_out(path).unwrap_or_else(|| VERIFY.to_owned())),
         StoreError::NotFound { kind: "disk", similar, .. } => match similar.first() {
             Some(similar) => one(format!("did you mean `{similar}`?")),
             None => one("kiln show REF names the disks of a revision"),

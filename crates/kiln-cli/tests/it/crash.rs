@@ -140,5 +140,20 @@ fn a_damaged_machine_record_is_a_line_and_not_the_end_of_the_list() {
         output.stderr
     );
     assert!(output.stdout.starts_with("NAME"));
-    std::fs::remove_dir_all(dir).unwrap();
+    let stopped = context.kiln(["gc"]).fails(1);
+    assert!(stopped.contains("try: kiln rm -f 0123456789ab removes the machine"), "{stopped}");
+    assert_eq!(context.kiln(["rm", "-f", "0123456789ab"]).ok(), "0123456789ab\n");
+    assert!(!dir.exists());
+    let disk = context.home().join("clones/vm");
+    std::fs::create_dir_all(&disk).unwrap();
+    std::fs::write(disk.join("clone.json"), "{").unwrap();
+    let stopped = context.kiln(["gc"]).fails(1);
+    assert!(stopped.contains("try: kiln rm --disk vm removes the disk"), "{stopped}");
+    assert_eq!(context.kiln(["rm", "--disk", "vm"]).ok(), "vm\n");
+    let lease = context.home().join("leases/0123456789abcdef.json");
+    std::fs::write(&lease, "{").unwrap();
+    let stopped = context.kiln(["gc"]).fails(1);
+    assert!(stopped.contains("try: remove this file"), "{stopped}");
+    std::fs::remove_file(lease).unwrap();
+    context.kiln(["gc"]).ok();
 }
