@@ -224,6 +224,48 @@ fn what_the_layout_cannot_hold_is_not_exported() {
 }
 
 #[test]
+fn large_images_are_never_held_in_memory() {
+    let [small, large] = [1, 160].map(resident);
+    for (small, large) in small.iter().zip(&large) {
+        assert!(*large < small + (32 << 20), "{large} bytes for 160 MiB, {small} for 1 MiB");
+    }
+}
+
+/// Takes an image of so many mebibytes in, verifies it, copies it and writes it back; returns the most memory that each
+/// step had, in bytes.
+fn resident(mib: u32) -> [u64; 4] {
+    let context = context();
+    let path = image(&context, "stacks/web/rootfs.ext4", "web");
+    let mut file = std::fs::File::options().append(true).open(&path).unwrap();
+    let mut bytes = vec![7; 1 << 20];
+    for number in 1..mib {
+        // No two blocks are alike.
+        for (at, block) in bytes.chunks_mut(4096).enumerate() {
+            block[..8].copy_from_slice(&(u64::from(number) << 32 | at as u64).to_le_bytes());
+        }
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
+    }
+    let kernel = fixtures().join("vmlinuz");
+    let steps: [&[&str]; 4] = [
+        &["import", "rootfs-registry", "stacks", "--kernel", kernel.to_str().unwrap()],
+        &["verify", "--all"],
+        &["clone", "--clone", "copy", "web", "disk.raw"],
+        &["export", "rootfs-registry", "out", "web"],
+    ];
+    steps.map(|step| {
+        let env = vec![
+            ("KILN_HOME".into(), context.home().into()),
+            ("HOME".into(), context.work().into()),
+            ("PATH".into(), std::env::var_os("PATH").unwrap_or_default()),
+        ];
+        let program = kiln_sys::tool::Tool::new("kiln", context.program().to_owned(), env);
+        let work = program.args(step).current_dir(&context.work());
+        let usage = work.measure(&kiln_sys::Cancel::new().unwrap()).unwrap();
+        usage.resident_max.unwrap()
+    })
+}
+
+#[test]
 fn boot_a_template_that_went_out_and_came_in() {
     let context = context();
     let dir = kiln_testing::recipe(&context, "web", "");
