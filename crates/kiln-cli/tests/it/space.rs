@@ -81,6 +81,15 @@ fn space_is_freed_and_nothing_that_is_kept() {
     assert!(exclusive > 1 << 20);
     let before = context.kiln(["df", "--json"]).json();
     assert_eq!(before["templates"][0]["revisions"], 2);
+    let of = |usage: &serde_json::Value, what: &str| usage["templates"][0][what].as_u64().unwrap();
+    let [apparent, allocated] = ["apparent_bytes", "allocated_bytes"].map(|what| of(&before, what));
+    assert!(allocated <= apparent && allocated == before["artifact_bytes"].as_u64().unwrap(), "{before}");
+    assert_eq!((of(&before, "shared_bytes"), of(&before, "exclusive_bytes")), (0, allocated), "{before}");
+    context.kiln(["tag", "web", "also"]).ok();
+    let both = context.kiln(["df", "--json"]).json();
+    assert_eq!(both["templates"][0]["template"], "also");
+    assert_eq!((of(&both, "shared_bytes"), of(&both, "exclusive_bytes")), (of(&both, "allocated_bytes"), 0));
+    context.kiln(["untag", "also"]).ok();
     assert_eq!(revision(&context, &short), one, "a dry run changes nothing");
     // What a machine has stays, and its name is said.
     let rootfs = context.kiln(["show", &one, "--json"]).json()["manifest"]["artifacts"][2]["digest"].clone();
