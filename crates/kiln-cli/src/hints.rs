@@ -112,7 +112,9 @@ fn way_out(path: &Path) -> Option<String> {
     match (name(dir)?.as_str(), parent.as_str()) {
         ("tags", template) => {
             let tag = path.file_stem()?.to_str()?;
-            Some(format!("kiln untag {template}:{tag} sets it aside; kiln ls -a lists the revisions to tag again"))
+            Some(format!(
+                "kiln untag {template}:{tag} sets it aside; kiln ls -a lists the revisions to tag again"
+            ))
         }
         ("leases", _) => Some("remove this file: what it kept can be collected then".to_owned()),
         (id, "machines") => Some(format!("kiln rm -f {id} removes the machine")),
