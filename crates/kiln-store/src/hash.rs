@@ -29,7 +29,7 @@ type Read = fn(&File, &mut [u8], u64) -> io::Result<()>;
 #[derive(Clone, Copy)]
 struct Task<'a> {
     read: Read,
-    /// Whether segments that the kernel holds for changed are noted, and are no error.
+    /// Whether segments that the kernel cannot read, or holds for changed, are noted and are no error.
     tolerant: bool,
     /// Where data blocks are counted, for a block table.
     counted: Option<&'a AtomicU64>,
@@ -51,7 +51,7 @@ pub fn hash_file(file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Index
     Ok(Index::from_data_segments(length, segments(&batches)))
 }
 
-/// Hashes a file with fs-verity: what the kernel refuses to read is noted, and the rest is read.
+/// Hashes a file of which parts may be lost: what a bad disk or fs-verity makes unreadable is noted, and the rest is read.
 pub(crate) fn hash_readable(file: &File, path: &Path, cancel: &Cancel) -> StoreResult<Content> {
     hash_readable_by(File::read_exact_at, file, path, cancel)
 }

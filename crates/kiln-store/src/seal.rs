@@ -2,7 +2,7 @@
 //! was not written to: the time of its last change cannot be set back. One that does not is read again before use.
 
 use crate::error::{StoreError, StoreResult};
-use crate::hash::{Content, hash_file, hash_readable};
+use crate::hash::{Content, hash_readable};
 use crate::index::SEGMENT_BYTES;
 use crate::layout::Store;
 use kiln_core::{ByteSize, Digest};
@@ -81,11 +81,7 @@ impl Store {
         };
         self.protect_again(&file, &path, &protect::look_at(&file, &path)?, ARTIFACT_MODE)?;
         let look = protect::look_at(&file, &path)?;
-        let content = if look.protection.verity {
-            hash_readable(&file, &path, cancel)?
-        } else {
-            Content { index: hash_file(&file, &path, cancel)?, unreadable: Vec::new() }
-        };
+        let content = hash_readable(&file, &path, cancel)?;
         Ok((content, Seal::of(&look)))
     }
 

@@ -269,7 +269,7 @@ fn set_flags(file: &File, path: &Path, flags: IFlags) -> Result<(), ProtectError
     rustix::fs::ioctl_setflags(file, flags).map_err(|error| refused(Means::Immutable, path, error))
 }
 
-/// Whether reading failed in the way it does for a block that fs-verity finds changed.
+/// Whether reading failed in the way it does for a block that the disk has lost, or that fs-verity finds changed.
 pub fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::IO.raw_os_error())
 }

@@ -11,6 +11,8 @@ pub enum FileSystem {
     Tmpfs,
     /// Journalled, without shared extents.
     Ext4,
+    /// Without a journal, which would be written to behind all files.
+    PlainExt4,
     /// With shared extents.
     Xfs,
     /// Copy on write throughout.
@@ -37,6 +39,7 @@ impl Mounted {
         let script = match kind {
             FileSystem::Tmpfs => format!("mount -t tmpfs -o size={size_mib}m kiln-test \"$2\""),
             FileSystem::Ext4 => on_image("mkfs.ext4 -q -m 0"),
+            FileSystem::PlainExt4 => on_image("mkfs.ext4 -q -m 0 -b 4096 -O ^has_journal"),
             FileSystem::Xfs => on_image("mkfs.xfs -q -m reflink=1"),
             FileSystem::Btrfs => on_image("mkfs.btrfs -q"),
         };
@@ -73,6 +76,35 @@ impl Mounted {
             .unwrap();
         assert!(status.success(), "the copy of {} cannot be mounted", self.path.display());
         Self { path, scratch }
+    }
+
+    /// Makes the disk of a [`FileSystem::PlainExt4`] forget the last half of a file, which is then read with `EIO`.
+    /// Everything that was written must be on the disk, and nothing may be written later that takes new blocks: the disk
+    /// would have zeros then. The file is the one that lies furthest from the disk's beginning.
+    pub fn lose_half_of(&self, file: &Path) {
+        let output = Command::new("filefrag").args(["-s", "-e", "-b4096"]).arg(file).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        // "   0:        0..    2047:      34816..     36863:   2048:   last,eof", numbers of blocks of 4 KiB.
+        let extents: Vec<[u64; 2]> = text
+            .lines()
+            .filter_map(|line| {
+                let fields: Vec<&str> =
+                    line.split([':', '.']).map(str::trim).filter(|f| !f.is_empty()).collect();
+                fields[0].parse::<u64>().ok()?;
+                Some([fields[3].parse().ok()?, fields[4].parse().ok()?])
+            })
+            .collect();
+        let [[first, last]] = extents[..] else { panic!("{} has no single extent: {text}", file.display()) };
+        let half = first.midpoint(last + 1) * 4096;
+        // Read through the host's cache, what lies behind the end of the image would be zeros.
+        let script = "losetup --direct-io=on \"$(findmnt -nro SOURCE --mountpoint \"$1\")\"";
+        let status = Command::new("sh").args(["-c", script, "sh"]).arg(&self.path).status().unwrap();
+        assert!(status.success(), "the disk cannot be read directly");
+        let image = std::fs::File::options().write(true).open(self.scratch.path().join("image")).unwrap();
+        image.set_len(half).unwrap();
+        // What the kernel still has in memory it would not read from the disk.
+        let read = std::fs::File::open(file).unwrap();
+        rustix::fs::fadvise(&read, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
 
     /// Returns where it is mounted.

@@ -3,6 +3,7 @@
 //! [`twin::Twin`] is the store in a few maps. It says which states each operation passes and how it ends; after a death,
 //! an error, a race or a full disk the files must be in one of these states.
 
+mod eio;
 mod ends;
 mod model;
 mod op;
