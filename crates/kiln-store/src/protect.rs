@@ -222,3 +222,16 @@ mod tests {
         assert!(!Protect::None.wants_verity(0) && !Protect::Immutable.wants_verity(0));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{AUTO_VERITY_BYTES_MAX, Protect};
+
+    #[test]
+    fn what_gets_verity_by_itself_has_a_longest_form() {
+        let longest = AUTO_VERITY_BYTES_MAX;
+        assert_eq!([longest, longest + 1].map(|size| Protect::Auto.wants_verity(size)), [true, false]);
+        assert_eq!([longest, longest + 1].map(|size| Protect::Verity.wants_verity(size)), [true, true]);
+        assert_eq!([0, longest].map(|size| Protect::Immutable.wants_verity(size)), [false, false]);
+    }
+}
