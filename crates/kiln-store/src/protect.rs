@@ -221,11 +221,6 @@ mod tests {
         assert!(Protect::Verity.wants_verity(u64::MAX));
         assert!(!Protect::None.wants_verity(0) && !Protect::Immutable.wants_verity(0));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{AUTO_VERITY_BYTES_MAX, Protect};
 
     #[test]
     fn what_gets_verity_by_itself_has_a_longest_form() {
