@@ -28,8 +28,8 @@ const DOCUMENTS: [(&str, bool); 7] = [
 /// Files among them that stay: licences, and what the C library reads.
 const DOCUMENTS_KEPT: [&str; 2] = ["copyright", "locale.alias"];
 
-/// Files that only say something about the host or about this build.
-const HOST_FILES: [&str; 7] = [
+/// Files that only say something about the host or about this build, and copies of what was before its last step.
+const HOST_FILES: [&str; 8] = [
     "etc/resolv.conf",
     "etc/hostname",
     "etc/apt/apt.conf.d/99mmdebstrap",
@@ -37,6 +37,7 @@ const HOST_FILES: [&str; 7] = [
     "var/cache/apt/archives/lock",
     "var/cache/debconf/config.dat-old",
     "var/cache/debconf/templates.dat-old",
+    "var/lib/dpkg/status-old",
 ];
 
 /// The most bytes of dpkg's status file.

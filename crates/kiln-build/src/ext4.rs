@@ -4,6 +4,10 @@
 //! is not read, and the two times that `mke2fs` takes from the host (access and change) are set by `debugfs`
 //! afterwards.
 //!
+//! Check sums of metadata begin with a constant, [`CHECKSUM_UUID`], and not with the disk's own identifier: otherwise
+//! every directory and every inode would have other bytes in each build, and two builds of nearly the same tree would
+//! share less than they could.
+//!
 //! The file system has a journal of [`JOURNAL_MIB`]: machines are killed as a matter of course, and a journal makes
 //! the next start of a clone a replay of milliseconds in place of a check. Neither the journal nor the inode tables
 //! are zeroed, so that a fresh disk takes no more room than its content.
@@ -28,6 +32,10 @@ pub const JOURNAL_MIB: u32 = 8;
 /// The volume label of root disks.
 pub const LABEL: &str = "kiln-root";
 
+/// The identifier that a file system is made with, before it gets its own: the check sums of its metadata are seeded
+/// with it, which the feature `metadata_csum_seed` lets stay.
+const CHECKSUM_UUID: &str = "6b696c6e-2d72-8f6f-b420-6469736b0001";
+
 /// Root disks are whole multiples of this.
 const GRANULE_BYTES: u64 = 4 << 20;
 /// Bytes of one inode in the table.
@@ -42,7 +50,7 @@ const ATTEMPTS: u32 = 4;
 const HEADER_BYTES_MAX: usize = 64 << 10;
 
 /// Every feature by name: the host's configuration has no say, and all of them are in kernels since 4.4.
-const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum,metadata_csum_seed";
 
 /// Why a root disk was not written.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +154,9 @@ pub fn write(
         }
     }
     set_times(request, toolbox, cancel, line)?;
+    // All copies of the superblock get it, which `debugfs` would not do.
+    let tune2fs = toolbox.find("tune2fs")?.env("E2FSPROGS_FAKE_TIME", EPOCH_SECONDS.to_string());
+    tune2fs.args(["-U", &uuid(request.seed)]).arg(request.output).run(cancel, line)?;
     Ok(disk)
 }
 
@@ -162,7 +173,7 @@ fn make(
         .env("MKE2FS_CONFIG", "/dev/null")
         .env("E2FSPROGS_FAKE_TIME", EPOCH_SECONDS.to_string())
         .env("SOURCE_DATE_EPOCH", EPOCH_SECONDS.to_string())
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", LABEL, "-U", &uuid, "-O", FEATURES])
+        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", LABEL, "-U", CHECKSUM_UUID, "-O", FEATURES])
         .args(["-b", &BLOCK_BYTES.to_string(), "-I", &INODE_BYTES.to_string()])
         .args(["-N", &inode_count(&request.size, disk).to_string(), "-J", &format!("size={JOURNAL_MIB}")])
         .args(["-E", &format!("hash_seed={uuid},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1")])
@@ -224,7 +235,7 @@ fn set_times(
     }
 }
 
-/// Makes a version 8 UUID, the one for values of one's own, of a digest.
+/// Makes a version 8 UUID, the version for values of one's own, of a digest.
 fn uuid(seed: Digest) -> String {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&seed.as_bytes()[..16]);

@@ -210,6 +210,7 @@ fn programs() -> Vec<Program> {
     let mut programs = vec![
         Program { name: "mke2fs", package: "e2fsprogs", purpose: "no template can be built", needed: true },
         Program { name: "debugfs", package: "e2fsprogs", purpose: "no template can be built", needed: true },
+        Program { name: "tune2fs", package: "e2fsprogs", purpose: "no template can be built", needed: true },
         Program {
             name: "tar",
             package: "tar",

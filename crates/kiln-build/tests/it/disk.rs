@@ -76,6 +76,48 @@ fn the_same_tree_gives_the_same_bytes() {
     output("e2fsck", &["-fn", first.to_str().unwrap()]);
 }
 
+/// Returns the numbers of the blocks in which two disks differ.
+fn changed_blocks(one: &Path, two: &Path) -> Vec<usize> {
+    let [one, two] = [one, two].map(|path| fs::read_limited(path, 1 << 30).unwrap());
+    assert_eq!(one.len(), two.len());
+    let pairs = one.chunks(4096).zip(two.chunks(4096)).enumerate();
+    pairs.filter(|(_, (one, two))| one != two).map(|(number, _)| number).collect()
+}
+
+#[test]
+fn another_identifier_and_one_other_file_change_few_blocks() {
+    let dir = scratch();
+    let tree = dir.path().join("tree");
+    fill(&tree, false);
+    let (disks, tools) = (["a", "b", "c"].map(|name| dir.path().join(name)), Toolbox::default());
+    for (disk, seed) in disks.iter().zip(["a", "b", "c"]) {
+        if seed == "c" {
+            write(&tree.join("etc/file7"), b"FILE7");
+            output("touch", &["-d", "@1600000001", tree.join("etc/file7").to_str().unwrap()]);
+        }
+        let seed = Digest::of(seed.as_bytes());
+        let ownership = &Ownership::OnDisk;
+        let (output, scratch) = (disk.as_path(), dir.path());
+        let request =
+            DiskRequest { tree: &tree, ownership, size: SIZE, disk_min: None, seed, output, scratch };
+        write_disk(&request, &tools, &Cancel::new().unwrap(), &mut |_| ()).unwrap();
+        super::host::output("e2fsck", &["-fn", disk.to_str().unwrap()]);
+    }
+    let uuid = |copy: &str| {
+        let said =
+            output("dumpe2fs", &["-h", "-o", copy, "-o", "blocksize=4096", disks[1].to_str().unwrap()]);
+        said.lines().find_map(|line| line.strip_prefix("Filesystem UUID:")).unwrap().trim().to_owned()
+    };
+    assert_eq!(uuid("superblock=0"), uuid("superblock=32768"));
+    // The copies of the superblock begin groups; the first holds the identifier and nothing else that differs.
+    let own = |blocks: Vec<usize>| -> Vec<usize> {
+        blocks.into_iter().filter(|block| block % 32768 != 0).collect()
+    };
+    assert_eq!(own(changed_blocks(&disks[0], &disks[1])), []);
+    // The file's content, and its inode.
+    assert_eq!(own(changed_blocks(&disks[1], &disks[2])).len(), 2);
+}
+
 #[test]
 fn holes_links_and_times_are_kept() {
     let dir = scratch();

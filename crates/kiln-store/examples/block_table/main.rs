@@ -17,10 +17,11 @@ type Failure = Box<dyn Error>;
 
 fn main() -> Result<(), Failure> {
     let mut paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let widths_only = paths.first().is_some_and(|first| first.as_os_str() == "--widths");
-    paths.drain(..usize::from(widths_only));
+    let is_first = |option: &str| paths.first().is_some_and(|first| first.as_os_str() == option);
+    let (widths_only, update_only) = (is_first("--widths"), is_first("--update"));
+    paths.drain(..usize::from(widths_only || update_only));
     if paths.is_empty() || paths.len() % 2 == 1 {
-        return Err("usage: block_table [--widths] OLD NEW [OLD NEW]...".into());
+        return Err("usage: block_table [--widths|--update] OLD NEW [OLD NEW]...".into());
     }
     for pair in paths.chunks_exact(2) {
         let (old, new) = (Image::read(&pair[0])?, Image::read(&pair[1])?);
@@ -28,13 +29,17 @@ fn main() -> Result<(), Failure> {
         for image in [&old, &new] {
             println!("{image}");
         }
-        widths::print(&old, &new);
+        if !update_only {
+            widths::print(&old, &new);
+        }
         if widths_only {
             continue;
         }
-        shapes::print(&new)?;
         update::print(&old, &new)?;
-        time::print(&pair[0], &pair[1])?;
+        if !update_only {
+            shapes::print(&new)?;
+            time::print(&pair[0], &pair[1])?;
+        }
     }
     Ok(())
 }
