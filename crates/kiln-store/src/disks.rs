@@ -4,15 +4,16 @@
 //! directory appears in one step, so a disk is whole or not there. Whoever runs a machine on a disk holds
 //! [`Disk::lock`] meanwhile: nobody else gets it then, and it is not released.
 
+mod found;
 mod record;
 
 pub use self::record::{DISK_RECORD_VERSION, DiskRecord};
 use self::record::{RECORD_FILE, not_found, read_record};
-use crate::clone::{CLONE_MODE, CloneChoice, CloneRequest};
+use crate::clone::{CLONE_MODE, CloneOptions, CloneRequest};
 use crate::error::{StoreError, StoreResult};
 use crate::file_hash::{FileHash, hash_plain};
+use crate::grow::Growth;
 use crate::layout::Store;
-use crate::overlay;
 use crate::staging::Staging;
 use crate::tag::TagEntry;
 use kiln_core::machine::{CloneMethod, CloneRecord};
@@ -42,6 +43,8 @@ pub struct ClonedDisk {
     pub disk: Disk,
     /// Whether it was there already, with whatever its owner wrote to it.
     pub existed: bool,
+    /// What was grown, where it was made now and is longer than its template's. The file system on it was not.
+    pub growth: Option<Growth>,
 }
 
 /// The right to use a disk, alone. Dropping it, or the end of the process, lets go.
@@ -195,34 +198,36 @@ impl Disks<'_> {
     }
 
     /// Returns the owner's disk of a revision, making it when the owner has none. A disk that is there is returned as
-    /// it is, in whatever way it was made.
+    /// it is, in whatever way it was made; of whatever length, unless one is asked for. `options` may be a
+    /// [`CloneChoice`](crate::CloneChoice) alone.
     ///
     /// # Errors
-    /// [`StoreError::Mismatch`] when the owner's disk is of another revision, [`StoreError::Damaged`] when it is not
-    /// as recorded, [`StoreError::NoSpace`] before anything is written.
+    /// [`StoreError::Mismatch`] when the owner's disk is of another revision, [`StoreError::SizeMismatch`] when it is of
+    /// another length, [`StoreError::Damaged`] when it is not as recorded, [`StoreError::Shrink`] and
+    /// [`StoreError::CannotGrow`] for a length that no disk of this template can have, [`StoreError::NoSpace`] before
+    /// anything is written.
     pub fn clone_for(
         &self,
         owner: &DiskOwner,
         reference: &Reference,
-        choice: CloneChoice,
+        options: impl Into<CloneOptions>,
     ) -> StoreResult<ClonedDisk> {
+        let CloneOptions { choice, disk: size } = options.into();
         let _store = self.hold(owner)?;
         let (revision, rootfs) = self.template(reference)?;
-        if let Some(disk) = self.existing(owner, &revision)? {
-            return Ok(ClonedDisk { disk, existed: true });
+        if let Some(disk) = self.existing_of(owner, &revision, size)? {
+            return Ok(disk);
         }
         let (staging, dir) = self.stage(owner)?;
         let request =
             CloneRequest { digest: rootfs.digest, size: rootfs.size, dir: &dir, stem: DISK_STEM, choice };
-        let clone = self.store.clone_artifact(&request, self.cancel)?;
+        let (clone, growth) =
+            self.store.clone_with_growth(&request, size.unwrap_or(rootfs.size), self.cancel)?;
         let record = DiskRecord::new(owner, reference, revision, &clone);
         match self.publish(&staging, &dir, record)? {
-            Some(disk) => Ok(ClonedDisk { disk, existed: false }),
+            Some(disk) => Ok(ClonedDisk { disk, existed: false, growth }),
             // Somebody else made one meanwhile.
-            None => match self.existing(owner, &revision)? {
-                Some(disk) => Ok(ClonedDisk { disk, existed: true }),
-                None => Err(not_found(owner)),
-            },
+            None => self.existing_of(owner, &revision, size)?.ok_or_else(|| not_found(owner)),
         }
     }
 
@@ -322,20 +327,6 @@ impl Disks<'_> {
         Ok((staging, dir))
     }
 
-    /// Returns the owner's disk when it is of this revision.
-    fn existing(&self, owner: &DiskOwner, revision: &Digest) -> StoreResult<Option<Disk>> {
-        let dir = self.store.disk_dir(owner);
-        if !fs::exists(&dir)? {
-            return Ok(None);
-        }
-        match read_record(&dir, owner) {
-            Ok(record) if record.revision != *revision => {
-                Err(StoreError::Mismatch { owner: owner.clone(), have: record.revision, want: *revision })
-            }
-            _ => self.get(owner),
-        }
-    }
-
     /// Makes a staged disk visible; none when the owner has got one meanwhile.
     fn publish(&self, _staging: &Staging, dir: &Path, record: DiskRecord) -> StoreResult<Option<Disk>> {
         let staged = Disk { record, dir: dir.to_owned() };
@@ -356,32 +347,6 @@ impl Disks<'_> {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Compares a disk with its record, without reading its content.
-    fn check(&self, disk: Disk) -> StoreResult<Disk> {
-        let (path, record) = (disk.path(), &disk.record);
-        let damaged = |reason: String| Err(StoreError::Damaged { path: path.clone(), reason });
-        let Some(meta) = fs::optional(fs::symlink_metadata(&path))? else {
-            return damaged("it is not there, but its record is".to_owned());
-        };
-        if !meta.is_file() {
-            return damaged("it is not a regular file".to_owned());
-        }
-        let len = match record.method {
-            CloneMethod::Overlay => {
-                let Some(len) = overlay::virtual_size(&fs::open(&path)?, &path)? else {
-                    return damaged("it is not a qcow2 file".to_owned());
-                };
-                self.store.ensure_artifact(&record.artifact, record.size, self.cancel, &mut |_| {})?;
-                len
-            }
-            _ => meta.len(),
-        };
-        if len != record.size.bytes() {
-            return damaged(format!("it has {len} bytes, its record says {}", record.size.bytes()));
-        }
-        Ok(disk)
     }
 }
 

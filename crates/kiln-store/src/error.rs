@@ -1,6 +1,7 @@
 //! What can go wrong in a store.
 
 use crate::artifact::SPACE_MARGIN;
+use crate::grow::CannotGrow;
 use crate::index::LENGTH_MAX;
 use kiln_core::machine::CloneMethod;
 use kiln_core::name::InvalidName;
@@ -85,6 +86,16 @@ pub enum StoreError {
         have: Digest,
         /// The revision that was asked for.
         want: Digest,
+    },
+    /// An owner has a disk of another length.
+    #[error("the disk of `{owner}` has {} bytes, not {}", have.bytes(), want.bytes())]
+    SizeMismatch {
+        /// The owner.
+        owner: DiskOwner,
+        /// The length of the disk that is there.
+        have: ByteSize,
+        /// The length that was asked for.
+        want: ByteSize,
     },
     /// Somebody uses the disk.
     #[error("the disk of `{owner}` is in use by {holder}")]
@@ -198,6 +209,17 @@ pub enum StoreError {
         wanted: ByteSize,
         /// The artifact's length.
         least: ByteSize,
+    },
+    /// A disk was asked for that is longer than its artifact, and what lies on that cannot be made longer.
+    #[error("no disk of {} can be made of artifact {artifact}", wanted.human())]
+    CannotGrow {
+        /// The artifact.
+        artifact: Digest,
+        /// The length asked for.
+        wanted: ByteSize,
+        /// Why not.
+        #[source]
+        source: CannotGrow,
     },
     /// A tag that never pointed anywhere else.
     #[error("tag `{template}:{tag}` has no former revision")]

@@ -12,6 +12,7 @@ mod collect;
 mod disks;
 mod error;
 mod file_hash;
+mod grow;
 mod hash;
 pub mod index;
 mod layout;
@@ -34,13 +35,14 @@ mod verify;
 
 pub use artifact::{IngestFrom, Ingested, SPACE_MARGIN};
 pub use blocks::{BlockTable, SharedBlocks, SharedRun};
-pub use clone::{CloneChoice, CloneRequest, CopyOut};
+pub use clone::{CloneChoice, CloneOptions, CloneRequest, CopyAside, CopyOut};
 pub use collect::{CollectPolicy, Collection, DeadRevision};
 pub use disks::{
     AdoptDisk, ClonedDisk, DISK_RECORD_VERSION, Disk, DiskLock, DiskRecord, DiskTemplate, Disks,
 };
 pub use error::{StoreError, StoreResult};
 pub use file_hash::FileHash;
+pub use grow::{CannotGrow, GrownContent, Growth};
 pub use hash::{hash_file, hash_file_with_blocks};
 pub use index::Index;
 pub use layout::{STORE_VERSION, Store, StoreLock};

@@ -1,9 +1,12 @@
-//! The head of an empty qcow2 overlay: a disk that reads as its backing file until it is written.
+//! The head of a qcow2 overlay: a disk that reads as its backing file until it is written.
 //!
-//! Only an empty one is made here; the machine monitor does the rest. Sub-clusters of 4 KiB, the block of most
-//! file systems: a first write then copies nothing from below. Layout: QEMU's `docs/interop/qcow2.txt`, version 3.
+//! Only an empty one is made here, or one with the few blocks that a grown partition table takes; the machine monitor
+//! does the rest. Sub-clusters of 4 KiB, the block of most file systems: a first write then copies nothing from below.
+//! Layout: QEMU's `docs/interop/qcow2.txt`, version 3.
 
+use crate::grow::BLOCK_BYTES;
 use kiln_sys::{IoResult, IoResultExt as _};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -27,6 +30,10 @@ const BACKING_BYTES_MAX: usize = 1023;
 /// The largest level 1 table that QEMU opens, in bytes.
 const L1_BYTES_MAX: u64 = 32 << 20;
 const SECTOR_BYTES: u64 = 512;
+/// Sub-clusters of a cluster: the blocks that one entry of a level 2 table tells about.
+const BLOCKS: u64 = CLUSTER_BYTES / BLOCK_BYTES;
+/// Set in an entry whose cluster has exactly one reference.
+const COPIED: u64 = 1 << 63;
 
 /// Whether a disk of `size` bytes over a file named `backing` can be made.
 pub(crate) fn fits(size: u64, backing: &str) -> bool {
@@ -36,13 +43,20 @@ pub(crate) fn fits(size: u64, backing: &str) -> bool {
         && (1..=BACKING_BYTES_MAX).contains(&backing.len())
 }
 
-/// Writes an empty overlay of `size` bytes to the empty `file`. `backing` names the raw file below, as seen from the
-/// overlay's directory.
-pub(crate) fn write(file: &File, path: &Path, size: u64, backing: &str) -> IoResult<()> {
+/// Writes an overlay of `size` bytes to the empty `file`. `backing` names the raw file below, as seen from the
+/// overlay's directory; `blocks` are what differs from it, by number, each whole and on the disk.
+pub(crate) fn write(
+    file: &File,
+    path: &Path,
+    size: u64,
+    backing: &str,
+    blocks: &BTreeMap<u64, Vec<u8>>,
+) -> IoResult<()> {
     let l1_entries = size.div_ceil(L1_SPAN);
     let l1_clusters = (l1_entries * 8).div_ceil(CLUSTER_BYTES);
-    let clusters = 3 + l1_clusters;
-    // Clusters: header, table of reference blocks, one reference block, level 1 table. The last stays a hole.
+    let (written, clusters) = place(blocks, 3 + l1_clusters);
+    // Clusters: header, table of reference blocks, one reference block, level 1 table, which stays a hole where
+    // nothing is written, and what is.
     let mut head = Vec::with_capacity(256);
     head.extend(*b"QFI\xfb");
     put32(&mut head, 3);
@@ -73,7 +87,38 @@ pub(crate) fn write(file: &File, path: &Path, size: u64, backing: &str) -> IoRes
     file.set_len(clusters * CLUSTER_BYTES).at("set the length of", path)?;
     file.write_all_at(&head, 0).at("write", path)?;
     file.write_all_at(&(2 * CLUSTER_BYTES).to_be_bytes(), CLUSTER_BYTES).at("write", path)?;
-    file.write_all_at(&counts, 2 * CLUSTER_BYTES).at("write", path)
+    file.write_all_at(&counts, 2 * CLUSTER_BYTES).at("write", path)?;
+    written.iter().try_for_each(|(at, bytes)| file.write_all_at(bytes, *at).at("write", path))
+}
+
+/// Gives the blocks clusters from number `free` on; returns what is written where, tables and data, and the first number
+/// that is free after it. One reference block counts all: there are few.
+fn place(blocks: &BTreeMap<u64, Vec<u8>>, mut free: u64) -> (Vec<(u64, Vec<u8>)>, u64) {
+    let mut take = || {
+        free += 1;
+        (free - 1) * CLUSTER_BYTES
+    };
+    let mut tables: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut data: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
+    let mut written = Vec::new();
+    for (number, bytes) in blocks {
+        let (cluster, inside) = (number / BLOCKS, number % BLOCKS);
+        let (at, present) = data.entry(cluster).or_insert_with(|| (take(), 0));
+        *present |= 1 << inside;
+        written.push((*at + inside * BLOCK_BYTES, bytes.clone()));
+    }
+    for (cluster, (at, present)) in &data {
+        let (table, entry) = (cluster * CLUSTER_BYTES / L1_SPAN, cluster % (CLUSTER_BYTES / L2_ENTRY_BYTES));
+        let table_at = *tables.entry(table).or_insert_with(&mut take);
+        let mut bytes = (at | COPIED).to_be_bytes().to_vec();
+        // The upper half would say which sub-clusters read as zeros.
+        bytes.extend(u64::from(*present).to_be_bytes());
+        written.push((table_at + entry * L2_ENTRY_BYTES, bytes));
+    }
+    for (table, at) in &tables {
+        written.push((3 * CLUSTER_BYTES + table * 8, (at | COPIED).to_be_bytes().to_vec()));
+    }
+    (written, free)
 }
 
 /// Returns the size of the disk in a qcow2 file, in bytes; none where the file is no qcow2 file.

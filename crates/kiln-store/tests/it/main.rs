@@ -11,6 +11,7 @@ mod changes;
 mod collection;
 mod disks;
 mod faults;
+mod grow;
 mod limits;
 mod migration;
 mod protection;

@@ -17,9 +17,13 @@ const BUILD: Op = Op::Build { content: 0, template: 0 };
 const OTHER: Op = Op::Build { content: 1, template: 0 };
 const MACHINE: Op = Op::Machine { slot: 0, content: 0, method: None };
 const COPY: Op = Op::Machine { slot: 0, content: 0, method: Some(CloneMethod::Copy) };
+const TABLE: Op = Op::Build { content: super::op::TABLE, template: 0 };
+const GROWN: Op = Op::Grown { slot: 0, content: super::op::TABLE, method: Some(CloneMethod::Copy) };
+const GROWN_OVERLAY: Op =
+    Op::Grown { slot: 0, content: super::op::TABLE, method: Some(CloneMethod::Overlay) };
 
 /// Each operation, and what was done before it.
-const SCENES: [(&[Op], Op); 12] = [
+const SCENES: [(&[Op], Op); 14] = [
     (&[], Op::Open),
     (&[Op::Open], BUILD),
     (&[BUILD], OTHER),
@@ -29,6 +33,8 @@ const SCENES: [(&[Op], Op); 12] = [
     (&[BUILD, OTHER], Op::Remove { content: 1 }),
     (&[BUILD], MACHINE),
     (&[BUILD], COPY),
+    (&[TABLE], GROWN),
+    (&[TABLE], GROWN_OVERLAY),
     (&[BUILD, MACHINE], Op::Status { slot: 0 }),
     (&[BUILD, MACHINE], Op::Discard { slot: 0 }),
     (&[BUILD], Op::Sweep),

@@ -30,6 +30,7 @@ fn op() -> impl Strategy<Value = Op> {
         Just(Some(CloneMethod::Overlay)),
         Just(Some(CloneMethod::Reflink)),
     ];
+    let grown = method.clone();
     prop_oneof![
         1 => Just(Op::Open),
         6 => (content(), template()).prop_map(|(content, template)| Op::Build { content, template }),
@@ -38,6 +39,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => content().prop_map(|content| Op::Remove { content }),
         5 => (slot(), content(), method)
             .prop_map(|(slot, content, method)| Op::Machine { slot, content, method }),
+        2 => (slot(), content(), grown)
+            .prop_map(|(slot, content, method)| Op::Grown { slot, content, method }),
         3 => slot().prop_map(|slot| Op::Status { slot }),
         4 => slot().prop_map(|slot| Op::Discard { slot }),
         1 => Just(Op::Sweep),

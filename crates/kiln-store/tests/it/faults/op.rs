@@ -16,8 +16,13 @@ use std::path::{Path, PathBuf};
 
 /// How many contents there are; each two share a kernel.
 pub(crate) const CONTENTS: u8 = 5;
+/// The one whose root file system is a partition of a disk; the others' is the disk.
+pub(crate) const TABLE: u8 = 4;
 /// The hole before a root file system's data, in bytes: a whole segment.
-const HOLE: u64 = 64 << 10;
+const HOLE: usize = SEGMENT_BYTES;
+const SEGMENT_BYTES: usize = 64 << 10;
+/// What a grown disk has more than its artifact, in bytes.
+const MORE: u64 = 1 << 20;
 
 /// One operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +39,8 @@ pub(crate) enum Op {
     Remove { content: u8 },
     /// Makes a machine.
     Machine { slot: u8, content: u8, method: Option<CloneMethod> },
+    /// Makes a machine whose disk is longer than its artifact.
+    Grown { slot: u8, content: u8, method: Option<CloneMethod> },
     /// Says in a machine's status that it ended.
     Status { slot: u8 },
     /// Removes a machine.
@@ -109,8 +116,14 @@ impl Sources {
         std::fs::create_dir(dir).unwrap();
         for content in 0..CONTENTS {
             std::fs::write(dir.join(format!("kernel-{content}")), kernel(content)).unwrap();
-            let rootfs = std::fs::File::create(dir.join(format!("rootfs-{content}"))).unwrap();
-            rootfs.write_all_at(&rootfs_data(content), HOLE).unwrap();
+            let file = std::fs::File::create(dir.join(format!("rootfs-{content}"))).unwrap();
+            let rootfs = rootfs(content);
+            file.set_len(rootfs.len() as u64).unwrap();
+            for (segment, at) in rootfs.chunks(SEGMENT_BYTES).zip((0..).step_by(SEGMENT_BYTES)) {
+                if segment_digest(segment).is_some() {
+                    file.write_all_at(segment, at).unwrap();
+                }
+            }
         }
         Self::at(dir)
     }
@@ -138,14 +151,21 @@ fn kernel(content: u8) -> Vec<u8> {
     format!("kernel {}", content / 2).into_bytes()
 }
 
-fn rootfs_data(content: u8) -> [u8; 4096] {
-    [content + 1; 4096]
+fn rootfs(content: u8) -> Vec<u8> {
+    if content == TABLE {
+        return crate::grow::disk(4 * SEGMENT_BYTES, &[(crate::grow::LINUX, 64, 400)]);
+    }
+    let mut bytes = vec![0; HOLE];
+    bytes.extend([content + 1; 4096]);
+    bytes
 }
 
 fn manifest(content: u8) -> Manifest {
     let kernel = kernel(content);
     let kernel_index = Index::from_segments(kernel.len() as u64, [segment_digest(&kernel)]);
-    let rootfs_index = Index::from_segments(HOLE + 4096, [None, segment_digest(&rootfs_data(content))]);
+    let rootfs = rootfs(content);
+    let rootfs_index =
+        Index::from_segments(rootfs.len() as u64, rootfs.chunks(SEGMENT_BYTES).map(segment_digest));
     let artifact = |role, index: &Index, format| Artifact {
         role,
         digest: index.digest(),
@@ -226,7 +246,11 @@ pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &dyn Fn()) ->
         }
         Op::Machine { slot, content, method } => {
             let _store = lock(Share::Shared)?;
-            machine(&store, sources, slot, content, method, &cancel)
+            machine(&store, sources, slot, (content, 0), method, &cancel)
+        }
+        Op::Grown { slot, content, method } => {
+            let _store = lock(Share::Shared)?;
+            machine(&store, sources, slot, (content, MORE), method, &cancel)
         }
         Op::Status { slot } => {
             let dir = store.machine(&machine_id(slot))?.dir;
@@ -267,7 +291,7 @@ fn machine(
     store: &Store,
     sources: &Sources,
     slot: u8,
-    content: u8,
+    (content, more): (u8, u64),
     method: Option<CloneMethod>,
     cancel: &Cancel,
 ) -> StoreResult<()> {
@@ -283,6 +307,7 @@ fn machine(
         stem: "disk",
         choice: method.map_or(CloneChoice::Auto, CloneChoice::Exactly),
     };
+    let grown = ByteSize::from_bytes(rootfs.size.bytes() + more);
     let record = MachineRecord {
         version: RECORD_VERSION,
         id: machine_id(slot),
@@ -299,7 +324,7 @@ fn machine(
         ready: None,
         network: Network::None,
         accelerator: "auto".to_owned(),
-        clone: store.clone_artifact(&request, cancel)?,
+        clone: store.clone_grown(&request, grown, cancel)?,
         remove_on_exit: false,
         created_unix_ms: 1,
     };

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 const BUILD: Op = Op::Build { content: 0, template: 0 };
 const OTHER: Op = Op::Build { content: 1, template: 1 };
+const TABLE: Op = Op::Build { content: super::op::TABLE, template: 1 };
 const MIB: u64 = 1 << 20;
 
 /// A file that takes up all space but a little.
@@ -64,12 +65,17 @@ fn fill(kind: FileSystem) {
         Op::Tag { content: 0, template: 0 },
         Op::Machine { slot: 0, content: 0, method: None },
         Op::Machine { slot: 0, content: 0, method: Some(CloneMethod::Copy) },
+        Op::Grown { slot: 0, content: super::op::TABLE, method: Some(CloneMethod::Copy) },
+        Op::Grown { slot: 0, content: super::op::TABLE, method: Some(CloneMethod::Overlay) },
         Op::Status { slot: 1 },
     ];
     let mut refused = 0;
     for op in ops {
-        let bench = Bench::below(mounted.path())
-            .with(&[BUILD, Op::Machine { slot: 1, content: 0, method: Some(CloneMethod::Copy) }]);
+        let bench = Bench::below(mounted.path()).with(&[
+            BUILD,
+            TABLE,
+            Op::Machine { slot: 1, content: 0, method: Some(CloneMethod::Copy) },
+        ]);
         for spare in [0, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 15 * MIB] {
             let filler = Filler::new(mounted.path(), spare);
             refused += usize::from(squeeze(&bench, op, spare));

@@ -115,11 +115,16 @@ impl Twin {
                 }
                 Outcome::Ok
             }
-            Op::Machine { content, .. } if !self.revisions.contains(&content) => Outcome::NotFound,
+            Op::Machine { content, .. } | Op::Grown { content, .. } if !self.revisions.contains(&content) => {
+                Outcome::NotFound
+            }
             // What benches are on has no shared extents.
-            Op::Machine { method: Some(CloneMethod::Reflink), .. } => Outcome::Unsupported,
-            Op::Machine { slot, .. } if self.machines.contains_key(&slot) => Outcome::Exists,
-            Op::Machine { slot, content, .. } => {
+            Op::Machine { method: Some(CloneMethod::Reflink), .. }
+            | Op::Grown { method: Some(CloneMethod::Reflink), .. } => Outcome::Unsupported,
+            Op::Machine { slot, .. } | Op::Grown { slot, .. } if self.machines.contains_key(&slot) => {
+                Outcome::Exists
+            }
+            Op::Machine { slot, content, .. } | Op::Grown { slot, content, .. } => {
                 step(&|twin| _ = twin.machines.insert(slot, (content, false)));
                 Outcome::Ok
             }
