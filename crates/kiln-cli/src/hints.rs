@@ -4,7 +4,7 @@ use crate::error::CliError;
 use kiln_build::BuildError;
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
-use kiln_store::StoreError;
+use kiln_store::{CannotGrow, StoreError};
 use kiln_sys::ToolError;
 use kiln_sys::protect::{Means, ProtectError};
 use std::path::Path;
@@ -145,6 +145,10 @@ fn store(error: &StoreError) -> Vec<String> {
         StoreError::Shrink { .. } => {
             one("disks only grow: a smaller [machine] disk in kiln.toml makes a smaller template")
         }
+        StoreError::CannotGrow { source, .. } => grow(source),
+        StoreError::SizeMismatch { owner, have, .. } => {
+            one(format!("ask for {}, or release the disk of `{owner}` first", have.human()))
+        }
         StoreError::NoFormer { template, tag } => {
             one(format!("kiln history {template}:{tag} shows its moves; kiln tag moves it elsewhere"))
         }
@@ -186,6 +190,22 @@ fn protect(error: &ProtectError) -> Vec<String> {
         ),
         _ => one("kiln init --protect auto takes what this host can"),
     }
+}
+
+fn grow(error: &CannotGrow) -> Vec<String> {
+    one(match error {
+        CannotGrow::Sectors { .. } => "a size with a unit, such as 8G, is whole sectors".to_owned(),
+        CannotGrow::Room { least } => {
+            format!("ask for more than {}, or leave --disk away", least.human())
+        }
+        CannotGrow::Mbr | CannotGrow::Hybrid => {
+            "leave --disk away, or give the template's disk a GUID partition table alone: sgdisk -g converts one".to_owned()
+        }
+        CannotGrow::Table { .. } => {
+            "leave --disk away, or repair the table before it becomes a template: sgdisk -v checks one".to_owned()
+        }
+        _ => "leave --disk away, or make the root file system's partition the last of the template's disk".to_owned(),
+    })
 }
 
 fn tool(error: &ToolError) -> Vec<String> {

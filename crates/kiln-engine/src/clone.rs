@@ -1,10 +1,11 @@
 //! A disk for somebody who brings a machine monitor: written outside the store, and kiln knows nothing of it after.
 
+use crate::grow::{self, FileSystemSize};
 use crate::progress::{Reporter, step, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::CloneMethod;
 use kiln_core::{ByteSize, Digest, Reference};
-use kiln_store::{CloneChoice, CopyOut};
+use kiln_store::{CloneChoice, CloneOptions, CopyOut};
 use kiln_sys::lock::Share;
 use kiln_sys::{copy, fs};
 use std::path::{Path, PathBuf};
@@ -27,18 +28,22 @@ pub struct CloneReport {
     pub method: CloneMethod,
     /// What it takes up now; shared blocks count.
     pub allocated: ByteSize,
+    /// What became of the file system on it.
+    pub file_system: FileSystemSize,
 }
 
 impl Engine {
     /// Writes a private, writable disk of a reference's root file system to `dest`: a file that must not exist, or a
-    /// directory, where it is named after the reference. Nothing of the store changes.
+    /// directory, where it is named after the reference. Nothing of the store changes. One longer than its template has
+    /// its partition table grown, and its file system where this host can; the report tells.
     pub fn clone_disk(
         &self,
         reference: &Reference,
         dest: &Path,
-        choice: CloneChoice,
+        options: impl Into<CloneOptions>,
         reporter: &dyn Reporter,
     ) -> EngineResult<CloneReport> {
+        let CloneOptions { choice, disk } = options.into();
         let mut waiting = waiting(reporter);
         let work = format!("cloning {reference}");
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
@@ -49,16 +54,19 @@ impl Engine {
         };
         let stem = reference.template().map_or_else(|| revision.short(), ToString::to_string);
         let path = self.place(dest, &format!("{stem}.{extension}"))?;
-        let record = step(reporter, "clone", || {
+        let (record, file_system) = step(reporter, "clone", || {
             let request =
                 CopyOut { digest: rootfs.digest, size: rootfs.size, dest: &path, mode: MODE, choice };
-            let record = self.store.copy_out(&request, &self.cancel)?;
+            let aside = self.store.copy_aside(&request, disk, &self.cancel)?;
+            let file_system = grow::file_system(&self.settings.toolbox, &aside, reporter, &self.cancel)?;
+            let record = aside.commit(&self.cancel)?;
             let result = format!("{} by {}", record.size.human(), record.method);
-            EngineResult::Ok((record, result))
+            EngineResult::Ok(((record, file_system), result))
         })?;
         let allocated = ByteSize::from_bytes(copy::allocated_bytes(&path)?);
         let (size, method) = (record.size, record.method);
-        Ok(CloneReport { path, revision, artifact: rootfs.digest, size, method, allocated })
+        let artifact = rootfs.digest;
+        Ok(CloneReport { path, revision, artifact, size, method, allocated, file_system })
     }
 
     /// Returns the file that `dest` means: itself, or `name` in the directory that it is.

@@ -12,6 +12,7 @@ pub mod create;
 pub mod diff;
 pub mod doctor;
 mod error;
+pub mod grow;
 pub mod guest;
 mod kvm_cache;
 pub mod machines;
