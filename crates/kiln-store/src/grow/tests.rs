@@ -210,6 +210,7 @@ fn lies_of_a_header_are_told() {
     };
     let far = u64::MAX.to_le_bytes();
     assert_eq!(told(80, &u32::MAX.to_le_bytes()), "it has 4294967295 entries of 128 bytes");
+    assert_eq!(told(80, &(gpt::ENTRIES_MAX + 1).to_le_bytes()), "it has 1025 entries of 128 bytes");
     assert_eq!(told(84, &u32::MAX.to_le_bytes()), "it has 128 entries of 4294967295 bytes");
     assert_eq!(told(80, &[0; 4]), "it has 0 entries of 128 bytes");
     assert_eq!(told(24, &far), "its header says it stands in sector 18446744073709551615");
