@@ -5,13 +5,15 @@ use crate::error::{StoreError, StoreResult};
 use crate::grow::{GROWTH_BYTES, Growth, Plan};
 use crate::layout::Store;
 use crate::overlay;
+use crate::seal::PERMISSIONS;
 use kiln_core::machine::{CloneMethod, CloneRecord};
 use kiln_core::{ByteSize, Digest};
 use kiln_sys::commit::{Existing, aside, commit_file};
 use kiln_sys::copy::{allocated_bytes, reflink, sparse_copy};
-use kiln_sys::{Cancel, fail, fs};
+use kiln_sys::{Cancel, IoResultExt as _, fail, fs};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The mode of a private disk.
@@ -199,7 +201,10 @@ impl Store {
         let file = fs::create_new(target.path)?;
         let made = self.fill(method, source, &file, target, cancel).and_then(|made| {
             fail::point("clone.mode", target.path)?;
-            fs::set_mode(target.path, CLONE_MODE)?;
+            // It is created with this mode, unless the process masks bits of it.
+            if file.metadata().at("inspect", target.path)?.mode() & PERMISSIONS != CLONE_MODE {
+                fs::set_mode(target.path, CLONE_MODE)?;
+            }
             Ok(made)
         });
         if !matches!(made, Ok(true)) {

@@ -14,14 +14,15 @@ use crate::error::{StoreError, StoreResult};
 use crate::file_hash::{FileHash, hash_plain};
 use crate::grow::Growth;
 use crate::layout::Store;
+use crate::revision::Revision;
 use crate::staging::Staging;
 use crate::tag::TagEntry;
 use kiln_core::machine::{CloneMethod, CloneRecord};
 use kiln_core::revision::{Artifact, InvalidManifest};
 use kiln_core::{ArtifactRole, ByteSize, Digest, DiskOwner, Reference, Tag, TemplateName};
-use kiln_sys::commit::{Existing, commit_dir, write_file};
+use kiln_sys::commit::{commit_dir, write_staged};
 use kiln_sys::lock::{FileLock, Share};
-use kiln_sys::{Cancel, IoResultExt as _, copy, fs};
+use kiln_sys::{Cancel, IoResultExt as _, copy, fail, fs};
 use std::path::{Path, PathBuf};
 
 /// Room that every disk needs for its record and directory, in bytes.
@@ -179,17 +180,21 @@ impl Disks<'_> {
 
     /// Looks up a reference: its revision, and the root file system that a disk of it begins with.
     pub fn template(&self, reference: &Reference) -> StoreResult<(Digest, Artifact)> {
-        let revision = self.store.resolve(reference)?.id;
-        Ok((revision, self.rootfs(&revision)?))
+        let revision = self.store.resolve(reference)?;
+        Ok((revision.id, self.rootfs_of(&revision)?))
     }
 
     fn rootfs(&self, revision: &Digest) -> StoreResult<Artifact> {
+        self.rootfs_of(&self.store.revision(revision)?)
+    }
+
+    fn rootfs_of(&self, revision: &Revision) -> StoreResult<Artifact> {
         let role = ArtifactRole::rootfs();
-        let manifest = self.store.revision(revision)?.manifest;
-        let artifact = manifest
+        let artifact = revision
+            .manifest
             .artifact(&role)
             .cloned()
-            .ok_or(StoreError::BadManifest { id: *revision, source: InvalidManifest::Missing(role) })?;
+            .ok_or(StoreError::BadManifest { id: revision.id, source: InvalidManifest::Missing(role) })?;
         match self.store.check_artifact(&artifact.digest, artifact.size) {
             // Making a disk reads it first.
             Ok(()) | Err(StoreError::Unsealed { .. }) => Ok(artifact),
@@ -261,10 +266,10 @@ impl Disks<'_> {
             return Err(StoreError::Changed { path: file.to_owned() });
         }
         let size = ByteSize::from_bytes(target.metadata().at("inspect", &path)?.len());
-        let clone = CloneRecord { artifact: rootfs.digest, size, method };
-        let record = DiskRecord::new(owner, reference, revision, &clone);
-        let published = self.publish(&staging, &dir, record)?;
-        published.ok_or_else(|| StoreError::Exists { path: self.store.disk_dir(owner) })
+        let record = CloneRecord { artifact: rootfs.digest, size, method };
+        let record = DiskRecord::new(owner, reference, revision, &record);
+        self.publish(&staging, &dir, record)?
+            .ok_or_else(|| StoreError::Exists { path: self.store.disk_dir(owner) })
     }
 
     /// Returns the owner's disk, if there is one.
@@ -330,11 +335,13 @@ impl Disks<'_> {
     /// Makes a staged disk visible; none when the owner has got one meanwhile.
     fn publish(&self, _staging: &Staging, dir: &Path, record: DiskRecord) -> StoreResult<Option<Disk>> {
         let staged = Disk { record, dir: dir.to_owned() };
-        let path = staged.path();
-        fs::open(&path)?.sync_all().at("sync", &path)?;
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let bytes = serde_json::to_vec_pretty(&staged.record).unwrap();
-        write_file(&dir.join(RECORD_FILE), &bytes, 0o600, Existing::Refuse)?;
+        // Everything is made before anything is synced: a file system with one log writes it out once for all of it.
+        write_staged(&dir.join(RECORD_FILE), &bytes, 0o600)?;
+        let path = staged.path();
+        fail::point("disk.sync", &path)?;
+        fs::open(&path)?.sync_all().at("sync", &path)?;
         self.cancel.check()?;
         let clones = self.store.root().join("clones");
         if !fs::exists(&clones)? {

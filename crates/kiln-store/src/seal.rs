@@ -19,6 +19,8 @@ const SEAL_VERSION: u32 = 1;
 const SEAL_BYTES_MAX: usize = 4 << 10;
 /// The mode of artifacts: nobody writes to them.
 pub(crate) const ARTIFACT_MODE: u32 = 0o444;
+/// The bits of a mode that are permissions.
+pub(crate) const PERMISSIONS: u32 = 0o7777;
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seal {

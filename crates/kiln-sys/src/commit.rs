@@ -64,6 +64,18 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> I
     result
 }
 
+/// Writes `bytes` to a new file in a directory that nobody sees yet and syncs it: [`commit_dir`] makes its name durable,
+/// and it visible.
+pub fn write_staged(path: &Path, bytes: &[u8], mode: u32) -> IoResult<()> {
+    fail::point("commit.staged-create", path)?;
+    let mut file = fs::create_new(path)?;
+    fail::point("commit.staged-write", path)?;
+    file.write_all(bytes).at("write", path)?;
+    fs::set_mode(path, mode)?;
+    fail::point("commit.staged-sync", path)?;
+    file.sync_all().at("sync", path)
+}
+
 /// Returns whether a file name is one that [`aside`] makes.
 pub fn is_aside(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".aside-")

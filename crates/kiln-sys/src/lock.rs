@@ -4,7 +4,7 @@
 use crate::error::{IoError, IoResult, IoResultExt};
 use crate::{Cancel, clock, fail, fs};
 use rustix::fs::FlockOperation;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -76,9 +76,13 @@ impl FileLock {
             let file = open_lock(path)?;
             fail::point("lock.take", path)?;
             match rustix::fs::flock(&file, operation) {
-                // Who swept the file away between the two steps locked it first: then this is nobody's lock.
-                Ok(()) if !is_at(&file, path)? => {}
-                Ok(()) => return Ok(Ok(Self::named(file, path, work))),
+                Ok(()) => {
+                    let meta = file.metadata().at("inspect", path)?;
+                    // Who swept the file away between the two steps locked it first: then this is nobody's lock.
+                    if is_at(&meta, path)? {
+                        return Ok(Ok(Self::named(file, meta.len(), path, work)));
+                    }
+                }
                 Err(rustix::io::Errno::WOULDBLOCK) if looks < LOOKS => {
                     looks += 1;
                     pause(LOOK);
@@ -140,10 +144,12 @@ impl FileLock {
 
     /// The lock is held whether its holder can be named or not: a full disk must not keep anybody from freeing space.
     /// The new name is written over the old one, which is there to be read until then.
-    fn named(file: File, path: &Path, work: &str) -> Self {
+    fn named(file: File, length: u64, path: &Path, work: &str) -> Self {
         use std::os::unix::fs::FileExt as _;
         let text = format!("process {} ({work}) since {}\n", std::process::id(), clock::now_unix_ms());
-        if fail::point("lock.name", path).is_ok() && file.write_all_at(text.as_bytes(), 0).is_ok() {
+        let written = fail::point("lock.name", path).is_ok() && file.write_all_at(text.as_bytes(), 0).is_ok();
+        // Only a longer name leaves a rest. Some file systems write the file out when its length is set.
+        if written && length > text.len() as u64 {
             let _ = file.set_len(text.len() as u64);
         }
         Self { _file: file, path: path.to_owned() }
@@ -174,10 +180,9 @@ fn pause(wait: Duration) {
     let _ = rustix::event::poll(&mut [], Some(&timeout));
 }
 
-/// Returns whether a path leads to this very file.
-fn is_at(file: &File, path: &Path) -> IoResult<bool> {
+/// Returns whether a path leads to the very file that was inspected.
+fn is_at(own: &Metadata, path: &Path) -> IoResult<bool> {
     use std::os::unix::fs::MetadataExt as _;
-    let own = file.metadata().at("inspect", path)?;
     let there = fs::optional(fs::symlink_metadata(path))?;
     Ok(there.is_some_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())))
 }
@@ -218,6 +223,19 @@ mod tests {
     }
 
     #[test]
+    fn a_shorter_name_leaves_nothing_of_a_longer_one() {
+        let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("lock");
+        for work in ["building web", "a", "removing a disk"] {
+            let _lock = FileLock::try_take(&path, work).unwrap().unwrap();
+            let text = fs::read_text_limited(&path, HOLDER_BYTES_MAX).unwrap();
+            assert_eq!(text.matches(" since ").count(), 1, "{text}");
+            assert!(text.contains(&format!(" ({work}) since ")), "{text}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+    }
+
+    #[test]
     fn looking_at_a_lock_keeps_nobody_from_taking_it() {
         let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
         let path = dir.path().join("lock");
@@ -253,7 +271,7 @@ mod tests {
             let cancel = Cancel::new().unwrap();
             let held = (0..300).all(|_| {
                 let lock = FileLock::take(&path, "work", &cancel, &mut |_| {}).unwrap();
-                is_at(&lock._file, &path).unwrap()
+                is_at(&lock._file.metadata().unwrap(), &path).unwrap()
             });
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             assert!(held);

@@ -51,6 +51,10 @@ fn a_disk_is_private_writable_and_found_again_with_what_was_written() {
     let artifact = std::fs::metadata(fixture.store.artifact_path(&record.artifact)).unwrap();
     let meta = std::fs::metadata(&path).unwrap();
     assert_eq!(meta.permissions().mode() & 0o7777, 0o600, "the template's mode is not inherited");
+    let home = path.parent().unwrap();
+    assert_eq!(kiln_sys::fs::list_dir(home).unwrap(), ["clone.json", "disk.raw"]);
+    let meta = std::fs::metadata(home.join("clone.json")).unwrap();
+    assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
     assert_ne!(meta.ino(), artifact.ino());
     assert_eq!((meta.nlink(), artifact.nlink()), (1, 1), "never a hard link");
     std::fs::write(&path, [b'H'; 4096]).unwrap();

@@ -2,8 +2,9 @@
 
 use super::op::{Fault, Op, Outcome};
 use super::{Bench, WORKER};
+use kiln_core::Digest;
 use kiln_core::machine::CloneMethod;
-use kiln_store::{CloneChoice, CloneRequest};
+use kiln_store::{CloneChoice, CloneRequest, ClonedDisk, Store, StoreResult};
 use kiln_sys::fail::{disarm, trace};
 use kiln_testing::{Served, Worker, fail_points};
 use std::collections::BTreeSet;
@@ -98,6 +99,9 @@ fn no_point_is_dead() {
     let old = Bench::old();
     let (outcome, points) = trace(|| old.run(Op::Open));
     assert_eq!(outcome, Outcome::Ok);
+    passed.extend(points.into_iter().map(str::to_owned));
+    let bench = Bench::new().with(&[BUILD]);
+    let (_, points) = trace(|| make_disk(&bench.store(), &bench.sources.id(0)));
     passed.extend(points.into_iter().map(str::to_owned));
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut known = fail_points(&crates.join("kiln-store/src"));
@@ -207,6 +211,40 @@ fn a_disk_that_fails_to_be_made_leaves_no_file() {
             assert!(kiln_sys::fs::list_dir(&dir).unwrap().is_empty(), "{choice:?} at {point}");
         }
         std::fs::remove_dir(&dir).unwrap();
+    }
+}
+
+/// Makes the disk of the owner `vm`.
+fn make_disk(store: &Store, revision: &Digest) -> StoreResult<ClonedDisk> {
+    let (cancel, owner) = (kiln_sys::Cancel::new().unwrap(), "vm".parse().unwrap());
+    let (reference, copy) = (revision.to_string().parse().unwrap(), CloneChoice::Exactly(CloneMethod::Copy));
+    store.disks(&cancel).clone_for(&owner, &reference, copy)
+}
+
+#[test]
+fn an_owner_has_a_whole_synced_disk_or_none() {
+    let bench = Bench::new().with(&[BUILD]);
+    let (store, cancel) = (bench.store(), kiln_sys::Cancel::new().unwrap());
+    let (disks, owner) = (store.disks(&cancel), "vm".parse().unwrap());
+    let make = || make_disk(&store, &bench.sources.id(0));
+    let (made, points) = trace(make);
+    let path = made.unwrap().disk.path();
+    let (whole, at) = (std::fs::read(&path).unwrap(), |name| points.iter().position(|point| *point == name));
+    let synced = [at("commit.staged-sync"), at("disk.sync"), at("commit.dir-sync")];
+    assert!(synced.iter().all(|step| step.is_some() && *step < at("commit.dir-rename")), "{points:?}");
+    assert!(at("commit.dir-rename") < at("commit.parent-sync"), "{points:?}");
+    assert!(disks.release(&owner).unwrap());
+    for (point, nth) in points.iter().zip(1..) {
+        Fault::Error(ENOSPC).arm(nth);
+        let made = make();
+        kiln_sys::fail::disarm();
+        match disks.get(&owner).unwrap() {
+            // A lock without a name and a directory that is left to a sweep fail nothing.
+            Some(disk) => assert_eq!(std::fs::read(disk.path()).unwrap(), whole, "{point}"),
+            None => assert!(made.is_err(), "{point}"),
+        }
+        disks.release(&owner).unwrap();
+        store.sweep_staging().unwrap();
     }
 }
 
