@@ -3,6 +3,7 @@
 use crate::cmd;
 use crate::progress::ProgressMode;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
@@ -115,4 +116,97 @@ pub(crate) enum Command {
     Ingest(cmd::bench::IngestArgs),
     #[command(name = kiln_engine::PROBE_COMMAND, hide = true)]
     ProbeKvm,
+}
+
+/// A verb that is started so often that the description of all the others would be what its users wait for.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", disable_version_flag = true)]
+struct Alone<A: Args> {
+    #[command(flatten)]
+    global: Global,
+    #[command(flatten)]
+    args: A,
+}
+
+/// Parses the process's command line.
+pub(crate) fn parse() -> Result<Cli, clap::Error> {
+    let line: Vec<OsString> = std::env::args_os().collect();
+    match parse_alone(&line) {
+        Some(cli) => Ok(cli),
+        None => Cli::try_parse_from(line),
+    }
+}
+
+/// Parses the line of a frequent verb by itself. None for any other, and for a line that is not right: the whole
+/// description says what is wrong with it.
+fn parse_alone(line: &[OsString]) -> Option<Cli> {
+    let at = verb(line)?;
+    let rest = line.iter().take(at).chain(&line[at + 1..]);
+    match line[at].to_str()? {
+        "clone" => {
+            let Alone { global, args } = Alone::try_parse_from(rest).ok()?;
+            Some(Cli { global, command: Command::Clone(args) })
+        }
+        _ => None,
+    }
+}
+
+/// Returns where the verb stands: after options of every verb only.
+fn verb(line: &[OsString]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        match line.get(at)?.to_str()? {
+            "--home" | "--progress" => at += 2,
+            word if word.starts_with("--home=") || word.starts_with("--progress=") => at += 1,
+            word if word.starts_with('-') => return None,
+            _ => return Some(at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_verb_alone_is_parsed_as_among_all() {
+        for text in [
+            "kiln clone web disk.raw",
+            "kiln --home /h clone -q --clone copy web:v1 d",
+            "kiln clone web --progress=none d --home h --json",
+            "kiln --progress plain --home=h clone -- web -d",
+            "kiln clone clone clone",
+        ] {
+            let alone = parse_alone(&line(text)).unwrap();
+            assert_eq!(
+                format!("{alone:?}"),
+                format!("{:?}", Cli::try_parse_from(line(text)).unwrap()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_or_asks_for_help_is_left_to_the_whole_description() {
+        for text in [
+            "kiln",
+            "kiln clone",
+            "kiln clone web",
+            "kiln clone web d e",
+            "kiln clone --help",
+            "kiln clone -V",
+            "kiln clone web d --clone nothing",
+            "kiln clone web d --version",
+            "kiln --home clone web d",
+            "kiln -q clone web d",
+            "kiln ls",
+            "kiln --version",
+        ] {
+            assert!(parse_alone(&line(text)).is_none(), "{text}");
+        }
+    }
 }

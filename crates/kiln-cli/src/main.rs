@@ -12,11 +12,10 @@ mod progress;
 mod signals;
 mod terminal;
 
-use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let result = std::panic::catch_unwind(|| match args::Cli::try_parse() {
+    let result = std::panic::catch_unwind(|| match args::parse() {
         Ok(cli) => cmd::dispatch(cli),
         Err(error) => usage(&error),
     });

@@ -14,6 +14,7 @@ pub mod lock;
 pub mod measure;
 pub mod process;
 pub mod protect;
+pub mod signal;
 pub mod socket;
 pub mod stamp;
 pub mod terminal;
