@@ -4,7 +4,7 @@
 //! is not read, and the two times that `mke2fs` takes from the host (access and change) are set by `debugfs`
 //! afterwards.
 //!
-//! Check sums of metadata begin with a constant, [`CHECKSUM_UUID`], and not with the disk's own identifier: otherwise
+//! Check sums of metadata begin with a constant, `CHECKSUM_UUID`, and not with the disk's own identifier: otherwise
 //! every directory and every inode would have other bytes in each build, and two builds of nearly the same tree would
 //! share less than they could.
 //!
