@@ -1,7 +1,7 @@
 //! What differs between two revisions: settings, artifacts, packages and the files of the root file system.
 //!
-//! Both root file systems are read straight from their artifacts: nothing is mounted, nothing is written, no privilege
-//! is needed. They are walked side by side in the order of their names, so that no more is held than the directories
+//! Both root file systems are read straight from their artifacts: nothing is mounted, no privilege is needed, and nothing
+//! is written but a copy of an RPM database, which is gone when it is listed. They are walked side by side in the order of their names, so that no more is held than the directories
 //! on the way. Equal segments of the two indexes are equal content and are not read.
 
 mod content;
@@ -76,7 +76,8 @@ impl Engine {
             let sizes = report.artifacts.iter().flat_map(|line| [&line.before, &line.after]).flatten();
             let data = sizes.map(|summary| summary.data_bytes).max().unwrap_or_default();
             let (side_a, side_b) = (Side::open(self, root_a, data)?, Side::open(self, root_b, data)?);
-            report.packages = packages::compare(&packages::read(&side_a)?, &packages::read(&side_b)?);
+            report.packages =
+                packages::compare(&packages::read(self, &side_a)?, &packages::read(self, &side_b)?);
             if request.files != FileList::None {
                 tree::compare(&side_a, &side_b, &mut sink)?;
             }

@@ -221,6 +221,12 @@ fn programs() -> Vec<Program> {
         Program { name: "apt-get", package: "apt", purpose: debian, needed: false },
         Program { name: "dpkg-deb", package: "dpkg", purpose: debian, needed: false },
         Program { name: "unshare", package: "util-linux", purpose: debian, needed: false },
+        Program {
+            name: "rpm",
+            package: "rpm",
+            purpose: "RPM packages of two revisions cannot be compared",
+            needed: false,
+        },
     ];
     if !process::is_root() {
         let owners = "owners and devices cannot be kept without root";

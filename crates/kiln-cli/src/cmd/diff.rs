@@ -16,9 +16,10 @@ const LISTED_FILES: usize = 40;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Compares settings, artifacts, packages (dpkg, apk, Nix store paths) and the files of the root
-file systems: type, content, link target, device, mode and owner. Times and extended attributes
-are not compared. Letters: A added, C changed, D removed.
+Compares settings, artifacts, packages (dpkg, apk, RPM, Nix store paths) and the files of the
+root file systems: type, content, link target, device, mode and owner. Times and extended
+attributes are not compared. Databases of RPM are listed by the host's rpm; where it is not
+installed they are named as not read. Letters: A added, C changed, D removed.
 Exits with 0 whether or not the two differ.
 
 Examples:
@@ -142,7 +143,7 @@ fn packages(diff: &PackageDiff) -> String {
         text.push_str(&output::aligned(&["", "MANAGER", "PACKAGE", "BEFORE", "AFTER"], &rows));
     }
     for database in &diff.not_read {
-        text.push_str(&format!("not read: {database}\n"));
+        text.push_str(&format!("not read: {}\n", plain(database)));
     }
     text
 }

@@ -4,6 +4,7 @@ use crate::context;
 use kiln_testing::{TestContext, plain, recipe};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::process::Command;
 
 /// Bakes `web:old` and `web:latest`, which differ in a little of everything.
 fn two_revisions(context: &TestContext) {
@@ -86,7 +87,6 @@ fn two_revisions_are_compared_as_text() {
     A   dpkg      curl      -        1
     C   dpkg      nginx     1.22     1.24
     D   dpkg      wget      1        -
-    not read: rpm: /var/lib/rpm
 
     files: 3 added (3.0 MiB), 5 changed (82 B), 3 removed (4 B)
         BEFORE      AFTER       DIFFERS                   PATH
@@ -109,7 +109,6 @@ fn two_revisions_are_compared_as_text() {
     A   dpkg      curl      -        1
     C   dpkg      nginx     1.22     1.24
     D   dpkg      wget      1        -
-    not read: rpm: /var/lib/rpm
     "#);
     assert_eq!(context.staged(), Vec::<String>::new());
 }
@@ -217,9 +216,7 @@ fn two_revisions_are_compared_as_json() {
             "name": "wget"
           }
         ],
-        "not_read": [
-          "rpm: /var/lib/rpm"
-        ]
+        "not_read": []
       },
       "schema_version": 1,
       "settings": [
@@ -247,6 +244,93 @@ fn two_revisions_are_compared_as_json() {
     let packages = context.kiln(["diff", "web:old", "web", "--json", "--packages"]).json();
     assert_eq!(packages["files"], serde_json::Value::Null);
     assert_eq!(packages["packages"], json["packages"]);
+}
+
+/// A package of a database: name, epoch or nothing, and version; its release is 1.
+type Package<'a> = (&'a str, &'a str, &'a str);
+
+/// Makes an RPM database of packages without files.
+fn rpm_database(context: &TestContext, dir: &Path, packages: &[Package<'_>]) {
+    let top = context.work().join("rpmbuild");
+    let run = |command: &mut Command| {
+        let output =
+            command.env("HOME", context.work()).output().expect("rpm is installed: scripts/setup test");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let mut install = Command::new("rpm");
+    install.args(["--install", "--justdb", "--nodeps", "--ignorearch", "--nosignature", "--dbpath"]).arg(dir);
+    for (name, epoch, version) in packages {
+        let epoch = if epoch.is_empty() { String::new() } else { format!("Epoch: {epoch}\n") };
+        let spec = format!(
+            "Name: {name}\nVersion: {version}\nRelease: 1\n{epoch}Summary: a test\nLicense: MIT\nBuildArch: noarch\n\
+             %description\nA test.\n%files\n"
+        );
+        let spec = context.write(&format!("{name}-{version}.spec"), spec);
+        let define = |name: &str, value: &Path| format!("{name} {}", value.display());
+        let mut build = Command::new("rpmbuild");
+        build.args(["-bb", "--define", &define("_topdir", &top)]);
+        run(build.args(["--define", &define("_dbpath", &top.join("none"))]).arg(spec));
+        install.arg(top.join(format!("RPMS/noarch/{name}-{version}-1.noarch.rpm")));
+    }
+    std::fs::create_dir_all(dir).unwrap();
+    run(&mut install);
+}
+
+#[test]
+fn rpm_packages_are_compared() {
+    let context = context();
+    let dir = recipe(&context, "web", "");
+    let root = context.work().join("rootfs");
+    let database = root.join("usr/lib/sysimage/rpm");
+    let packages = [
+        ("same", "", "1"),
+        ("gone", "", "1"),
+        ("hello", "3", "1.0"),
+        ("kernel", "0", "6.1"),
+        ("kernel", "0", "6.2"),
+    ];
+    rpm_database(&context, &database, &packages);
+    std::fs::create_dir_all(root.join("var/lib")).unwrap();
+    symlink("../../usr/lib/sysimage/rpm", root.join("var/lib/rpm")).unwrap();
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    context.kiln(["tag", "web", "web:old"]).ok();
+    std::fs::remove_dir_all(&database).unwrap();
+    let packages = [
+        ("same", "", "1"),
+        ("new", "", "2~rc1"),
+        ("hello", "3", "1.1"),
+        ("kernel", "", "6.2"),
+        ("kernel", "", "6.3"),
+    ];
+    rpm_database(&context, &database, &packages);
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    insta::assert_snapshot!(context.kiln(["diff", "web:old", "web", "--packages"]).ok(), @r"
+    packages: 1 added, 2 changed, 1 removed
+        MANAGER   PACKAGE   BEFORE         AFTER
+    D   rpm       gone      1-1            -
+    C   rpm       hello     3:1.0-1        3:1.1-1
+    C   rpm       kernel    6.1-1, 6.2-1   6.2-1, 6.3-1
+    A   rpm       new       -              2~rc1-1
+    ");
+    assert_eq!(context.staged(), Vec::<String>::new());
+
+    // A database that is none does not keep the files back, and no words of the image steer the terminal.
+    std::fs::remove_dir_all(&database).unwrap();
+    std::fs::remove_file(root.join("var/lib/rpm")).unwrap();
+    symlink("/else\x1b[2Jwhere", root.join("var/lib/rpm")).unwrap();
+    std::fs::create_dir(&database).unwrap();
+    std::fs::write(database.join("rpmdb.sqlite"), vec![b'x'; 100_000]).unwrap();
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    let text = context.kiln(["diff", "web:old", "web"]).ok();
+    let packages =
+        text.lines().skip_while(|line| !line.starts_with("packages:")).take_while(|line| !line.is_empty());
+    insta::assert_snapshot!(packages.collect::<Vec<_>>().join("\n"), @r"
+    packages: 0 added, 0 changed, 0 removed
+    not read: rpm: /usr/lib/sysimage/rpm: `rpm` does not read rpmdb.sqlite: cannot open Packages database in /usr/lib/sysimage/rpm
+    not read: rpm: /var/lib/rpm: it is a symbolic link to /else\u{1b}[2Jwhere, which is not followed
+    ");
+    assert!(text.contains(" /usr/lib/sysimage/rpm/rpmdb.sqlite\n"), "{text}");
+    assert_eq!(context.staged(), Vec::<String>::new());
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Packages that a root file system says it has, read from the databases of their managers. What a database says is
-//! taken as it is: an entry without name or version is passed over.
+//! taken as it is: an entry without name or version is passed over. Databases of RPM are listed by the host's `rpm`.
+
+mod rpm;
 
 use super::ext4::{ImageError, ImageResult, Kind};
 use super::report::{Change, PackageChange, PackageDiff};
 use super::side::Side;
-use crate::EngineResult;
+use crate::{Engine, EngineResult};
+use rpm::RpmError;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +27,6 @@ const DPKG_STATUS: &str = "/var/lib/dpkg/status";
 const DPKG_STATUS_D: &str = "/var/lib/dpkg/status.d";
 const APK_INSTALLED: [&str; 2] = ["/lib/apk/db/installed", "/usr/lib/apk/db/installed"];
 const NIX_STORE: &str = "/nix/store";
-const RPM: [&str; 2] = ["/var/lib/rpm", "/usr/lib/sysimage/rpm"];
 
 /// Who manages a package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -37,6 +39,8 @@ pub enum Manager {
     Dpkg,
     /// Store paths of Nix.
     Nix,
+    /// That of Red Hat, SUSE and their kin.
+    Rpm,
 }
 
 impl Manager {
@@ -46,6 +50,7 @@ impl Manager {
             Self::Apk => "apk",
             Self::Dpkg => "dpkg",
             Self::Nix => "nix",
+            Self::Rpm => "rpm",
         }
     }
 }
@@ -57,8 +62,8 @@ pub(super) struct Inventory {
     packages: BTreeMap<(Manager, String), BTreeSet<Installed>>,
     /// Packages taken, no more than one above [`PACKAGES_MAX`].
     count: u64,
-    /// Databases that are there and are not read.
-    not_read: BTreeSet<String>,
+    /// Databases that are there and are not read, by manager, each with the reason.
+    not_read: BTreeSet<(Manager, String)>,
 }
 
 /// A package as it is installed.
@@ -69,7 +74,7 @@ struct Installed {
 }
 
 /// Reads the packages of a root file system.
-pub(super) fn read(side: &Side) -> EngineResult<Inventory> {
+pub(super) fn read(engine: &Engine, side: &Side) -> EngineResult<Inventory> {
     let mut inventory = Inventory::default();
     if let Some(bytes) = database(side, DPKG_STATUS)? {
         inventory.dpkg(&bytes);
@@ -92,9 +97,11 @@ pub(super) fn read(side: &Side) -> EngineResult<Inventory> {
             inventory.nix(&entry.name);
         }
     }
-    for path in RPM {
-        if side.find(path)?.is_some() {
-            inventory.not_read.insert(format!("rpm: {path}"));
+    for dir in rpm::DIRS {
+        match rpm::list(engine, side, dir) {
+            Ok(packages) => inventory.rpm(packages),
+            Err(RpmError::Engine(error)) => return Err(error),
+            Err(reason) => _ = inventory.not_read.insert((Manager::Rpm, format!("{dir}: {reason}"))),
         }
     }
     inventory.checked().map_err(|error| side.error(error))
@@ -107,12 +114,15 @@ fn database(side: &Side, path: &str) -> EngineResult<Option<Vec<u8>>> {
     }
 }
 
-/// Returns the packages that differ.
+/// Returns the packages that differ. Those of a manager with a database that was not read are left out: beside what is
+/// not known, all would look added or removed.
 pub(super) fn compare(a: &Inventory, b: &Inventory) -> PackageDiff {
     let names: BTreeSet<_> = a.packages.keys().chain(b.packages.keys()).collect();
-    let mut diff =
-        PackageDiff { changes: Vec::new(), not_read: a.not_read.union(&b.not_read).cloned().collect() };
-    for key in names {
+    let not_read: BTreeSet<_> = a.not_read.union(&b.not_read).collect();
+    let unknown: BTreeSet<Manager> = not_read.iter().map(|(manager, _)| *manager).collect();
+    let line = |(manager, text): &(Manager, String)| format!("{}: {text}", manager.as_str());
+    let mut diff = PackageDiff { changes: Vec::new(), not_read: not_read.into_iter().map(line).collect() };
+    for key in names.into_iter().filter(|(manager, _)| !unknown.contains(manager)) {
         let (before, after) = (a.packages.get(key), b.packages.get(key));
         let change = match (before, after) {
             (Some(before), Some(after)) if before == after => continue,
@@ -187,6 +197,13 @@ impl Inventory {
             if let (Some(name), Some(version)) = (field("P"), field("V")) {
                 self.add(Manager::Apk, name, version, field("A"));
             }
+        }
+    }
+
+    /// Takes packages as `rpm` lists them.
+    fn rpm(&mut self, packages: Vec<rpm::Package>) {
+        for package in packages {
+            self.add(Manager::Rpm, &package.name, &package.version, package.arch.as_deref());
         }
     }
 

@@ -92,7 +92,8 @@ pub struct ArtifactDiff {
 pub struct PackageDiff {
     /// Those that differ, by manager and name.
     pub changes: Vec<PackageChange>,
-    /// Databases that are there and are not read.
+    /// Databases that are there and are not read, each with manager, path and reason. No package of such a manager is
+    /// compared.
     pub not_read: Vec<String>,
 }
 

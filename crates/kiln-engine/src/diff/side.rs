@@ -6,6 +6,8 @@ use kiln_core::Digest;
 use kiln_core::revision::Artifact;
 use kiln_store::index::SegmentDigest;
 use kiln_store::{Index, StoreError};
+use std::fs::File;
+use std::path::Path;
 
 /// A root file system and the segments of its artifact.
 #[derive(Debug)]
@@ -74,6 +76,10 @@ impl Side {
 
     pub(super) fn read_file(&self, inode: &Inode, path: &str, max: u64) -> EngineResult<Vec<u8>> {
         self.wrap(self.image.read_file(inode, path, max))
+    }
+
+    pub(super) fn copy_file(&self, inode: &Inode, to: &File, path: &Path) -> EngineResult<()> {
+        self.wrap(self.image.copy_file(inode, to, path))
     }
 
     pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> EngineResult<()> {

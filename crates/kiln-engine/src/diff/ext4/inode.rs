@@ -1,9 +1,15 @@
 //! Inodes: what a name leads to.
 
 use super::{Image, ImageError, ImageResult, LINK_BYTES_MAX, ROOT_INODE, u16_at, u32_at};
+use kiln_sys::IoResultExt as _;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 /// An inode keeps its content's map, or a short link's target, in so many bytes.
 pub(super) const MAP_BYTES: usize = 60;
+/// Bytes of a file that are copied at a time.
+const COPY_BYTES: u64 = 1 << 20;
 const FLAG_ENCRYPTED: u32 = 0x800;
 const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_INLINE_DATA: u32 = 0x1000_0000;
@@ -129,6 +135,25 @@ impl Image {
             }
         }
         Ok(content)
+    }
+
+    /// Copies the content of a regular file, whose length the caller has found to be bearable, to an empty file; holes
+    /// stay holes. `path` is the copy's, for errors.
+    pub(crate) fn copy_file(&self, inode: &Inode, to: &File, path: &Path) -> ImageResult<()> {
+        to.set_len(inode.size).at("write", path)?;
+        let mut buffer = Vec::new();
+        for extent in self.extents(inode)? {
+            let end = extent.end().min(inode.size);
+            let mut position = extent.start;
+            while position < end {
+                let step = (end - position).min(COPY_BYTES);
+                buffer.resize(step as usize, 0);
+                self.read_at(extent.at + (position - extent.start), &mut buffer)?;
+                to.write_all_at(&buffer, position).at("write", path)?;
+                position += step;
+            }
+        }
+        Ok(())
     }
 }
 

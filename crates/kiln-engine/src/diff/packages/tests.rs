@@ -96,7 +96,7 @@ fn packages_are_added_removed_and_changed() {
         "Package: same\nVersion: 1\n\nPackage: new\nVersion: 1\n\nPackage: grows\nVersion: 2\nArchitecture: all\n\n\
          Package: two\nVersion: 1\nArchitecture: amd64\n\nPackage: two\nVersion: 1\nArchitecture: i386\n",
     );
-    b.not_read.insert("rpm: /var/lib/rpm".to_owned());
+    b.not_read.insert((Manager::Rpm, "/var/lib/rpm: why".to_owned()));
     let diff = compare(&a, &b);
     let lines: Vec<String> = diff
         .changes
@@ -112,7 +112,7 @@ fn packages_are_added_removed_and_changed() {
             "Changed two Some(\"1 amd64\") Some(\"1 amd64, 1 i386\")"
         ]
     );
-    assert_eq!(diff.not_read, ["rpm: /var/lib/rpm"]);
+    assert_eq!(diff.not_read, ["rpm: /var/lib/rpm: why"]);
 }
 
 #[test]
