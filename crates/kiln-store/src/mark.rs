@@ -2,13 +2,12 @@
 //! what is known of them lies in vectors: no name is looked up for a reference.
 
 use crate::collect::{CollectPolicy, Collection, DeadRevision};
-use crate::summary::{Content, Summaries};
+use crate::summary::{Content, Summaries, Summary};
 use crate::survey::Survey;
 use kiln_core::{ByteSize, Digest};
 
 struct Marked<'a> {
-    id: Digest,
-    built_unix_ms: Option<u64>,
+    summary: &'a Summary,
     content: &'a Content,
     kept: bool,
 }
@@ -72,7 +71,7 @@ pub(crate) fn mark(
         };
         let built_unix_ms = summary.built_unix_ms;
         let kept = built_unix_ms.is_some_and(|built| now_unix_ms.saturating_sub(built) < young) || rooted;
-        revisions.push(Marked { id: summary.id, built_unix_ms, content, kept });
+        revisions.push(Marked { summary, content, kept });
     }
     let mut artifacts = Artifacts::new(survey);
     let mut used = 0;
@@ -89,7 +88,7 @@ pub(crate) fn mark(
 /// Keeps the youngest unused revisions that fit the budget. `used` are the bytes of what is kept anyway.
 fn fit_budget(budget: u64, mut used: u64, revisions: &mut [Marked<'_>], artifacts: &mut Artifacts<'_>) {
     let mut unused: Vec<usize> = (0..revisions.len()).filter(|at| !revisions[*at].kept).collect();
-    unused.sort_unstable_by_key(|at| (revisions[*at].built_unix_ms, revisions[*at].id));
+    unused.sort_unstable_by_key(|at| (revisions[*at].summary.built_unix_ms, revisions[*at].summary.id));
     for at in unused.into_iter().rev() {
         let own = artifacts.of(&revisions[at]).filter(|at| !artifacts.kept[*at]);
         let more: u64 = own.map(|at| artifacts.allocated[at]).sum();
@@ -114,8 +113,8 @@ fn tell(plan: &mut Collection, survey: &Survey, revisions: &[Marked<'_>], artifa
     for revision in revisions.iter().filter(|revision| !revision.kept) {
         let own = artifacts.of(revision).filter(|at| !artifacts.kept[*at] && dead_users[*at] == 1);
         plan.revisions.push(DeadRevision {
-            id: revision.id,
-            built_unix_ms: revision.built_unix_ms,
+            id: revision.summary.id,
+            built_unix_ms: revision.summary.built_unix_ms,
             exclusive: ByteSize::from_bytes(own.map(|at| artifacts.allocated[at]).sum()),
         });
     }

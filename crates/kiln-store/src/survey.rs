@@ -42,7 +42,20 @@ impl Store {
     }
 
     fn look(&self, remember: Remember) -> StoreResult<Survey> {
-        let tags = self.tags()?;
+        // Tags with long logs take as long to read as everything else.
+        std::thread::scope(|scope| {
+            let tags = std::thread::Builder::new().spawn_scoped(scope, || self.tags());
+            let (summaries, artifacts) = self.look_at_content(remember)?;
+            let tags = match tags {
+                Ok(tags) => tags.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // Where the host has no thread to give, this one does the work.
+                Err(_) => self.tags(),
+            };
+            Ok(Survey { tags: tags?, summaries, artifacts })
+        })
+    }
+
+    fn look_at_content(&self, remember: Remember) -> StoreResult<(Summaries, Vec<ArtifactUse>)> {
         let summaries = self.summarize_all(remember)?;
         let directory = OpenDir::open(&self.root().join("artifacts"))?;
         let artifacts = parallel::map(&self.artifact_ids()?, |digest| -> StoreResult<Option<ArtifactUse>> {
@@ -50,6 +63,6 @@ impl Store {
             Ok(sizes.map(|(length, allocated)| ArtifactUse { digest: *digest, length, allocated }))
         });
         let artifacts = artifacts.into_iter().filter_map(Result::transpose).collect::<StoreResult<_>>()?;
-        Ok(Survey { tags, summaries, artifacts })
+        Ok((summaries, artifacts))
     }
 }
