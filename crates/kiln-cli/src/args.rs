@@ -10,7 +10,7 @@ const EXAMPLES: &str = "\
 Examples:
   kiln init                         write a commented kiln.toml
   kiln build                        bake the template of the kiln.toml here or above
-  kiln run --rm web -- uname -a     boot it, run a command, pass its exit code through, throw the machine away
+  kiln run --rm web -- uname -a     boot it, run a command, pass its exit code, throw it away
   kiln run -d --name w1 web         boot it and leave it running
   kiln exec w1 -- ps                run a command in it
   kiln doctor                       check this host
@@ -167,6 +167,22 @@ fn verb(line: &[OsString]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory as _;
+
+    /// The width that help is wrapped to.
+    const WIDTH: usize = 100;
+
+    #[test]
+    fn texts_of_help_fit_a_line_as_they_are_written() {
+        let cli = Cli::command();
+        let verbs = std::iter::once(&cli).chain(cli.get_subcommands());
+        let verbs = verbs.flat_map(|verb| std::iter::once(verb).chain(verb.get_subcommands()));
+        for verb in verbs {
+            let text = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > WIDTH).collect();
+            assert!(long.is_empty(), "{}: {long:#?}", verb.get_name());
+        }
+    }
 
     fn line(text: &str) -> Vec<OsString> {
         text.split_whitespace().map(OsString::from).collect()

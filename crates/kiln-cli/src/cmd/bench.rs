@@ -18,10 +18,11 @@ use std::time::Duration;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Measures kiln beside other tools on real bytes: in turn (A B, B A), medians of at least 7 rounds, of 100 for what takes
-under 10 ms. Calls are compared with calls, programs with programs. A ratio above 1 means that kiln takes less; `floor` is
-the share of the time that nothing can save. A load average over 3 marks a run as noisy: then only processor times
-count. Works in a store of its own, which is removed afterwards.
+Measures kiln beside other tools on real bytes: in turn (A B, B A), medians of at least 7 rounds,
+of 100 for what takes under 10 ms. Calls are compared with calls, programs with programs. A ratio
+above 1 means that kiln takes less; `floor` is the share of the time that nothing can save. A load
+average over 3 marks a run as noisy: then only processor times count. Works in a store of its own,
+which is removed afterwards.
 
 Examples:
   kiln bench --list

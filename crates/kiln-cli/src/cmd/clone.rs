@@ -38,12 +38,14 @@ impl From<CloneBy> for CloneChoice {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Writes the template's root disk to a new file that only its owner may use: raw, or with --clone overlay a qcow2
-file that needs the store's copy. Nothing is overwritten, and the store does not change.
+Writes the template's root disk to a new file that only its owner may use: raw, or with --clone
+overlay a qcow2 file that needs the store's copy. Nothing is overwritten, and the store does not
+change.
 
-With --disk it is longer than the template's: the last partition of a GUID partition table takes the new space, and
-an ext4 file system without a table is grown with e2fsck and resize2fs. A note says where the file system is left to
-be grown: by the guest, on an overlay, in a partition, without these programs, or when it is not ext4.
+With --disk it is longer than the template's: the last partition of a GUID partition table takes
+the new space, and an ext4 file system without a table is grown with e2fsck and resize2fs. A note
+says where the file system is left to be grown: by the guest, on an overlay, in a partition,
+without these programs, or when it is not ext4.
 
 Examples:
   kiln clone web disk.raw

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Directories are copied whole, links as links. Into a machine files belong to root; out of it, to you.
-A directory on the host is never replaced.
+Directories are copied whole, links as links. Into a machine files belong to root; out of it, to
+you. A directory on the host is never replaced.
 
 Examples:
   kiln cp app.conf web-1a2b:/etc/app.conf

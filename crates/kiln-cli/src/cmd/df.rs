@@ -10,10 +10,10 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-APPARENT is the length of the artifacts of a template's revisions, ALLOCATED what they take up, SHARED what of it other
-templates have too, EXCLUSIVE what would be free without the template. SHARED of a machine is what
-the file system says other files have too. A revision counts as long as it is in the store,
-tagged or once tagged.")]
+APPARENT is the length of the artifacts of a template's revisions, ALLOCATED what they take up,
+SHARED what of it other templates have too, EXCLUSIVE what would be free without the template.
+SHARED of a machine is what the file system says other files have too. A revision counts as long
+as it is in the store, tagged or once tagged.")]
 pub(crate) struct DfArgs {
     /// Print an object of JSON
     #[arg(long)]

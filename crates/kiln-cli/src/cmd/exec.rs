@@ -54,8 +54,8 @@ impl GuestOptions {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The command's exit code is kiln's; 127 when the guest has no such program, 126 when it cannot run it,
-128 and the signal's number when a signal ended it.
+The command's exit code is kiln's; 127 when the guest has no such program, 126 when it cannot run
+it, 128 and the signal's number when a signal ended it.
 
 Examples:
   kiln exec web-1a2b -- ls -l /

@@ -25,8 +25,9 @@ enum Format {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each template becomes a stack of its name. With --clones the raw disks made from the same revisions are written too, with
-their stamps. Nothing is overwritten; what cannot be written is refused with the whole list before anything is.
+Each template becomes a stack of its name. With --clones the raw disks made from the same
+revisions are written too, with their stamps. Nothing is overwritten; what cannot be written is
+refused with the whole list before anything is.
 
 Examples:
   kiln export rootfs-registry /srv/templates

@@ -12,9 +12,10 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Kept is what a tag points to, what it pointed to before (--keep-last), what a machine, a lease or a clone uses, and what
-a running command is about to use. The rest goes to the trash at once, and is deleted from there when it has been there
-for --grace; until then its files can be taken back by hand.
+Kept is what a tag points to, what it pointed to before (--keep-last), what a machine, a lease or
+a clone uses, and what a running command is about to use. The rest goes to the trash at once, and
+is deleted from there when it has been there for --grace; until then its files can be taken back
+by hand.
 
 Examples:
   kiln gc --dry-run

@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The latest move comes first. A tag that was removed still has its history, and kiln rollback brings it back.
+The latest move comes first. A tag that was removed still has its history, and kiln rollback
+brings it back.
 
 Examples:
   kiln history web
@@ -25,8 +26,8 @@ pub(crate) struct HistoryArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Undoes the tag's last move; a second rollback undoes the first. --to takes any revision the tag had (kiln history).
-A tag that was removed comes back. Machines stay what they are.
+Undoes the tag's last move; a second rollback undoes the first. --to takes any revision the tag
+had (kiln history). A tag that was removed comes back. Machines stay what they are.
 
 Examples:
   kiln rollback web

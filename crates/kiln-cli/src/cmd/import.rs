@@ -24,13 +24,14 @@ enum Format {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Each stack becomes a template of its name; its tag `latest` moves to what was read. The layout has no kernel, so one is
-needed. With --clones each machine's disk becomes that of an owner of its name: stop the machines first. What kiln
-cannot name, or the layout cannot tell apart, is refused with the whole list before anything is written.
+Each stack becomes a template of its name; its tag `latest` moves to what was read. The layout has
+no kernel, so one is needed. With --clones each machine's disk becomes that of an owner of its
+name: stop the machines first. What kiln cannot name, or the layout cannot tell apart, is refused
+with the whole list before anything is written.
 
 Examples:
   kiln import rootfs-registry --kernel /boot/vmlinuz
-  kiln import rootfs-registry /srv/templates --kernel vmlinux --modules /lib/modules/6.1.0-9-cloud-amd64
+  kiln import rootfs-registry /srv/t --kernel vmlinux --modules /lib/modules/6.1.0-9-cloud-amd64
   kiln import rootfs-registry /srv/templates --kernel vmlinux --clones /srv/rootfs")]
 struct RegistryArgs {
     /// The directory of stacks [default: $MICROVM_ROOTFS_TEMPLATE_DIR, else /var/lib/microvm/rootfs-templates]

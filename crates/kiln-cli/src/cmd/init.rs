@@ -18,11 +18,13 @@ const TEMPLATE: &str = include_str!("init.toml");
 #[command(after_help = "\
 An existing kiln.toml is never overwritten.
 
---protect writes no recipe. It makes the store where there is none, and says what keeps its artifacts as they are:
+--protect writes no recipe. It makes the store where there is none, and says what keeps its
+artifacts as they are:
   auto        fs-verity where the file system has it, for artifacts of at most 16 GiB
   none        nothing; what was touched is still noticed, and read before use
   verity      fs-verity, or nothing can be stored
-  immutable   the immutable flag (chattr +i), or nothing can be stored; needs root, and stops rm -rf of the store
+  immutable   the immutable flag (chattr +i), or nothing can be stored; needs root, and stops
+              rm -rf of the store
 New artifacts get it; those that are there get or lose it with the next kiln verify.
 
 Examples:

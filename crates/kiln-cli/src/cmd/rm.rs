@@ -9,8 +9,9 @@ use kiln_engine::EngineError;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A name is a machine's where one has it, else a template's. NAME:TAG and sha256:… are always templates.
-Removing a tag removes its revision only when no other tag has it and no machine or disk uses it.
+A name is a machine's where one has it, else a template's. NAME:TAG and sha256:… are always
+templates. Removing a tag removes its revision only when no other tag has it and no machine or
+disk uses it.
 
 Examples:
   kiln rm web-1a2b

@@ -50,8 +50,9 @@ enum BoardName {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 With a command: boots, runs it, passes its exit code through, and powers the machine off.
-Without: shows the console until the machine ends. With -it and no command: opens a shell. With -d: leaves the
-machine running and prints its name. A machine in the foreground ends with kiln, however that ends.
+Without: shows the console until the machine ends. With -it and no command: opens a shell.
+With -d: leaves the machine running and prints its name. A machine in the foreground ends with
+kiln, however that ends.
 
 Examples:
   kiln run --rm web -- uname -a

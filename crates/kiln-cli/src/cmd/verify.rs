@@ -15,9 +15,10 @@ const RANGES_SHOWN: usize = 4;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Reads every byte and compares it with the index. A damaged artifact is moved to quarantine/ in the store, never
-deleted, and nothing starts from it any more. --repair builds it again from the recipe it came from; that brings it
-back only while the recipe still makes the same bytes. Exits with 1 when something is damaged or missing at the end.
+Reads every byte and compares it with the index. A damaged artifact is moved to quarantine/ in the
+store, never deleted, and nothing starts from it any more. --repair builds it again from the
+recipe it came from; that brings it back only while the recipe still makes the same bytes. Exits
+with 1 when something is damaged or missing at the end.
 
 Examples:
   kiln verify web:v1

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Prints what keeps a revision, or the revisions that have an artifact: tags, machines, leases. What nothing keeps is
-removed by the next kiln gc.
+Prints what keeps a revision, or the revisions that have an artifact: tags, machines, leases. What
+nothing keeps is removed by the next kiln gc.
 
 Examples:
   kiln why web:v1
