@@ -3,6 +3,7 @@
 use crate::arch::Arch;
 use crate::digest::Digest;
 use crate::name::{MachineId, MachineName, VariantName};
+use crate::restart::RestartPolicy;
 use crate::revision::ArtifactFormat;
 use crate::size::ByteSize;
 use crate::variant::{MachineShape, ReadyProbe};
@@ -54,8 +55,18 @@ pub struct MachineRecord {
     pub clone: CloneRecord,
     /// Whether the machine is removed when it ends.
     pub remove_on_exit: bool,
+    /// How long it runs at most after each start by somebody, in milliseconds; none means without end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+    /// When it is started again after an end.
+    #[serde(default, skip_serializing_if = "is_no_restart")]
+    pub restart: RestartPolicy,
     /// When it was made, in milliseconds since 1970 (UTC).
     pub created_unix_ms: u64,
+}
+
+fn is_no_restart(policy: &RestartPolicy) -> bool {
+    *policy == RestartPolicy::No
 }
 
 /// How a machine's private disk was made.
@@ -167,6 +178,8 @@ pub enum Phase {
     Starting,
     /// The guest is ready.
     Running,
+    /// The guest was ready, and its processors stand.
+    Paused,
     /// An end was asked for.
     Stopping,
     /// Ended as asked for, or by the guest.
@@ -178,7 +191,7 @@ pub enum Phase {
 impl Phase {
     /// Whether a machine in this phase has processes.
     pub fn is_live(self) -> bool {
-        matches!(self, Self::Starting | Self::Running | Self::Stopping)
+        matches!(self, Self::Starting | Self::Running | Self::Paused | Self::Stopping)
     }
     /// Returns the word users see.
     pub fn as_str(self) -> &'static str {
@@ -186,6 +199,7 @@ impl Phase {
             Self::Created => "created",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
@@ -213,6 +227,8 @@ pub enum EndCause {
     },
     /// A user asked for it.
     Requested,
+    /// Its time to live had passed.
+    Expired,
     /// The guest's kernel panicked.
     GuestPanic {
         /// The console's words about it.
@@ -244,6 +260,9 @@ pub enum EndCause {
         /// Why.
         message: String,
     },
+    /// One that this program does not know: a newer one wrote it.
+    #[serde(other)]
+    Other,
 }
 
 impl fmt::Display for EndCause {
@@ -252,6 +271,7 @@ impl fmt::Display for EndCause {
             Self::GuestShutdown => f.write_str("the guest shut down"),
             Self::EntrypointExited { code } => write!(f, "its entrypoint exited with {code}"),
             Self::Requested => f.write_str("stopped on request"),
+            Self::Expired => f.write_str("its time to live had passed"),
             Self::GuestPanic { message } => write!(f, "the guest's kernel panicked: {message}"),
             Self::NeverReady { reason } => write!(f, "it never became ready: {reason}"),
             Self::VmmExited { code, message } if message.is_empty() => {
@@ -264,12 +284,17 @@ impl fmt::Display for EndCause {
             Self::SupervisorLost => f.write_str("its supervisor was killed or the host restarted"),
             Self::ClientLost => f.write_str("the client that owned it went away"),
             Self::StartFailed { message } => write!(f, "it could not be started: {message}"),
+            Self::Other => f.write_str("for a reason that this kiln does not know"),
         }
     }
 }
 
 /// How a machine does: replaced by its supervisor at every change.
+///
+/// Written, a paused machine is a running one with `paused_unix_ms`: programs that know no pause take it for what it
+/// nearly is, can stop it, and keep what it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct MachineStatus {
     /// [`RECORD_VERSION`].
     pub version: u32,
@@ -281,7 +306,7 @@ pub struct MachineStatus {
     pub vmm_pid: Option<u32>,
     /// The accelerator in use.
     pub accelerator: Option<String>,
-    /// When it was last started, in milliseconds since 1970 (UTC).
+    /// When it was last started, by somebody or by its restart policy, in milliseconds since 1970 (UTC).
     pub started_unix_ms: Option<u64>,
     /// Milliseconds from the supervisor's start to readiness.
     pub ready_after_ms: Option<u64>,
@@ -289,6 +314,36 @@ pub struct MachineStatus {
     pub ended_unix_ms: Option<u64>,
     /// Why it ended.
     pub end: Option<EndCause>,
+    /// Since when it is paused, in milliseconds since 1970 (UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_unix_ms: Option<u64>,
+    /// When its time to live will have passed, in milliseconds since 1970 (UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_unix_ms: Option<u64>,
+    /// How often its restart policy started it since somebody did.
+    #[serde(default)]
+    pub restarts: u32,
+}
+
+impl Serialize for MachineStatus {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.phase == Phase::Paused {
+            return Self::serialize(&Self { phase: Phase::Running, ..self.clone() }, serializer);
+        }
+        Self::serialize(&Self { paused_unix_ms: None, ..self.clone() }, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for MachineStatus {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut status = Self::deserialize(deserializer)?;
+        match (status.phase, status.paused_unix_ms) {
+            (Phase::Running, Some(_)) => status.phase = Phase::Paused,
+            (Phase::Paused, _) => {}
+            _ => status.paused_unix_ms = None,
+        }
+        Ok(status)
+    }
 }
 
 impl MachineStatus {
@@ -304,6 +359,9 @@ impl MachineStatus {
             ready_after_ms: None,
             ended_unix_ms: None,
             end: None,
+            paused_unix_ms: None,
+            expires_unix_ms: None,
+            restarts: 0,
         }
     }
 }
@@ -318,5 +376,29 @@ mod tests {
         for text in ["", "80", "0:80", "80:0", "70000:1", "a:b", "1:2:3", "+1:2", " 1:2"] {
             assert!(text.parse::<Forward>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_paused_machine_is_written_as_a_running_one_with_a_time() {
+        let paused =
+            MachineStatus { phase: Phase::Paused, paused_unix_ms: Some(7), ..MachineStatus::created() };
+        let json = serde_json::to_value(&paused).unwrap();
+        assert_eq!((json["phase"].as_str(), json["paused_unix_ms"].as_u64()), (Some("running"), Some(7)));
+        assert_eq!(serde_json::from_value::<MachineStatus>(json).unwrap(), paused);
+        let running = MachineStatus { phase: Phase::Running, ..paused.clone() };
+        let json = serde_json::to_value(&running).unwrap();
+        assert_eq!(json.get("paused_unix_ms"), None);
+        assert_eq!(serde_json::from_value::<MachineStatus>(json).unwrap().phase, Phase::Running);
+    }
+
+    #[test]
+    fn a_status_of_before_and_a_cause_of_later_are_read() {
+        let old = r#"{"version":1,"phase":"stopped","end":{"cause":"requested"}}"#;
+        let status: MachineStatus = serde_json::from_str(old).unwrap();
+        assert_eq!((status.phase, status.restarts, status.paused_unix_ms), (Phase::Stopped, 0, None));
+        let new = r#"{"version":1,"phase":"failed","end":{"cause":"eaten_by_a_bear","bear":"brown"}}"#;
+        let status: MachineStatus = serde_json::from_str(new).unwrap();
+        assert_eq!(status.end, Some(EndCause::Other));
+        assert!(serde_json::from_str::<MachineStatus>(r#"{"version":1,"phase":"eaten"}"#).is_err());
     }
 }

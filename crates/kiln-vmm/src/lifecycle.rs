@@ -2,11 +2,12 @@
 //! refuses. No clock, no I/O, no lock; the supervisor drives it and writes what comes out.
 //!
 //! ```text
-//! created ──start──▶ starting ──ready──▶ running
-//!    stopped ─start─▶ │  │                 │
-//!    failed ──start─▶ │  └──stop──▶ stopping ◀──stop──┘
+//! created ──start──▶ starting ──ready──▶ running ◀──pause, resume──▶ paused
+//!    stopped ─start─▶ │  │                 │                            │
+//!    failed ──start─▶ │  └──stop──▶ stopping ◀──stop──┴────────stop─────┘
 //!                     ▼                 ▼
 //!          any live phase ──exited──▶ stopped | failed
+//!          any live phase but stopping ──restart──▶ starting
 //! ```
 
 use kiln_core::machine::{EndCause, Phase};
@@ -22,6 +23,12 @@ pub enum Event {
     VmmStarted,
     /// The guest is ready.
     GuestReady,
+    /// The guest's processors stand.
+    Paused,
+    /// The guest's processors go on.
+    Resumed,
+    /// The machine monitor ended, and the restart policy wants the machine to run.
+    RestartDue,
     /// Someone wants it to end.
     StopRequested,
     /// It could not be started.
@@ -42,6 +49,9 @@ impl Event {
             Self::StartRequested => "start requested",
             Self::VmmStarted => "monitor started",
             Self::GuestReady => "guest ready",
+            Self::Paused => "paused",
+            Self::Resumed => "resumed",
+            Self::RestartDue => "restart due",
             Self::StopRequested => "stop requested",
             Self::StartFailed { .. } => "start failed",
             Self::VmmExited(_) => "monitor exited",
@@ -97,14 +107,15 @@ pub fn next(phase: Phase, event: &Event) -> Result<Transition, Refused> {
         (Phase::Starting, Event::GuestReady) => to(Phase::Running),
         // The guest may become ready while its end is on the way.
         (Phase::Stopping, Event::GuestReady) => to(Phase::Stopping),
-        (Phase::Starting | Phase::Running | Phase::Stopping, Event::StopRequested) => to(Phase::Stopping),
+        (Phase::Running, Event::Paused) => to(Phase::Paused),
+        (Phase::Paused, Event::Resumed) => to(Phase::Running),
+        (Phase::Starting | Phase::Running | Phase::Paused, Event::RestartDue) => to(Phase::Starting),
+        (_, Event::StopRequested) if phase.is_live() => to(Phase::Stopping),
         (Phase::Starting | Phase::Stopping, Event::StartFailed { message }) => {
             end(EndCause::StartFailed { message: message.clone() })
         }
-        (Phase::Starting | Phase::Running | Phase::Stopping, Event::VmmExited(cause)) => end(cause.clone()),
-        (Phase::Starting | Phase::Running | Phase::Stopping, Event::SupervisorLost) => {
-            end(EndCause::SupervisorLost)
-        }
+        (_, Event::VmmExited(cause)) if phase.is_live() => end(cause.clone()),
+        (_, Event::SupervisorLost) if phase.is_live() => end(EndCause::SupervisorLost),
         _ => Err(Refused { phase, event: event.clone() }),
     }
 }
@@ -115,6 +126,7 @@ pub fn phase_after(cause: &EndCause) -> Phase {
         EndCause::GuestShutdown
         | EndCause::EntrypointExited { .. }
         | EndCause::Requested
+        | EndCause::Expired
         | EndCause::ClientLost => Phase::Stopped,
         _ => Phase::Failed,
     }
@@ -125,8 +137,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PHASES: [Phase; 6] =
-        [Phase::Created, Phase::Starting, Phase::Running, Phase::Stopping, Phase::Stopped, Phase::Failed];
+    const PHASES: [Phase; 7] = [
+        Phase::Created,
+        Phase::Starting,
+        Phase::Running,
+        Phase::Paused,
+        Phase::Stopping,
+        Phase::Stopped,
+        Phase::Failed,
+    ];
 
     fn cause() -> impl Strategy<Value = EndCause> {
         prop_oneof![
@@ -138,6 +157,7 @@ mod tests {
             any::<i32>().prop_map(|code| EndCause::VmmExited { code, message: String::new() }),
             any::<i32>().prop_map(|signal| EndCause::VmmKilled { signal }),
             Just(EndCause::ClientLost),
+            Just(EndCause::Expired),
         ]
     }
 
@@ -147,6 +167,9 @@ mod tests {
             Just(Event::VmmStarted),
             Just(Event::GuestReady),
             Just(Event::StopRequested),
+            Just(Event::Paused),
+            Just(Event::Resumed),
+            Just(Event::RestartDue),
             Just(Event::StartFailed { message: "x".to_owned() }),
             cause().prop_map(Event::VmmExited),
             Just(Event::SupervisorLost),
@@ -161,7 +184,8 @@ mod tests {
             (true, true) => matches!(
                 (from, to),
                 (Phase::Starting, Phase::Starting | Phase::Running | Phase::Stopping)
-                    | (Phase::Running, Phase::Stopping)
+                    | (Phase::Running, Phase::Starting | Phase::Paused | Phase::Stopping)
+                    | (Phase::Paused, Phase::Starting | Phase::Running | Phase::Stopping)
                     | (Phase::Stopping, Phase::Stopping)
             ),
         }
@@ -183,6 +207,17 @@ mod tests {
                 assert!(lost.is_err() && stop.is_err());
                 assert_eq!(start.unwrap().to, Phase::Starting);
             }
+        }
+    }
+
+    #[test]
+    fn only_a_running_machine_is_paused_and_only_a_paused_one_resumed() {
+        for phase in PHASES {
+            let to = |event| next(phase, &event).ok().map(|step| step.to);
+            assert_eq!(to(Event::Paused), (phase == Phase::Running).then_some(Phase::Paused), "{phase}");
+            assert_eq!(to(Event::Resumed), (phase == Phase::Paused).then_some(Phase::Running), "{phase}");
+            let restarts = phase.is_live() && phase != Phase::Stopping;
+            assert_eq!(to(Event::RestartDue), restarts.then_some(Phase::Starting), "{phase}");
         }
     }
 

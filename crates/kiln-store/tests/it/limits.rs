@@ -66,6 +66,8 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         accelerator: "auto".to_owned(),
         clone: CloneRecord { artifact: digest, size: ByteSize::from_mib(1), method: CloneMethod::Copy },
         remove_on_exit: false,
+        ttl_ms: None,
+        restart: kiln_core::RestartPolicy::No,
         created_unix_ms: 1,
     };
     std::fs::create_dir(&dir).unwrap();

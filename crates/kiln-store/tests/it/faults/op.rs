@@ -326,6 +326,8 @@ fn machine(
         accelerator: "auto".to_owned(),
         clone: store.clone_grown(&request, grown, cancel)?,
         remove_on_exit: false,
+        ttl_ms: None,
+        restart: kiln_core::RestartPolicy::No,
         created_unix_ms: 1,
     };
     store.write_status(&dir, &MachineStatus::created())?;
