@@ -60,6 +60,10 @@ pub(crate) enum Command {
     Stop(cmd::stop::StopArgs),
     /// Start machines that ended
     Start(cmd::start::StartArgs),
+    /// Let the processors of machines stand
+    Pause(cmd::pause::PauseArgs),
+    /// Let paused machines go on
+    Resume(cmd::pause::ResumeArgs),
     /// Remove machines, tags or revisions
     Rm(cmd::rm::RmArgs),
     /// Run a command in a machine

@@ -63,6 +63,13 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Phase { name, action: "removed", .. } => {
             one(format!("kiln stop {name}, or kiln rm -f {name}"))
         }
+        EngineError::Phase { name, phase: "paused", .. } => one(format!("kiln resume {name}")),
+        EngineError::Phase { action: "paused" | "resumed", phase: "starting", .. } => {
+            one("try again once kiln ps shows it running")
+        }
+        EngineError::Phase { name, phase: "stopping", .. } => {
+            one(format!("kiln start {name}, once kiln wait {name} has returned"))
+        }
         EngineError::Phase { name, action: "started", .. } => one(format!("kiln exec {name} -- COMMAND")),
         EngineError::Phase { name, .. } => one(format!("kiln start {name}")),
         EngineError::Ended { cause, name, .. } => ended(cause, name),

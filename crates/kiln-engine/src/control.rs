@@ -28,6 +28,10 @@ pub enum Ask {
         /// Milliseconds the guest has to power off by itself; 0 ends it at once.
         grace_ms: u64,
     },
+    /// To let the guest's processors stand.
+    Pause,
+    /// To let them go on.
+    Resume,
 }
 
 /// What a supervisor answers.
@@ -36,12 +40,28 @@ pub enum Ask {
 #[non_exhaustive]
 pub enum Answer {
     /// It is done, or has begun.
-    Ok,
+    Ok {
+        /// Whether it was so before anybody asked.
+        #[serde(default, skip_serializing_if = "is_false")]
+        already: bool,
+    },
     /// It is not.
     Refused {
         /// Why.
         reason: String,
     },
+}
+
+impl Answer {
+    /// Says that it is done, or has begun.
+    pub fn ok() -> Self {
+        Self::Ok { already: false }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What a supervisor tells whoever started it, a line of JSON each on its standard output.
@@ -79,12 +99,21 @@ pub fn ask(dir: &Path, name: &str, question: &Ask) -> EngineResult<UnixStream> {
     Ok(stream)
 }
 
+/// Connects to a machine's supervisor and asks; returns whether it was so already.
+pub fn ask_for(dir: &Path, name: &str, question: &Ask) -> EngineResult<bool> {
+    let mut stream = socket::connect(dir, CONTROL_SOCKET)?;
+    ask_over(&mut stream, &dir.join(CONTROL_SOCKET), name, question)
+}
+
 /// Asks over a connection, which has no time limit any more once the answer is there. `path` is for errors.
-fn ask_over(stream: &mut UnixStream, path: &Path, name: &str, question: &Ask) -> EngineResult<()> {
+fn ask_over(stream: &mut UnixStream, path: &Path, name: &str, question: &Ask) -> EngineResult<bool> {
     stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", path)?;
     write_line(stream, question).at("write to", path)?;
     match read_line(stream).at("read from", path)? {
-        Answer::Ok => Ok(stream.set_read_timeout(None).at("use", path)?),
+        Answer::Ok { already } => {
+            stream.set_read_timeout(None).at("use", path)?;
+            Ok(already)
+        }
         Answer::Refused { reason } => Err(EngineError::SupervisorRefused { name: name.to_owned(), reason }),
     }
 }
@@ -132,6 +161,26 @@ mod tests {
     }
 
     #[test]
+    fn answers_of_before_and_of_later_are_read() {
+        let read = |line: &str| read_line::<Answer>(&mut format!("{line}\n").as_bytes());
+        assert_eq!(read(r#"{"answer":"ok"}"#).unwrap(), Answer::ok());
+        assert_eq!(
+            read(r#"{"answer":"ok","already":true,"later":1}"#).unwrap(),
+            Answer::Ok { already: true }
+        );
+        assert!(read(r#"{"answer":"ok","already":"yes"}"#).is_err());
+        assert!(read(r#"{"answer":"perhaps"}"#).is_err());
+        for (answer, line) in [
+            (Answer::ok(), r#"{"answer":"ok"}"#),
+            (Answer::Ok { already: true }, r#"{"answer":"ok","already":true}"#),
+        ] {
+            let mut bytes = Vec::new();
+            write_line(&mut bytes, &answer).unwrap();
+            assert_eq!(bytes, format!("{line}\n").as_bytes());
+        }
+    }
+
+    #[test]
     fn an_endless_line_and_a_broken_one_are_errors() {
         let endless = vec![b'x'; LINE_BYTES_MAX + 1];
         let error = read_line::<Ask>(&mut endless.as_slice()).unwrap_err();
@@ -148,7 +197,7 @@ mod tests {
     fn an_answer_has_so_much_time_and_what_follows_has_all() {
         let path = Path::new("control.sock");
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-        write_line(&mut theirs, &Answer::Ok).unwrap();
+        write_line(&mut theirs, &Answer::ok()).unwrap();
         ask_over(&mut ours, path, "vm", &Ask::Agent).unwrap();
         assert_eq!(ours.read_timeout().unwrap(), None);
         drop(theirs);

@@ -4,12 +4,13 @@ use crate::progress::{Progress, Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::{MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX, RECORD_VERSION};
 use kiln_core::variant::MachineShape;
-use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, TemplateName};
+use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, RestartPolicy, TemplateName};
 use kiln_store::{CloneChoice, CloneRequest, MachineEntry, Revision, StoreError};
 use kiln_sys::commit::{Existing, commit_dir, write_file};
 use kiln_sys::lock::{FileLock, Share};
 use kiln_sys::{IoResultExt as _, clock, fs};
 use std::path::Path;
+use std::time::Duration;
 
 /// The machine's private root disk, in its directory, without the extension of its clone method.
 pub const DISK_STEM: &str = "disk";
@@ -41,6 +42,10 @@ pub struct CreateRequest {
     pub clone: CloneChoice,
     /// Whether it is removed when it ends.
     pub remove_on_exit: bool,
+    /// How long it runs at most after each start; none means without end.
+    pub ttl: Option<Duration>,
+    /// When it is started again after an end.
+    pub restart: RestartPolicy,
 }
 
 /// A machine that was made and is not started yet. Holding this keeps others from taking it for an orphan.
@@ -155,6 +160,8 @@ impl Engine {
             accelerator: request.accelerator.clone(),
             clone,
             remove_on_exit: request.remove_on_exit,
+            ttl_ms: request.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+            restart: request.restart,
             created_unix_ms: clock::now_unix_ms(),
             shape,
         })

@@ -86,7 +86,7 @@ pub enum EngineError {
         name: String,
         /// Its phase.
         phase: &'static str,
-        /// What was asked for: "started", "removed".
+        /// What was asked for: "started", "removed", "reached", "paused", "resumed".
         action: &'static str,
     },
     /// The machine ended while something was asked of it.

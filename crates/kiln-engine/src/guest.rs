@@ -2,6 +2,7 @@
 
 use crate::control::{Ask, ask};
 use crate::{Engine, EngineError, EngineResult};
+use kiln_core::machine::Phase;
 use kiln_guest::Session;
 use kiln_store::MachineEntry;
 use std::time::{Duration, Instant};
@@ -19,11 +20,26 @@ impl Engine {
     /// Connects to the agent of a machine that was looked up.
     pub fn session_of(&self, entry: &MachineEntry) -> EngineResult<Session> {
         let name = entry.record.name.as_str();
-        if !entry.status.phase.is_live() {
-            let phase = entry.status.phase.as_str();
-            return Err(EngineError::Phase { name: name.to_owned(), phase, action: "reached" });
+        let unreachable = |phase: Phase| EngineError::Phase {
+            name: name.to_owned(),
+            phase: phase.as_str(),
+            action: "reached",
+        };
+        if !entry.status.phase.is_live() || entry.status.phase == Phase::Paused {
+            return Err(unreachable(entry.status.phase));
         }
-        let stream = ask(&entry.dir, name, &Ask::Agent)?;
+        let stream = match ask(&entry.dir, name, &Ask::Agent) {
+            // It may have been paused since it was looked up.
+            Err(EngineError::SupervisorRefused { reason, name }) => {
+                let now = self.store.machine(&entry.record.id)?.status.phase;
+                return Err(if now == Phase::Paused {
+                    unreachable(now)
+                } else {
+                    EngineError::SupervisorRefused { reason, name }
+                });
+            }
+            other => other?,
+        };
         Ok(Session::connect(Box::new(stream), Instant::now() + GREET_WITHIN)?)
     }
 }

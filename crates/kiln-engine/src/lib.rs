@@ -16,6 +16,7 @@ pub mod grow;
 pub mod guest;
 mod kvm_cache;
 pub mod machines;
+pub mod pause;
 pub mod progress;
 pub mod start;
 pub mod supervisor;

@@ -3,40 +3,41 @@
 //! does not outlive it.
 //!
 //! Everything that happens arrives at one `Desk`, and one thread, the one the machine monitor is bound to, acts on
-//! it by the rules of [`kiln_vmm::lifecycle`].
+//! it by the rules of [`kiln_vmm::lifecycle`]: the [`life`] of the machine.
 
 mod agent;
+mod backoff;
 mod clients;
 mod desk;
+mod life;
 
 use crate::control::{CONTROL_SOCKET, Report, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
 use crate::{Engine, EngineError, EngineResult};
 use desk::{Desk, News};
 use kiln_core::MachineId;
-use kiln_core::machine::{CloneMethod, CloneRecord, EndCause, MachineStatus, Phase};
+use kiln_core::machine::{CloneMethod, CloneRecord, MachineRecord, MachineStatus};
 use kiln_core::text::chain;
-use kiln_guest::message::ShutdownMode;
-use kiln_guest::{Session, transport};
+use kiln_guest::message::{Configure, ShutdownMode};
+use kiln_guest::transport;
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
-use kiln_sys::{clock, fs};
-use kiln_vmm::lifecycle::{self, Event};
+use kiln_sys::process::poll_within;
+use kiln_sys::{IoResultExt as _, clock, fs};
 use kiln_vmm::{
-    AcceleratorChoice, Capabilities, ChannelName, CheckedSpec, Disk, DiskFormat, InvalidSerial, Mac, Machine,
-    MachineSpec, QemuVmm, RuntimeDir, Stop, Vmm, VmmExit, Waited,
+    AcceleratorChoice, Capabilities, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, Machine, MachineSpec,
+    QemuVmm, RuntimeDir, Vmm, Waited,
 };
+use life::{GRACE, Launched, Life, World};
+use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Held by a machine's supervisor for as long as it lives.
 pub const SUPERVISOR_LOCK: &str = "supervisor.lock";
-/// Lines of the console that a report of an end carries.
-const CONSOLE_LINES: usize = 15;
-/// Time a guest has to power off when the host asks the supervisor to end.
-const HOST_GRACE: Duration = Duration::from_secs(10);
 
 /// Supervises a machine from its start to its end. `owned` says that the machine ends when nobody reads this
 /// process's standard output any more.
@@ -52,24 +53,21 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
     // Whoever sees the lock held can reach the desk: the socket comes before any other work.
     clients::listen(&dir, &desk)?;
     report(&Report::Supervising);
-    let mut supervisor = Supervisor {
-        engine,
-        dir: RuntimeDir::new(&dir)?,
-        record,
-        status: MachineStatus { phase: status.phase, ..MachineStatus::created() },
-        desk,
-        begun: Instant::now(),
-        verdict: None,
-    };
-    supervisor.status.started_unix_ms = Some(clock::now_unix_ms());
-    supervisor.status.supervisor_pid = Some(std::process::id());
-    supervisor.take(&Event::StartRequested)?;
-    watch_signals(&supervisor.desk)?;
+    let runtime = RuntimeDir::new(&dir)?;
+    let host = Host { engine, dir: runtime.clone(), record: record.clone(), desk: Arc::clone(&desk) };
+    let remove_on_exit = record.remove_on_exit;
+    let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
+    watch_signals(&desk)?;
     if owned {
-        clients::watch_owner(&supervisor.desk)?;
+        clients::watch_owner(&desk)?;
     }
-    let (end, console) = supervisor.live();
-    supervisor.bury(end.clone())?;
+    let (end, console) = life.live();
+    life.bury(end.clone())?;
+    runtime.clear()?;
+    fs::remove_file(&dir.join(CONTROL_SOCKET))?;
+    if remove_on_exit {
+        engine.store.discard_dir(&dir)?;
+    }
     report(&Report::Ended { cause: end, console });
     Ok(())
 }
@@ -81,83 +79,94 @@ fn report(report: &Report) {
 
 /// The host's wish to end arrives as a signal; a closed terminal does not concern a supervisor.
 fn watch_signals(desk: &Arc<Desk>) -> EngineResult<()> {
-    use kiln_sys::IoResultExt as _;
     let mut signals =
         signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]).at("watch", "signals")?;
     let desk = Arc::clone(desk);
     std::thread::spawn(move || {
         for signal in signals.forever() {
             if signal != SIGHUP {
-                desk.post(News::StopRequested { grace: HOST_GRACE });
+                desk.post(News::StopRequested { grace: GRACE });
             }
         }
     });
     Ok(())
 }
 
-struct Supervisor<'a> {
+/// The world as it is: QEMU, the store and the clock.
+struct Host<'a> {
     engine: &'a Engine,
     dir: RuntimeDir,
-    record: kiln_core::machine::MachineRecord,
-    status: MachineStatus,
+    record: MachineRecord,
     desk: Arc<Desk>,
-    begun: Instant,
-    /// Why the machine ends, where that is decided here and not by the machine monitor's exit.
-    verdict: Option<EndCause>,
 }
 
-impl Supervisor<'_> {
-    /// Takes an event into the record.
-    fn take(&mut self, event: &Event) -> EngineResult<()> {
-        let transition = lifecycle::next(self.status.phase, event).map_err(|refused| {
-            EngineError::SupervisorRefused { name: self.record.name.to_string(), reason: refused.to_string() }
-        })?;
-        self.status.phase = transition.to;
-        if transition.end.is_some() {
-            self.status.end = transition.end;
-        }
-        Ok(self.engine.store.write_status(self.dir.path(), &self.status)?)
-    }
-
-    /// Lives the machine's life; returns why it ended and the console's last lines.
-    fn live(&mut self) -> (EndCause, Vec<String>) {
-        let failed = |error: &dyn std::error::Error| EndCause::StartFailed { message: chain(error) };
-        let mut machine = match self.launch() {
-            Ok(machine) => machine,
-            Err(error) => return (failed(&error), self.console(None)),
-        };
-        match self.watch(machine.as_mut()) {
-            Ok(exit) => {
-                let requested = self.status.phase == Phase::Stopping;
-                let cause = self.verdict.take().unwrap_or_else(|| exit.cause(requested));
-                let console = self.console(Some(&exit));
-                (cause, console)
-            }
-            Err(error) => {
-                drop(machine);
-                let cause = EndCause::VmmExited { code: -1, message: chain(&error) };
-                (cause, self.console(None))
-            }
-        }
-    }
-
-    fn launch(&mut self) -> EngineResult<Box<dyn Machine>> {
+impl World for Host<'_> {
+    fn launch(&mut self) -> EngineResult<Launched> {
         self.dir.clear()?;
         let (vmm, caps) = self.engine.qemu(self.record.arch)?;
         let checked = vmm.check(&self.spec()?, &caps).map_err(|error| EngineError::SupervisorRefused {
             name: self.record.name.to_string(),
             reason: chain(&error),
         })?;
-        let (accelerator, reason) = accelerator(&checked);
-        let machine = vmm.launch(checked, &self.dir)?;
-        self.status.vmm_pid = Some(machine.pid());
-        self.status.accelerator = Some(accelerator.clone());
-        self.take(&Event::VmmStarted)?;
-        report(&Report::Started { accelerator, reason });
-        agent::attend(&self.record, self.dir.path(), &self.desk, self.begun)?;
-        Ok(machine)
+        let accelerator = checked.accelerator().as_str().to_owned();
+        let reason = checked.accelerator_reason().unwrap_or_default().to_owned();
+        Ok(Launched { machine: vmm.launch(checked, &self.dir)?, accelerator, reason })
     }
 
+    fn attend(&mut self, run: u32, begun: Instant) -> EngineResult<()> {
+        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun)
+    }
+
+    fn power_off(&mut self, grace: Duration) -> bool {
+        let Some(session) = self.desk.session() else { return false };
+        std::thread::spawn(move || {
+            // The answer is the guest's end; one that cannot is ended when its time is up.
+            let _ = session.shutdown(ShutdownMode::Poweroff, grace);
+        });
+        true
+    }
+
+    fn set_clock(&mut self) {
+        let Some(session) = self.desk.session() else { return };
+        std::thread::spawn(move || {
+            let clock_unix_ns = Some(clock::now_unix_ms().saturating_mul(1_000_000));
+            // A guest whose clock cannot be set goes on with the one it has.
+            let _ = session.configure(Configure { clock_unix_ns, ..Configure::default() });
+        });
+    }
+
+    fn keep(&mut self, status: &MachineStatus) -> EngineResult<()> {
+        Ok(self.engine.store.write_status(self.dir.path(), status)?)
+    }
+
+    fn report(&mut self, said: &Report) {
+        report(said);
+    }
+
+    fn wait(
+        &mut self,
+        machine: Option<&mut dyn Machine>,
+        timeout: Option<Duration>,
+        wake: BorrowedFd<'_>,
+    ) -> EngineResult<Waited> {
+        if let Some(machine) = machine {
+            return Ok(machine.wait(timeout, Some(wake))?);
+        }
+        let mut fds = [PollFd::new(&wake, PollFlags::IN)];
+        let ready = poll_within(&mut fds, timeout).at("wait for", "news")?;
+        Ok(if ready == 0 { Waited::TimedOut } else { Waited::Woken })
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn now_unix_ms(&self) -> u64 {
+        clock::now_unix_ms()
+    }
+}
+
+impl Host<'_> {
     fn spec(&self) -> EngineResult<MachineSpec> {
         let store = &self.engine.store;
         let record = &self.record;
@@ -214,108 +223,6 @@ impl Supervisor<'_> {
         });
         std::iter::once(Ok(root)).chain(data).collect()
     }
-
-    /// Acts on what happens until the machine monitor has ended.
-    fn watch(&mut self, machine: &mut dyn Machine) -> EngineResult<VmmExit> {
-        let mut give_up: Option<Instant> = None;
-        let desk = Arc::clone(&self.desk);
-        loop {
-            let left = give_up.map(|at| at.saturating_duration_since(Instant::now()));
-            match machine.wait(left, Some(desk.fd()))? {
-                Waited::Ended(exit) => {
-                    // The last news may have arrived together with the end.
-                    for news in desk.take() {
-                        self.note(&news);
-                    }
-                    return Ok(exit);
-                }
-                Waited::TimedOut => return Ok(machine.stop(Stop::Now)?),
-                Waited::Woken => {}
-            }
-            for news in desk.take() {
-                self.note(&news);
-                match news {
-                    News::Ready => {
-                        let after_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                        self.status.ready_after_ms = Some(after_ms);
-                        self.take(&Event::GuestReady)?;
-                        report(&Report::Ready { after_ms });
-                    }
-                    News::StopRequested { grace } => {
-                        self.take(&Event::StopRequested)?;
-                        match desk.session() {
-                            Some(session) if !grace.is_zero() => {
-                                power_off(session, grace);
-                                let at = Instant::now() + grace;
-                                give_up = Some(give_up.map_or(at, |earlier| earlier.min(at)));
-                            }
-                            _ => return Ok(machine.stop(Stop::Now)?),
-                        }
-                    }
-                    News::OwnerLost => {
-                        self.verdict = Some(EndCause::ClientLost);
-                        return Ok(machine.stop(Stop::Now)?);
-                    }
-                    News::NeverReady { reason } => {
-                        self.verdict = Some(EndCause::NeverReady { reason });
-                        return Ok(machine.stop(Stop::Kill)?);
-                    }
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    /// Remembers news that explain an end.
-    fn note(&mut self, news: &News) {
-        if let News::EntrypointExited { code } = news {
-            self.verdict = Some(EndCause::EntrypointExited { code: *code });
-        }
-    }
-
-    /// Returns the console's last lines.
-    fn console(&self, exit: Option<&VmmExit>) -> Vec<String> {
-        let text = match exit {
-            Some(exit) => exit.console_tail.clone(),
-            None => return Vec::new(),
-        };
-        let lines: Vec<String> = text
-            .lines()
-            .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        lines[lines.len().saturating_sub(CONSOLE_LINES)..].to_vec()
-    }
-
-    /// Writes the last word, and removes what the machine leaves.
-    fn bury(&mut self, end: EndCause) -> EngineResult<()> {
-        self.status.supervisor_pid = None;
-        self.status.vmm_pid = None;
-        self.status.ended_unix_ms = Some(clock::now_unix_ms());
-        let event = match end {
-            EndCause::StartFailed { message } => Event::StartFailed { message },
-            cause => Event::VmmExited(cause),
-        };
-        self.take(&event)?;
-        self.dir.clear()?;
-        fs::remove_file(&self.dir.path().join(CONTROL_SOCKET))?;
-        if self.record.remove_on_exit {
-            self.engine.store.discard_dir(self.dir.path())?;
-        }
-        Ok(())
-    }
-}
-
-/// Asks the guest to power off; the answer is its end.
-fn power_off(session: Session, grace: Duration) {
-    std::thread::spawn(move || {
-        // A guest that cannot is ended when its time is up.
-        let _ = session.shutdown(ShutdownMode::Poweroff, grace);
-    });
-}
-
-fn accelerator(checked: &CheckedSpec) -> (String, String) {
-    (checked.accelerator().as_str().to_owned(), checked.accelerator_reason().unwrap_or_default().to_owned())
 }
 
 /// Returns the name of QEMU's program for an architecture.

@@ -11,6 +11,7 @@ use kiln_sys::process::{Exit, poll_within};
 use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,7 @@ struct Shared {
     end: Mutex<Option<(Exit, Option<ShutdownReason>)>>,
     ended: Cancel,
     behaviour: Behaviour,
+    paused: AtomicBool,
 }
 
 impl Shared {
@@ -90,6 +92,16 @@ impl FakeVmm {
         }
     }
 
+    /// Returns whether the processors of a machine stand.
+    pub fn is_paused(&self, pid: u32) -> bool {
+        locked(&self.machines).get(&pid).is_some_and(|machine| machine.paused.load(Ordering::Relaxed))
+    }
+
+    /// Returns the process id of the machine that was launched last.
+    pub fn last_pid(&self) -> Option<u32> {
+        locked(&self.machines).keys().last().copied()
+    }
+
     /// Returns how many machines were launched.
     pub fn launched(&self) -> usize {
         locked(&self.machines).len()
@@ -115,7 +127,12 @@ impl Vmm for FakeVmm {
             return Err(VmmError::DiedAtStart { exit: Exit::Code(*code), message: words.clone() });
         }
         let ended = Cancel::new().map_err(|source| VmmError::System { action: "watch", source })?;
-        let shared = Arc::new(Shared { end: Mutex::new(None), ended, behaviour: self.behaviour.clone() });
+        let shared = Arc::new(Shared {
+            end: Mutex::new(None),
+            ended,
+            behaviour: self.behaviour.clone(),
+            paused: AtomicBool::new(false),
+        });
         let mut console = ConsoleLog::open(&dir.console_log(), CONSOLE_BYTES_MAX)?;
         match &self.behaviour {
             Behaviour::Boots => console.write(CONSOLE_GREETING.as_bytes())?,
@@ -191,11 +208,15 @@ impl Machine for FakeMachine {
     }
 
     fn pause(&mut self) -> Result<(), VmmError> {
-        self.live()
+        self.live()?;
+        self.shared.paused.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn resume(&mut self) -> Result<(), VmmError> {
-        self.live()
+        self.live()?;
+        self.shared.paused.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     fn stop(&mut self, how: Stop) -> Result<VmmExit, VmmError> {

@@ -16,6 +16,7 @@ pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod ls;
+pub(crate) mod pause;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod run;
@@ -91,6 +92,8 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Run(args) => run::run(context, args),
         Command::Ps(args) => ps::run(context, &args),
         Command::Stop(args) => stop::run(context, &args),
+        Command::Pause(args) => pause::pause(context, &args),
+        Command::Resume(args) => pause::resume(context, &args),
         Command::Start(args) => start::run(context, &args),
         Command::Rm(args) => rm::run(context, &args),
         Command::Exec(args) => exec::run(context, args),

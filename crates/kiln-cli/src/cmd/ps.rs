@@ -5,7 +5,7 @@ use crate::error::{self, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::machine::{EndCause, Network, Phase};
-use kiln_core::{Digest, MachineId};
+use kiln_core::{Digest, MachineId, RestartPolicy};
 use kiln_store::MachineEntry;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -39,6 +39,11 @@ pub(crate) struct Line {
     created_unix_ms: u64,
     started_unix_ms: Option<u64>,
     ready_after_ms: Option<u64>,
+    paused_unix_ms: Option<u64>,
+    ttl_ms: Option<u64>,
+    expires_unix_ms: Option<u64>,
+    restart: RestartPolicy,
+    restarts: u32,
     ended_unix_ms: Option<u64>,
     supervisor_pid: Option<u32>,
     vmm_pid: Option<u32>,
@@ -66,6 +71,11 @@ impl Line {
             created_unix_ms: record.created_unix_ms,
             started_unix_ms: status.started_unix_ms,
             ready_after_ms: status.ready_after_ms,
+            paused_unix_ms: status.paused_unix_ms,
+            ttl_ms: record.ttl_ms,
+            expires_unix_ms: status.expires_unix_ms,
+            restart: record.restart,
+            restarts: status.restarts,
             ended_unix_ms: status.ended_unix_ms,
             supervisor_pid: status.supervisor_pid,
             vmm_pid: status.vmm_pid,
@@ -110,11 +120,16 @@ fn row(line: &Line) -> Vec<String> {
         }
         _ => line.phase.to_string(),
     };
+    let restarts = match line.restarts {
+        0 => String::new(),
+        1 => ", 1 restart".to_owned(),
+        more => format!(", {more} restarts"),
+    };
     vec![
         line.name.clone(),
         line.id.to_string(),
         line.reference.clone(),
-        phase,
+        phase + &restarts,
         line.started_unix_ms.map_or_else(|| "-".to_owned(), output::ago),
         if line.ports.is_empty() { "-".to_owned() } else { line.ports.join(",") },
     ]

@@ -10,7 +10,7 @@ use crate::terminal;
 use clap::{Args, ValueEnum};
 use kiln_core::machine::{EndCause, Forward, Network};
 use kiln_core::variant::Board;
-use kiln_core::{ByteSize, MachineName, Reference};
+use kiln_core::{ByteSize, MachineName, Reference, RestartPolicy, TimeSpan};
 use kiln_engine::EngineError;
 use kiln_engine::create::CreateRequest;
 use kiln_engine::machines::ConsoleReader;
@@ -53,11 +53,14 @@ With a command: boots, runs it, passes its exit code through, and powers the mac
 Without: shows the console until the machine ends. With -it and no command: opens a shell.
 With -d: leaves the machine running and prints its name. A machine in the foreground ends with
 kiln, however that ends.
+A machine that was ready once is started again as --restart says, after a rest of 100 ms that
+doubles to a minute; kiln stop, --ttl and kiln rm -f end it for good.
 
 Examples:
   kiln run --rm web -- uname -a
   kiln run -it --rm web
   kiln run -d --name w1 -p 8080:80 web
+  kiln run -d --restart on-failure:5 --ttl 12h web
   kiln run web/big:v1 -- nproc")]
 pub(crate) struct RunArgs {
     /// Remove the machine and its disk when it ends
@@ -93,6 +96,12 @@ pub(crate) struct RunArgs {
     /// How its private disk is made
     #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
     clone: CloneBy,
+    /// Stop it when it has run so long since its start, such as 90s, 10m or 2h
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<TimeSpan>,
+    /// With -d, start it again on its disk when it ends: no, on-failure[:N] or always [default: no]
+    #[arg(long, value_name = "POLICY")]
+    restart: Option<RestartPolicy>,
     #[command(flatten)]
     options: GuestOptions,
     #[arg(help = "What to run: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…")]
@@ -142,7 +151,28 @@ impl RunArgs {
             clone: self.clone.into(),
             disk: self.disk,
             remove_on_exit: self.rm,
+            ttl: self.ttl.map(TimeSpan::get),
+            restart: self.restart.unwrap_or_default(),
         })
+    }
+
+    /// Refuses what does not go together.
+    fn check_end(&self) -> Result<(), CliError> {
+        if self.ttl == Some(TimeSpan::default()) {
+            return Err(CliError::Usage("--ttl 0 leaves a machine no time".to_owned()));
+        }
+        if self.restart.unwrap_or_default() == RestartPolicy::No {
+            return Ok(());
+        }
+        if self.rm {
+            return Err(CliError::Usage("--rm and --restart want opposite things when it ends".to_owned()));
+        }
+        if !self.detach {
+            return Err(CliError::Usage(
+                "--restart needs -d: a machine in the foreground ends with kiln".to_owned(),
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -156,6 +186,7 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
             "-d takes no command: run -d, then kiln exec NAME -- COMMAND".to_owned(),
         ));
     }
+    args.check_end()?;
     let request = args.options.request(&command)?;
     let reporter = context.reporter(!args.detach && context.progress_mode() == ProgressMode::Auto);
     let created = context.engine.create(&args.create_request()?, &reporter)?;
@@ -218,7 +249,7 @@ fn console(context: &Context, mut started: Started, entry: &MachineEntry) -> Cli
         return Err(error);
     }
     match started.wait_end(&context.engine)? {
-        EndCause::GuestShutdown | EndCause::Requested => Ok(ExitCode::SUCCESS),
+        EndCause::GuestShutdown | EndCause::Requested | EndCause::Expired => Ok(ExitCode::SUCCESS),
         EndCause::EntrypointExited { code } => Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))),
         cause => Err(EngineError::Ended { name: started.name, cause, console: Vec::new() }.into()),
     }

@@ -16,6 +16,8 @@ fn version_and_help_print_to_stdout() {
         "ps",
         "stop",
         "start",
+        "pause",
+        "resume",
         "rm",
         "exec",
         "shell",

@@ -7,9 +7,10 @@ use kiln_core::variant::ReadyProbe;
 use kiln_guest::message::{AgentEvent, AgentState, Configure, ExecRequest, NetworkConfig};
 use kiln_guest::relay::Relay;
 use kiln_guest::{Session, SessionError};
-use kiln_sys::{IoResultExt as _, clock, socket};
+use kiln_sys::{IoResult, IoResultExt as _, clock, socket};
 use kiln_vmm::AGENT_SOCKET;
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -25,25 +26,28 @@ const USER_ADDRESS: &str = "10.0.2.15/24";
 const USER_GATEWAY: &str = "10.0.2.2";
 const USER_DNS: &str = "10.0.2.3";
 
-/// Attends to the agent from a thread of its own.
+/// Attends to the agent of a run from a thread of its own.
 pub(super) fn attend(
     record: &MachineRecord,
     dir: &Path,
     desk: &Arc<Desk>,
+    run: u32,
     begun: Instant,
 ) -> EngineResult<()> {
-    let attendant = Attendant { record: record.clone(), dir: dir.to_owned(), desk: Arc::clone(desk), begun };
+    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun };
+    // Connected to here, where the socket is this run's for certain.
+    let stream = socket::connect(dir, AGENT_SOCKET);
     std::thread::Builder::new()
         .name("agent".to_owned())
-        .spawn(move || attendant.run())
+        .spawn(move || attendant.run(stream))
         .at("start", "the agent's thread")?;
     Ok(())
 }
 
 struct Attendant {
     record: MachineRecord,
-    dir: PathBuf,
     desk: Arc<Desk>,
+    run: u32,
     begun: Instant,
 }
 
@@ -62,44 +66,47 @@ impl From<SessionError> for Unready {
 }
 
 impl Attendant {
-    fn run(self) {
-        let events = match self.make_ready() {
+    fn run(self, stream: IoResult<UnixStream>) {
+        let events = match self.make_ready(stream) {
             Ok(events) => events,
-            Err(Unready::Never(reason)) => return self.desk.post(News::NeverReady { reason }),
+            Err(Unready::Never(reason)) => return self.post(News::NeverReady { reason }),
             Err(Unready::Ended) => return,
         };
-        self.desk.post(News::Ready);
+        self.post(News::Ready);
         while let Ok(event) = events.recv() {
             self.hear(&event);
         }
+    }
+
+    fn post(&self, news: News) {
+        self.desk.post_of(self.run, news);
     }
 
     fn hear(&self, event: &AgentEvent) {
         match event {
             AgentEvent::EntrypointExited { status } => {
                 let code = status.code.unwrap_or_else(|| 128 + status.signal.unwrap_or(0));
-                self.desk.post(News::EntrypointExited { code });
+                self.post(News::EntrypointExited { code });
             }
             AgentEvent::State { state: AgentState::Failed { reason } } => {
-                self.desk.post(News::NeverReady { reason: reason.clone() });
+                self.post(News::NeverReady { reason: reason.clone() });
             }
             _ => {}
         }
     }
 
-    fn make_ready(&self) -> Result<Receiver<AgentEvent>, Unready> {
+    fn make_ready(&self, stream: IoResult<UnixStream>) -> Result<Receiver<AgentEvent>, Unready> {
         let within = time_to_readiness(self.record.ready.as_ref());
         let deadline = self.begun + within;
         let late = |what: &str| Unready::Never(format!("{what} within {} s", within.as_secs_f32()));
-        let stream = socket::connect(&self.dir, AGENT_SOCKET)
-            .map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
+        let stream = stream.map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let session = match Session::connect(Box::new(stream), deadline) {
             Err(SessionError::Timeout { .. }) => return Err(late("the guest's agent did not answer")),
             Err(error @ SessionError::Io { .. }) if !is_timeout(&error) => return Err(Unready::Ended),
             other => other?,
         };
         let events = session.events();
-        self.desk.set_relay(Relay::new(session.clone()));
+        self.desk.set_relay(self.run, Relay::new(session.clone()));
         match session.wait_ready(deadline) {
             Err(SessionError::Timeout { .. }) => return Err(late("the guest did not finish booting")),
             Err(SessionError::BootFailed { reason }) => return Err(Unready::Never(reason)),

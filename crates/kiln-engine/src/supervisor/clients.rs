@@ -1,9 +1,11 @@
 //! Who talks to a supervisor: commands over the control socket, and the owner by being there.
 
-use super::desk::{Desk, News};
+use super::desk::{Desk, News, Reply};
 use crate::EngineResult;
 use crate::control::{Answer, Ask, CONTROL_SOCKET, read_line, write_line};
+use kiln_core::machine::Phase;
 use kiln_guest::limits::RELAY_CLIENTS_MAX;
+use kiln_guest::relay::Relay;
 use kiln_sys::process::poll_within;
 use kiln_sys::{IoResultExt as _, socket};
 use rustix::event::{PollFd, PollFlags};
@@ -11,10 +13,13 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 /// How long a client may take to ask.
 const ASK_WITHIN: Duration = Duration::from_secs(10);
+/// How long a command to the machine monitor may take: less than a client waits for the answer.
+const COMMAND_WITHIN: Duration = Duration::from_secs(9);
 
 /// Listens on the machine's control socket.
 pub(super) fn listen(dir: &Path, desk: &Arc<Desk>) -> EngineResult<()> {
@@ -43,23 +48,49 @@ fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
     match ask {
         Ask::Stop { grace_ms } => {
             desk.post(News::StopRequested { grace: Duration::from_millis(grace_ms) });
-            write_line(&mut stream, &Answer::Ok)
+            write_line(&mut stream, &Answer::ok())
         }
-        Ask::Agent => match desk.relay() {
-            Some(relay) if !relay.has_room() => {
-                let reason = format!("it serves {RELAY_CLIENTS_MAX} clients already, the most there may be");
-                write_line(&mut stream, &Answer::Refused { reason })
-            }
-            Some(relay) => {
-                write_line(&mut stream, &Answer::Ok)?;
+        Ask::Pause => write_line(&mut stream, &command(desk, News::Pause)),
+        Ask::Resume => write_line(&mut stream, &command(desk, News::Resume)),
+        Ask::Agent => match agent(desk) {
+            Ok(relay) => {
+                write_line(&mut stream, &Answer::ok())?;
                 stream.set_read_timeout(None)?;
                 relay.serve_client(stream)
             }
-            None => {
-                let reason = "the guest's agent is not up yet".to_owned();
-                write_line(&mut stream, &Answer::Refused { reason })
-            }
+            Err(reason) => write_line(&mut stream, &Answer::Refused { reason }),
         },
+    }
+}
+
+/// Has a command done by the thread that drives the machine. Where that could not hear it soon, it is refused here.
+fn command(desk: &Desk, news: impl FnOnce(Reply) -> News) -> Answer {
+    let refused = |reason: &str| Answer::Refused { reason: reason.to_owned() };
+    let phase = desk.phase();
+    if !matches!(phase, Phase::Running | Phase::Paused) {
+        return refused(&format!("it is {phase}"));
+    }
+    let (reply, said) = Reply::new();
+    desk.post(news(reply));
+    match said.recv_timeout(COMMAND_WITHIN) {
+        Ok(Ok(already)) => Answer::Ok { already },
+        Ok(Err(reason)) => Answer::Refused { reason },
+        Err(RecvTimeoutError::Timeout) => refused("the machine monitor has not answered yet"),
+        Err(RecvTimeoutError::Disconnected) => refused("it has ended"),
+    }
+}
+
+/// Returns the way to the agent, or why there is none.
+fn agent(desk: &Desk) -> Result<Arc<Relay>, String> {
+    if desk.phase() == Phase::Paused {
+        return Err("it is paused".to_owned());
+    }
+    match desk.relay() {
+        Some(relay) if !relay.has_room() => {
+            Err(format!("it serves {RELAY_CLIENTS_MAX} clients already, the most there may be"))
+        }
+        Some(relay) => Ok(relay),
+        None => Err("the guest's agent is not up yet".to_owned()),
     }
 }
 
@@ -97,5 +128,77 @@ mod tests {
         // Whoever asked is gone, so that the answer may fail.
         let _ = serve(theirs, &desk);
         assert_eq!(seen.read_timeout().unwrap(), Some(Duration::from_secs(10)));
+    }
+
+    /// Asks with these bytes; returns the answer. `driver` stands for the thread that drives the machine.
+    fn answer(desk: &Arc<Desk>, line: &[u8], driver: impl FnOnce(&Desk) + Send) -> Answer {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        io::Write::write_all(&mut ours, line).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| serve(theirs, desk).unwrap());
+            driver(desk);
+            read_line(&mut ours).unwrap()
+        })
+    }
+
+    /// Takes the news a command becomes.
+    fn commands(desk: &Desk) -> Vec<News> {
+        let fd = desk.fd();
+        let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+        poll_within(&mut fds, Some(ASK_WITHIN)).unwrap();
+        desk.take()
+    }
+
+    #[test]
+    fn a_pause_is_answered_by_who_drives_the_machine() {
+        let desk = Desk::new().unwrap();
+        desk.set_phase(Phase::Running);
+        for said in [Ok(false), Ok(true), Err("it cannot".to_owned())] {
+            let expected = match &said {
+                Ok(already) => Answer::Ok { already: *already },
+                Err(reason) => Answer::Refused { reason: reason.clone() },
+            };
+            let got = answer(&desk, b"{\"ask\":\"pause\"}\n", |desk| match commands(desk).pop() {
+                Some(News::Pause(reply)) => reply.give(said),
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(got, expected);
+        }
+        let lost = answer(&desk, b"{\"ask\":\"resume\",\"new\":1}\n", |desk| drop(commands(desk)));
+        assert_eq!(lost, Answer::Refused { reason: "it has ended".to_owned() });
+    }
+
+    #[test]
+    fn what_a_phase_does_not_allow_is_refused_without_asking() {
+        let desk = Desk::new().unwrap();
+        let refused = |line: &[u8]| match answer(&desk, line, |_| {}) {
+            Answer::Refused { reason } => reason,
+            other => panic!("{other:?}"),
+        };
+        for phase in [Phase::Starting, Phase::Stopping, Phase::Stopped, Phase::Failed] {
+            desk.set_phase(phase);
+            assert_eq!(refused(b"{\"ask\":\"pause\"}\n"), format!("it is {phase}"));
+            assert_eq!(refused(b"{\"ask\":\"resume\"}\n"), format!("it is {phase}"));
+        }
+        desk.set_phase(Phase::Paused);
+        assert_eq!(refused(b"{\"ask\":\"agent\"}\n"), "it is paused");
+        assert!(desk.take().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_question_is_refused_in_words() {
+        let desk = Desk::new().unwrap();
+        desk.set_phase(Phase::Running);
+        for line in [
+            &b"{\"ask\":\"hibernate\"}\n"[..],
+            b"{\"ask\":\"pause\"\n",
+            b"{\"ask\":[\"pause\"]}\n",
+            b"\"pause\"\n",
+            b"\n",
+            b"\xff\xfe\n",
+        ] {
+            assert!(matches!(answer(&desk, line, |_| {}), Answer::Refused { .. }));
+        }
+        assert!(desk.take().is_empty());
     }
 }

@@ -1,16 +1,18 @@
 //! Where a supervisor's news arrive, from any thread, and wake the one that acts.
 
 use crate::EngineResult;
+use kiln_core::machine::Phase;
 use kiln_guest::Session;
 use kiln_guest::relay::Relay;
 use kiln_sys::IoResultExt as _;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Something a supervisor should know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum News {
     /// The guest is ready.
     Ready,
@@ -31,20 +33,52 @@ pub(super) enum News {
     },
     /// Whoever owned the machine is gone.
     OwnerLost,
+    /// Somebody wants the guest's processors to stand.
+    Pause(Reply),
+    /// Somebody wants them to go on.
+    Resume(Reply),
 }
 
-/// News, and the way to the agent once there is one.
+/// Says whether it was so already, or why it cannot be.
+pub(super) type Said = Result<bool, String>;
+
+/// Where the answer to a command goes. Dropped without one, the machine has ended.
+#[derive(Debug)]
+pub(super) struct Reply(Sender<Said>);
+
+impl Reply {
+    pub(super) fn new() -> (Self, Receiver<Said>) {
+        let (sender, receiver) = channel();
+        (Self(sender), receiver)
+    }
+
+    pub(super) fn give(self, said: Said) {
+        // Whoever asked may have gone.
+        let _ = self.0.send(said);
+    }
+}
+
+/// News, how the machine does, and the way to the agent once there is one.
 #[derive(Debug)]
 pub(super) struct Desk {
     news: Mutex<Vec<News>>,
-    relay: Mutex<Option<Arc<Relay>>>,
+    run: Mutex<Run>,
     wake: OwnedFd,
+}
+
+/// What belongs to one run of the machine monitor.
+#[derive(Debug)]
+struct Run {
+    number: u32,
+    phase: Phase,
+    relay: Option<Arc<Relay>>,
 }
 
 impl Desk {
     pub(super) fn new() -> EngineResult<Arc<Self>> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("make", "an event")?;
-        Ok(Arc::new(Self { news: Mutex::default(), relay: Mutex::default(), wake }))
+        let run = Mutex::new(Run { number: 0, phase: Phase::Starting, relay: None });
+        Ok(Arc::new(Self { news: Mutex::default(), run, wake }))
     }
 
     /// Leaves news and wakes the reader.
@@ -52,6 +86,14 @@ impl Desk {
         lock(&self.news).push(news);
         // The counter can only be full when the descriptor is readable already.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Leaves news of a run, where that is the one at work.
+    pub(super) fn post_of(&self, run: u32, news: News) {
+        let current = lock(&self.run);
+        if current.number == run {
+            self.post(news);
+        }
     }
 
     /// Takes all news.
@@ -67,12 +109,39 @@ impl Desk {
         self.wake.as_fd()
     }
 
-    pub(super) fn set_relay(&self, relay: Relay) {
-        *lock(&self.relay) = Some(Arc::new(relay));
+    /// Returns the number of the run at work.
+    pub(super) fn run(&self) -> u32 {
+        lock(&self.run).number
+    }
+
+    /// Ends a run: what its agent still says is not heard, and nobody reaches it.
+    pub(super) fn end_run(&self) {
+        let mut run = lock(&self.run);
+        run.number = run.number.wrapping_add(1);
+        run.relay = None;
+        lock(&self.news).retain(|news| {
+            !matches!(news, News::Ready | News::NeverReady { .. } | News::EntrypointExited { .. })
+        });
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        lock(&self.run).phase = phase;
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        lock(&self.run).phase
+    }
+
+    /// Opens the way to the agent of a run, where that is the one at work.
+    pub(super) fn set_relay(&self, run: u32, relay: Relay) {
+        let mut current = lock(&self.run);
+        if current.number == run {
+            current.relay = Some(Arc::new(relay));
+        }
     }
 
     pub(super) fn relay(&self) -> Option<Arc<Relay>> {
-        lock(&self.relay).clone()
+        lock(&self.run).relay.clone()
     }
 
     /// Returns the session with the agent, once there is one.

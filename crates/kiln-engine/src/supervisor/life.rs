@@ -1,0 +1,424 @@
+//! The life of one machine, from its start by somebody to its last end: readiness, pauses, its time to live, and
+//! what its restart policy wants. What it does to the world goes through [`World`], time too, so that tests run it
+//! without either.
+//!
+//! A life has one *run* of the machine monitor after another, with a pause between them that doubles. Until the guest
+//! was ready once, an end is final by every policy: whoever started the machine is told.
+
+use super::backoff::Backoff;
+use super::desk::{Desk, News};
+use crate::control::Report;
+use crate::{EngineError, EngineResult};
+use kiln_core::machine::{EndCause, MachineRecord, MachineStatus, Phase};
+use kiln_core::text::chain;
+use kiln_vmm::lifecycle::{self, Event};
+use kiln_vmm::{Machine, Stop, VmmExit, Waited};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Time a guest has to power off when nobody says how much.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+/// Lines of the console that a report of an end carries.
+const CONSOLE_LINES: usize = 15;
+
+/// A machine monitor that was launched.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) machine: Box<dyn Machine>,
+    /// The accelerator in use.
+    pub(super) accelerator: String,
+    /// Why that one; empty when there is nothing to say.
+    pub(super) reason: String,
+}
+
+/// What a life needs of the world around it.
+pub(super) trait World {
+    /// Launches the machine monitor.
+    fn launch(&mut self) -> EngineResult<Launched>;
+
+    /// Begins to attend to the agent of the given run, which began at `begun`; what it says arrives at the desk.
+    fn attend(&mut self, run: u32, begun: Instant) -> EngineResult<()>;
+
+    /// Asks the guest to power off within `grace`; false when there is no agent to ask.
+    fn power_off(&mut self, grace: Duration) -> bool;
+
+    /// Sets the guest's clock, which stood while its processors did.
+    fn set_clock(&mut self);
+
+    /// Keeps the status.
+    fn keep(&mut self, status: &MachineStatus) -> EngineResult<()>;
+
+    /// Tells whoever started the machine.
+    fn report(&mut self, report: &Report);
+
+    /// Waits for the machine's end where there is one, for `wake`, or for the time to pass.
+    fn wait(
+        &mut self,
+        machine: Option<&mut dyn Machine>,
+        timeout: Option<Duration>,
+        wake: BorrowedFd<'_>,
+    ) -> EngineResult<Waited>;
+
+    /// Returns the time that goes on steadily.
+    fn now(&self) -> Instant;
+
+    /// Returns the time of day, in milliseconds since 1970 (UTC).
+    fn now_unix_ms(&self) -> u64;
+}
+
+/// How one run of the machine monitor ended.
+struct RunEnd {
+    cause: EndCause,
+    console: Vec<String>,
+}
+
+/// A machine's life, driven by one thread: the one its monitors are bound to.
+pub(super) struct Life<W> {
+    pub(super) world: W,
+    record: MachineRecord,
+    status: MachineStatus,
+    desk: Arc<Desk>,
+    /// When this run began.
+    begun: Instant,
+    /// When the time to live will have passed.
+    expires: Option<Instant>,
+    /// Whether it has passed, and ends the machine.
+    expired: bool,
+    /// Whether the guest was ready, in any run.
+    was_ready: bool,
+    /// Whether somebody wants the machine to end.
+    unwanted: bool,
+    /// Why the run ends, where that is decided here and not by the machine monitor's exit.
+    verdict: Option<EndCause>,
+}
+
+impl<W: World> Life<W> {
+    /// Begins the life of a machine that somebody started. `phase` is the one it is in.
+    pub(super) fn begin(
+        world: W,
+        record: MachineRecord,
+        phase: Phase,
+        supervisor_pid: u32,
+        desk: Arc<Desk>,
+    ) -> EngineResult<Self> {
+        let (begun, begun_unix_ms) = (world.now(), world.now_unix_ms());
+        let status = MachineStatus {
+            phase,
+            supervisor_pid: Some(supervisor_pid),
+            started_unix_ms: Some(begun_unix_ms),
+            expires_unix_ms: record.ttl_ms.map(|ttl| begun_unix_ms.saturating_add(ttl)),
+            ..MachineStatus::created()
+        };
+        // A time to live that no clock reaches is none.
+        let expires = record.ttl_ms.and_then(|ttl| begun.checked_add(Duration::from_millis(ttl)));
+        let mut life = Self {
+            world,
+            record,
+            status,
+            desk,
+            begun,
+            expires,
+            expired: false,
+            was_ready: false,
+            unwanted: false,
+            verdict: None,
+        };
+        life.take(&Event::StartRequested)?;
+        Ok(life)
+    }
+
+    /// Takes an event into the record.
+    fn take(&mut self, event: &Event) -> EngineResult<()> {
+        let transition = lifecycle::next(self.status.phase, event).map_err(|refused| {
+            EngineError::SupervisorRefused { name: self.record.name.to_string(), reason: refused.to_string() }
+        })?;
+        self.status.phase = transition.to;
+        if transition.end.is_some() {
+            self.status.end = transition.end;
+        }
+        self.desk.set_phase(transition.to);
+        self.world.keep(&self.status)
+    }
+
+    /// Lives to the last end; returns why that was and the console's last lines.
+    pub(super) fn live(&mut self) -> (EndCause, Vec<String>) {
+        let mut backoff = Backoff::default();
+        loop {
+            let RunEnd { cause, console } = self.run();
+            let restarts = self.was_ready
+                && !self.unwanted
+                && self.record.restart.restarts(&cause, self.status.restarts);
+            if !restarts {
+                return (cause, console);
+            }
+            let ran_for = self.world.now().saturating_duration_since(self.begun);
+            match self.rest(&cause, backoff.after(ran_for)) {
+                Ok(None) => {}
+                Ok(Some(end)) => return (end, console),
+                Err(error) => return (EndCause::StartFailed { message: chain(&error) }, console),
+            }
+        }
+    }
+
+    /// Runs the machine monitor once, to its end.
+    fn run(&mut self) -> RunEnd {
+        let mut launched = match self.launch() {
+            Ok(machine) => machine,
+            Err(error) => {
+                let cause = EndCause::StartFailed { message: chain(&error) };
+                return RunEnd { cause, console: Vec::new() };
+            }
+        };
+        match self.watch(launched.as_mut()) {
+            Ok(exit) => {
+                let requested = self.status.phase == Phase::Stopping;
+                let cause = self.verdict.take().unwrap_or_else(|| exit.cause(requested));
+                // Whatever the guest did in the time it was given, it ended because that was asked of it.
+                let clean = matches!(
+                    cause,
+                    EndCause::GuestShutdown | EndCause::Requested | EndCause::EntrypointExited { .. }
+                );
+                let cause = if self.expired && clean { EndCause::Expired } else { cause };
+                RunEnd { cause, console: last_lines(&exit.console_tail) }
+            }
+            Err(error) => {
+                drop(launched);
+                let cause = EndCause::VmmExited { code: -1, message: chain(&error) };
+                RunEnd { cause, console: Vec::new() }
+            }
+        }
+    }
+
+    fn launch(&mut self) -> EngineResult<Box<dyn Machine>> {
+        let Launched { machine, accelerator, reason } = self.world.launch()?;
+        self.status.vmm_pid = Some(machine.pid());
+        self.status.accelerator = Some(accelerator.clone());
+        self.take(&Event::VmmStarted)?;
+        self.world.report(&Report::Started { accelerator, reason });
+        self.world.attend(self.desk.run(), self.begun)?;
+        Ok(machine)
+    }
+
+    /// Acts on what happens until the machine monitor has ended.
+    fn watch(&mut self, machine: &mut dyn Machine) -> EngineResult<VmmExit> {
+        let mut give_up: Option<Instant> = None;
+        let desk = Arc::clone(&self.desk);
+        loop {
+            let until = give_up.into_iter().chain(self.expiry()).min();
+            let left = until.map(|at| at.saturating_duration_since(self.world.now()));
+            match self.world.wait(Some(machine), left, desk.fd())? {
+                Waited::Ended(exit) => {
+                    // The last news may have arrived together with the end.
+                    self.note(&desk.take());
+                    return Ok(exit);
+                }
+                Waited::TimedOut => {
+                    if give_up.is_some_and(|at| at <= self.world.now()) {
+                        return Ok(machine.stop(Stop::Now)?);
+                    }
+                    if self.expires_now()
+                        && let Some(exit) = self.end(machine, GRACE, &mut give_up)?
+                    {
+                        return Ok(exit);
+                    }
+                    continue;
+                }
+                Waited::Woken => {}
+            }
+            let news = desk.take();
+            self.note(&news);
+            for news in news {
+                if let Some(exit) = self.hear(machine, news, &mut give_up)? {
+                    return Ok(exit);
+                }
+            }
+        }
+    }
+
+    /// Acts on one piece of news; returns how the machine ended, where it did.
+    fn hear(
+        &mut self,
+        machine: &mut dyn Machine,
+        news: News,
+        give_up: &mut Option<Instant>,
+    ) -> EngineResult<Option<VmmExit>> {
+        match news {
+            News::Ready => {
+                let took = self.world.now().saturating_duration_since(self.begun);
+                let after_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                self.status.ready_after_ms = Some(after_ms);
+                self.was_ready = true;
+                self.take(&Event::GuestReady)?;
+                self.world.report(&Report::Ready { after_ms });
+            }
+            News::StopRequested { grace } => return self.end(machine, grace, give_up),
+            News::OwnerLost => {
+                self.verdict = Some(EndCause::ClientLost);
+                return Ok(Some(machine.stop(Stop::Now)?));
+            }
+            News::NeverReady { reason } => {
+                self.verdict = Some(EndCause::NeverReady { reason });
+                return Ok(Some(machine.stop(Stop::Kill)?));
+            }
+            News::Pause(reply) => reply.give(self.pause(machine)),
+            News::Resume(reply) => reply.give(self.resume(machine)),
+            News::EntrypointExited { .. } => {}
+        }
+        Ok(None)
+    }
+
+    /// Ends the machine: the guest, resumed where it was paused, has `grace` to power off. Returns how it ended where
+    /// that is not waited for.
+    fn end(
+        &mut self,
+        machine: &mut dyn Machine,
+        grace: Duration,
+        give_up: &mut Option<Instant>,
+    ) -> EngineResult<Option<VmmExit>> {
+        let paused = self.status.phase == Phase::Paused;
+        self.unwanted = true;
+        self.take(&Event::StopRequested)?;
+        let heard = !grace.is_zero() && (!paused || machine.resume().is_ok()) && self.world.power_off(grace);
+        if !heard {
+            return Ok(Some(machine.stop(Stop::Now)?));
+        }
+        let at = self.world.now() + grace;
+        *give_up = Some(give_up.map_or(at, |earlier| earlier.min(at)));
+        Ok(None)
+    }
+
+    /// Stops the guest's processors; tells whether they stood already.
+    fn pause(&mut self, machine: &mut dyn Machine) -> Result<bool, String> {
+        if self.status.phase == Phase::Paused {
+            return Ok(true);
+        }
+        self.refuse_unless(Phase::Running)?;
+        machine.pause().map_err(|error| chain(&error))?;
+        let before = self.status.clone();
+        self.status.paused_unix_ms = Some(self.world.now_unix_ms());
+        self.take(&Event::Paused).map_err(|error| {
+            // What cannot be written down is not done.
+            self.restore(before);
+            chain(&machine.resume().map_or_else(EngineError::from, |()| error))
+        })?;
+        Ok(false)
+    }
+
+    /// Lets the guest's processors go on; tells whether they did already.
+    fn resume(&mut self, machine: &mut dyn Machine) -> Result<bool, String> {
+        if self.status.phase == Phase::Running {
+            return Ok(true);
+        }
+        self.refuse_unless(Phase::Paused)?;
+        machine.resume().map_err(|error| chain(&error))?;
+        let before = self.status.clone();
+        self.status.paused_unix_ms = None;
+        self.take(&Event::Resumed).map_err(|error| {
+            self.restore(before);
+            chain(&machine.pause().map_or_else(EngineError::from, |()| error))
+        })?;
+        self.world.set_clock();
+        Ok(false)
+    }
+
+    fn restore(&mut self, status: MachineStatus) {
+        self.desk.set_phase(status.phase);
+        self.status = status;
+    }
+
+    fn refuse_unless(&self, phase: Phase) -> Result<(), String> {
+        if self.status.phase == phase { Ok(()) } else { Err(format!("it is {}", self.status.phase)) }
+    }
+
+    /// Waits between two runs. Returns why there is no next one, where somebody does not want it.
+    fn rest(&mut self, cause: &EndCause, delay: Duration) -> EngineResult<Option<EndCause>> {
+        self.desk.end_run();
+        self.status.vmm_pid = None;
+        self.status.ready_after_ms = None;
+        self.status.paused_unix_ms = None;
+        self.status.ended_unix_ms = Some(self.world.now_unix_ms());
+        self.status.end = Some(cause.clone());
+        self.take(&Event::RestartDue)?;
+        let until = self.world.now() + delay;
+        let desk = Arc::clone(&self.desk);
+        while self.world.now() < until {
+            let at = self.expiry().map_or(until, |expiry| expiry.min(until));
+            let left = at.saturating_duration_since(self.world.now());
+            self.world.wait(None, Some(left), desk.fd())?;
+            for news in desk.take() {
+                match news {
+                    News::StopRequested { .. } => {
+                        self.take(&Event::StopRequested)?;
+                        return Ok(Some(EndCause::Requested));
+                    }
+                    News::OwnerLost => return Ok(Some(EndCause::ClientLost)),
+                    News::Pause(reply) | News::Resume(reply) => reply.give(Err("it is starting".to_owned())),
+                    // Of the run that is over.
+                    News::Ready | News::NeverReady { .. } | News::EntrypointExited { .. } => {}
+                }
+            }
+            if self.expires_now() {
+                return Ok(Some(EndCause::Expired));
+            }
+        }
+        self.begun = self.world.now();
+        self.status.started_unix_ms = Some(self.world.now_unix_ms());
+        self.status.ended_unix_ms = None;
+        self.status.end = None;
+        self.status.restarts = self.status.restarts.saturating_add(1);
+        self.verdict = None;
+        Ok(None)
+    }
+
+    /// Returns when the time to live is to be heard of.
+    fn expiry(&self) -> Option<Instant> {
+        self.expires.filter(|_| !self.expired && !self.unwanted)
+    }
+
+    /// Remembers that the time to live has passed; true once.
+    fn expires_now(&mut self) -> bool {
+        let now = self.world.now();
+        let passed = self.expiry().is_some_and(|at| at <= now);
+        self.expired |= passed;
+        passed
+    }
+
+    /// Remembers news that explain an end, before any of them is acted on.
+    fn note(&mut self, news: &[News]) {
+        for news in news {
+            match news {
+                News::EntrypointExited { code } => {
+                    self.verdict = Some(EndCause::EntrypointExited { code: *code });
+                }
+                News::StopRequested { .. } | News::OwnerLost => self.unwanted = true,
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes the last word.
+    pub(super) fn bury(&mut self, end: EndCause) -> EngineResult<()> {
+        self.status.supervisor_pid = None;
+        self.status.vmm_pid = None;
+        self.status.ended_unix_ms = Some(self.world.now_unix_ms());
+        let event = match end {
+            EndCause::StartFailed { message } => Event::StartFailed { message },
+            cause => Event::VmmExited(cause),
+        };
+        self.take(&event)
+    }
+}
+
+/// Returns the last lines of a console, without control characters.
+fn last_lines(console: &str) -> Vec<String> {
+    let lines: Vec<String> = console
+        .lines()
+        .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(CONSOLE_LINES)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests;
