@@ -98,6 +98,7 @@ fn ended(cause: &EndCause, name: &str) -> Vec<String> {
         EndCause::GuestPanic { .. } => one(format!(
             "kiln logs {name} shows the whole console; more memory, another kernel or a root file system with an init may help"
         )),
+        EndCause::Expired => one("kiln run --ttl TIME gives a new machine more"),
         EndCause::VmmExited { .. } | EndCause::StartFailed { .. } => one("kiln doctor checks this host"),
         _ => Vec::new(),
     }

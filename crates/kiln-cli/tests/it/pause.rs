@@ -2,6 +2,7 @@
 
 use crate::context;
 use kiln_testing::{TestContext, recipe};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 fn machine(context: &TestContext, name: &str) -> Value {
@@ -192,16 +193,69 @@ fn boot_ttl_ends_a_machine_in_order() {
     let context = context();
     let dir = recipe(&context, "web", "");
     context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
-    context.kiln(["run", "-d", "--name", "w", "--ttl", "25s", "--restart", "always", "web"]).ok();
+    context.kiln(["run", "-d", "--name", "w", "--ttl", "30s", "--restart", "always", "web"]).ok();
     let shown = machine(&context, "w");
     let started = shown["started_unix_ms"].as_u64().unwrap();
     assert_eq!(
         (shown["ttl_ms"].as_u64(), shown["expires_unix_ms"].as_u64()),
-        (Some(25_000), Some(started + 25_000))
+        (Some(30_000), Some(started + 30_000))
     );
     assert_eq!(context.kiln(["wait", "w"]).ok(), "its time to live had passed\n");
     let ended = machine(&context, "w");
     assert_eq!((ended["phase"].as_str(), ended["end"]["cause"].as_str()), (Some("stopped"), Some("expired")));
-    assert!(ended["ended_unix_ms"].as_u64().unwrap() >= started + 25_000);
+    assert!(ended["ended_unix_ms"].as_u64().unwrap() >= started + 30_000);
+    context.eventually("no process is left", || context.processes().is_empty());
+}
+
+#[test]
+fn boot_ttl_ends_a_machine_in_the_foreground() {
+    let context = context();
+    let dir = recipe(&context, "web", "");
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    let console = context.start(["run", "--rm", "--ttl", "30s", "web"]);
+    let command = context.kiln(["run", "--name", "c", "--ttl", "15s", "web", "--", "sleep", "600"]);
+    assert_ne!(command.code, 0, "{}", command.stderr);
+    console.finish().ok();
+    assert_eq!(machine(&context, "c")["end"]["cause"], "expired");
+    let early = context.kiln(["run", "-d", "--rm", "--ttl", "1s", "web"]).fails(1);
+    assert!(early.contains("ended: its time to live had passed"), "{early}");
+    context.eventually("no process is left", || context.processes().is_empty());
+    assert_eq!(context.machine_dirs().len(), 1);
+}
+
+#[test]
+fn boot_pause_is_no_hiding_place_from_a_lost_owner() {
+    let context = context();
+    let dir = recipe(&context, "web", "");
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    let owner = context.start(["run", "--name", "w", "web", "--", "sleep", "600"]);
+    context.eventually("it runs", || context.kiln(["exec", "w", "--", "true"]).code == 0);
+    context.kiln(["pause", "w"]).ok();
+    owner.signal(Signal::KILL);
+    assert_eq!(context.kiln(["wait", "w"]).ok(), "the client that owned it went away\n");
+    context.eventually("no process is left", || context.processes().is_empty());
+}
+
+#[test]
+fn boot_restart_on_failure_counts_and_gives_up() {
+    let context = context();
+    let dir = recipe(&context, "web", "");
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    context.kiln(["run", "-d", "--name", "w", "--restart", "on-failure:1", "web"]).ok();
+    let kill = || {
+        let pid = machine(&context, "w")["vmm_pid"].as_i64().unwrap();
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    };
+    kill();
+    context.eventually("it is back", || {
+        let shown = machine(&context, "w");
+        shown["phase"] == "running" && shown["restarts"] == 1
+    });
+    kill();
+    assert_eq!(context.kiln(["wait", "w"]).code, 0);
+    let ended = machine(&context, "w");
+    assert_eq!((ended["phase"].as_str(), ended["restarts"].as_u64()), (Some("failed"), Some(1)));
+    assert_eq!(ended["end"]["cause"], "vmm_killed");
     context.eventually("no process is left", || context.processes().is_empty());
 }

@@ -5,6 +5,8 @@
 //! A life has one *run* of the machine monitor after another, with a pause between them that doubles. Until the guest
 //! was ready once, an end is final by every policy: whoever started the machine is told.
 
+mod pause;
+
 use super::backoff::Backoff;
 use super::desk::{Desk, News};
 use crate::control::Report;
@@ -286,49 +288,6 @@ impl<W: World> Life<W> {
         let at = self.world.now() + grace;
         *give_up = Some(give_up.map_or(at, |earlier| earlier.min(at)));
         Ok(None)
-    }
-
-    /// Stops the guest's processors; tells whether they stood already.
-    fn pause(&mut self, machine: &mut dyn Machine) -> Result<bool, String> {
-        if self.status.phase == Phase::Paused {
-            return Ok(true);
-        }
-        self.refuse_unless(Phase::Running)?;
-        machine.pause().map_err(|error| chain(&error))?;
-        let before = self.status.clone();
-        self.status.paused_unix_ms = Some(self.world.now_unix_ms());
-        self.take(&Event::Paused).map_err(|error| {
-            // What cannot be written down is not done.
-            self.restore(before);
-            chain(&machine.resume().map_or_else(EngineError::from, |()| error))
-        })?;
-        Ok(false)
-    }
-
-    /// Lets the guest's processors go on; tells whether they did already.
-    fn resume(&mut self, machine: &mut dyn Machine) -> Result<bool, String> {
-        if self.status.phase == Phase::Running {
-            return Ok(true);
-        }
-        self.refuse_unless(Phase::Paused)?;
-        machine.resume().map_err(|error| chain(&error))?;
-        let before = self.status.clone();
-        self.status.paused_unix_ms = None;
-        self.take(&Event::Resumed).map_err(|error| {
-            self.restore(before);
-            chain(&machine.pause().map_or_else(EngineError::from, |()| error))
-        })?;
-        self.world.set_clock();
-        Ok(false)
-    }
-
-    fn restore(&mut self, status: MachineStatus) {
-        self.desk.set_phase(status.phase);
-        self.status = status;
-    }
-
-    fn refuse_unless(&self, phase: Phase) -> Result<(), String> {
-        if self.status.phase == phase { Ok(()) } else { Err(format!("it is {}", self.status.phase)) }
     }
 
     /// Waits between two runs. Returns why there is no next one, where somebody does not want it.
