@@ -3,7 +3,7 @@
 //! does not outlive it.
 //!
 //! Everything that happens arrives at one `Desk`, and one thread, the one the machine monitor is bound to, acts on
-//! it by the rules of [`kiln_vmm::lifecycle`]: the [`life`] of the machine.
+//! it by the rules of [`kiln_vmm::lifecycle`]: `life` is the whole of that.
 
 mod agent;
 mod backoff;
