@@ -12,6 +12,7 @@ pub mod reference;
 pub mod restart;
 pub mod revision;
 pub mod size;
+pub mod snapshot;
 pub mod span;
 pub mod text;
 pub mod variant;

@@ -53,6 +53,9 @@ pub struct MachineRecord {
     pub accelerator: String,
     /// How its disk came to be.
     pub clone: CloneRecord,
+    /// The snapshot it began as, whose disk and memory it continues; none for one that was booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Digest>,
     /// Whether the machine is removed when it ends.
     pub remove_on_exit: bool,
     /// How long it runs at most after each start by somebody, in milliseconds; none means without end.

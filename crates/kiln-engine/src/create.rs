@@ -159,6 +159,7 @@ impl Engine {
             network: request.network.clone(),
             accelerator: request.accelerator.clone(),
             clone,
+            snapshot: None,
             remove_on_exit: request.remove_on_exit,
             ttl_ms: request.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             restart: request.restart,

@@ -43,18 +43,29 @@ pub struct DeadRevision {
     pub exclusive: ByteSize,
 }
 
+/// A snapshot that goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadSnapshot {
+    /// Its id.
+    pub id: Digest,
+    /// When it was captured, where that is known, in milliseconds since 1970 (UTC).
+    pub created_unix_ms: Option<u64>,
+}
+
 /// What a collection would do, or did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Collection {
     /// Revisions that go, the oldest first.
     pub revisions: Vec<DeadRevision>,
+    /// Snapshots that go, the oldest first.
+    pub snapshots: Vec<DeadSnapshot>,
     /// Artifacts that go, with the bytes they take up: those of the revisions, and those no revision names.
     pub artifacts: Vec<(Digest, ByteSize)>,
     /// Revisions that stay.
     pub kept_revisions: usize,
     /// The bytes that the artifacts that stay take up.
     pub kept: ByteSize,
-    /// Revisions that cannot be read. While there are any, no artifact goes: they may name it.
+    /// Revisions and snapshots that cannot be read. While there are any, no artifact goes: they may name it.
     pub unreadable: Vec<Digest>,
 }
 
@@ -93,13 +104,14 @@ impl Store {
                 Err(_) => drop(self.revision(&summary.id)?),
             }
         }
-        Ok(mark(survey, roots, policy, clock::now_unix_ms()))
+        let continued = self.machine_snapshots()?;
+        Ok(mark(survey, roots, &continued, policy, clock::now_unix_ms()))
     }
 
     /// Moves what a plan names to the trash, in an order in which nothing that stays refers to anything that went.
     /// `alone` is the store's lock, held exclusively since before the plan was made.
     pub fn collect(&self, plan: &Collection, alone: &StoreLock) -> StoreResult<()> {
-        if plan.revisions.is_empty() && plan.artifacts.is_empty() {
+        if plan.revisions.is_empty() && plan.snapshots.is_empty() && plan.artifacts.is_empty() {
             return Ok(());
         }
         // First, so that who may not do this loses nothing by it.
@@ -111,7 +123,7 @@ impl Store {
         let bin = trash.join(format!("{}-{}", clock::now_unix_ms(), clock::random_hex::<4>()));
         let staging = self.stage("collecting")?;
         let aside = staging.path().join("bin");
-        for part in ["", "revisions", "artifacts", "indexes"] {
+        for part in ["", "snapshots", "revisions", "artifacts", "indexes"] {
             fs::create_dir(&aside.join(part))?;
         }
         // Made visible before anything is in it: what a crash leaves half moved is all in one place.
@@ -121,6 +133,12 @@ impl Store {
             fs::optional(fs::rename(&from, &name))?;
             Ok(())
         };
+        for dead in &plan.snapshots {
+            away(self.snapshot_path(&dead.id), "snapshots")?;
+            away(self.snapshot_record_path(&dead.id), "snapshots")?;
+        }
+        // No revision goes before the snapshots of it.
+        fs::sync_dir(&self.root().join("snapshots"))?;
         for dead in &plan.revisions {
             away(self.revision_path(&dead.id), "revisions")?;
             away(self.build_record_path(&dead.id), "revisions")?;

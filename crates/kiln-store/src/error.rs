@@ -45,6 +45,39 @@ pub enum StoreError {
         /// The pinned digest.
         digest: Digest,
     },
+    /// A name or the beginning of an id fits more than one snapshot.
+    #[error("`{wanted}` fits {} snapshots", candidates.len())]
+    AmbiguousSnapshot {
+        /// What was asked for.
+        wanted: String,
+        /// The snapshots it fits.
+        candidates: Vec<Digest>,
+    },
+    /// Machines continue a snapshot.
+    #[error("snapshot {} is in use by {}", snapshot.short(), machines.join(", "))]
+    SnapshotInUse {
+        /// The snapshot.
+        snapshot: Digest,
+        /// The machines' names.
+        machines: Vec<String>,
+    },
+    /// Snapshots that a user made keep a revision.
+    #[error("revision {} is kept by the snapshot {}", revision.short(), snapshots.join(", "))]
+    HasSnapshots {
+        /// The revision.
+        revision: Digest,
+        /// The snapshots' names.
+        snapshots: Vec<String>,
+    },
+    /// A snapshot's manifest is not one.
+    #[error("snapshot {id} is damaged")]
+    BadSnapshot {
+        /// The snapshot.
+        id: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: kiln_core::snapshot::InvalidSnapshot,
+    },
     /// Machines still use it.
     #[error("revision {} is in use by {}", revision.short(), machines.join(", "))]
     InUse {

@@ -27,6 +27,7 @@ mod remove;
 mod revision;
 mod root;
 mod seal;
+mod snapshot;
 mod staging;
 mod summary;
 mod survey;
@@ -36,7 +37,7 @@ mod verify;
 pub use artifact::{IngestFrom, Ingested, SPACE_MARGIN};
 pub use blocks::{BlockTable, SharedBlocks, SharedRun};
 pub use clone::{CloneChoice, CloneOptions, CloneRequest, CopyAside, CopyOut};
-pub use collect::{CollectPolicy, Collection, DeadRevision};
+pub use collect::{CollectPolicy, Collection, DeadRevision, DeadSnapshot};
 pub use disks::{
     AdoptDisk, ClonedDisk, DISK_RECORD_VERSION, Disk, DiskLock, DiskRecord, DiskTemplate, Disks,
 };
@@ -52,6 +53,7 @@ pub use protect::{AUTO_VERITY_BYTES_MAX, InvalidProtect, Protect};
 pub use remove::Removed;
 pub use revision::{BuildRecord, Revision};
 pub use root::Root;
+pub use snapshot::Snapshot;
 pub use staging::Staging;
 pub use summary::{Content, Summaries, Summary};
 pub use survey::{ArtifactUse, Survey};

@@ -1,9 +1,10 @@
 //! The mark of a collection: which revisions and artifacts roots keep. Revisions and artifacts are numbers here, and
 //! what is known of them lies in vectors: no name is looked up for a reference.
 
-use crate::collect::{CollectPolicy, Collection, DeadRevision};
+use crate::collect::{CollectPolicy, Collection, DeadRevision, DeadSnapshot};
 use crate::summary::{Content, Summaries, Summary};
 use crate::survey::Survey;
+use kiln_core::snapshot::SnapshotKeep;
 use kiln_core::{ByteSize, Digest};
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -69,10 +70,12 @@ impl<'a> Artifacts<'a> {
     }
 }
 
-/// Finds what goes. `roots` are the revisions that something keeps, in any order.
+/// Finds what goes. `roots` are the revisions that something keeps, in any order; `continued` the snapshots that machines
+/// continue.
 pub(crate) fn mark(
     survey: &Survey,
     roots: Vec<Digest>,
+    continued: &HashSet<Digest>,
     policy: &CollectPolicy,
     now_unix_ms: u64,
 ) -> Collection {
@@ -98,7 +101,8 @@ pub(crate) fn mark(
     if let Some(budget) = policy.budget {
         fit_budget(budget.bytes(), used, &mut revisions, &mut artifacts);
     }
-    tell(&mut plan, survey, &revisions, &artifacts);
+    let snapshot_files = mark_snapshots(&mut plan, survey, continued, &revisions);
+    tell(&mut plan, survey, &revisions, &artifacts, &snapshot_files);
     plan
 }
 
@@ -119,7 +123,47 @@ fn fit_budget(budget: u64, mut used: u64, revisions: &mut [Marked<'_>], artifact
     }
 }
 
-fn tell(plan: &mut Collection, survey: &Survey, revisions: &[Marked<'_>], artifacts: &Artifacts<'_>) {
+/// Finds the snapshots that go; returns the files of those that stay.
+fn mark_snapshots(
+    plan: &mut Collection,
+    survey: &Survey,
+    continued: &HashSet<Digest>,
+    revisions: &[Marked<'_>],
+) -> HashSet<Digest> {
+    let mut files = HashSet::new();
+    if survey.snapshots.is_empty() {
+        return files;
+    }
+    let kept: HashSet<&Digest, BuildHasherDefault<Uniform>> =
+        revisions.iter().filter(|revision| revision.kept).map(|revision| &revision.summary.id).collect();
+    for snapshot in &survey.snapshots {
+        let Some(content) = &snapshot.content else {
+            plan.unreadable.push(snapshot.id);
+            continue;
+        };
+        let stays = match content.keep {
+            SnapshotKeep::Always => true,
+            SnapshotKeep::Machines => false,
+            _ => kept.contains(&content.subject),
+        };
+        if stays || continued.contains(&snapshot.id) {
+            files.extend(content.files.iter().copied());
+        } else {
+            let created_unix_ms = content.created_unix_ms;
+            plan.snapshots.push(DeadSnapshot { id: snapshot.id, created_unix_ms });
+        }
+    }
+    plan.snapshots.sort_unstable_by_key(|dead| (dead.created_unix_ms, dead.id));
+    files
+}
+
+fn tell(
+    plan: &mut Collection,
+    survey: &Survey,
+    revisions: &[Marked<'_>],
+    artifacts: &Artifacts<'_>,
+    snapshot_files: &HashSet<Digest>,
+) {
     plan.kept_revisions = revisions.iter().filter(|revision| revision.kept).count();
     let mut dead_users = vec![0_u32; artifacts.kept.len()];
     for revision in revisions.iter().filter(|revision| !revision.kept) {
@@ -128,7 +172,11 @@ fn tell(plan: &mut Collection, survey: &Survey, revisions: &[Marked<'_>], artifa
         }
     }
     for revision in revisions.iter().filter(|revision| !revision.kept) {
-        let own = artifacts.of(revision).filter(|at| !artifacts.kept[*at] && dead_users[*at] == 1);
+        let own = artifacts.of(revision).filter(|at| {
+            !artifacts.kept[*at]
+                && dead_users[*at] == 1
+                && !snapshot_files.contains(&artifacts.summaries.artifacts[*at])
+        });
         plan.revisions.push(DeadRevision {
             id: revision.summary.id,
             built_unix_ms: revision.summary.built_unix_ms,
@@ -144,7 +192,7 @@ fn tell(plan: &mut Collection, survey: &Survey, revisions: &[Marked<'_>], artifa
     }
     let mut kept = 0;
     for (file, stays) in survey.artifacts.iter().zip(stays) {
-        if stays {
+        if stays || snapshot_files.contains(&file.digest) {
             kept += file.allocated;
         } else {
             plan.artifacts.push((file.digest, ByteSize::from_bytes(file.allocated)));

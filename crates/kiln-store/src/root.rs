@@ -3,6 +3,7 @@
 use crate::error::StoreResult;
 use crate::layout::Store;
 use crate::tag::{TagEntry, TagRecord};
+use kiln_core::snapshot::SnapshotKeep;
 use kiln_core::{Digest, DiskOwner, Tag, TemplateName};
 use kiln_sys::clock;
 use std::fmt;
@@ -44,6 +45,11 @@ pub enum Root {
         /// The machine's name.
         name: String,
     },
+    /// A snapshot that a user made is of it.
+    Snapshot {
+        /// The snapshot's name, or the beginning of its id.
+        name: String,
+    },
 }
 
 impl fmt::Display for Root {
@@ -55,6 +61,7 @@ impl fmt::Display for Root {
             Self::Lease { id, reason } => write!(f, "lease {id} ({reason})"),
             Self::Disk { owner } => write!(f, "disk of {owner}"),
             Self::Machine { name } => write!(f, "machine {name}"),
+            Self::Snapshot { name } => write!(f, "snapshot {name}"),
         }
     }
 }
@@ -108,6 +115,13 @@ impl Store {
         for (_, entry) in self.machines()? {
             let record = entry?.record;
             roots.push((Root::Machine { name: record.name.to_string() }, record.revision));
+        }
+        for (_, snapshot) in self.snapshots()? {
+            // One that cannot be read names no revision; its files stay all the same.
+            let Ok(snapshot) = snapshot else { continue };
+            if snapshot.keep() == SnapshotKeep::Always {
+                roots.push((Root::Snapshot { name: snapshot.label() }, snapshot.manifest.subject));
+            }
         }
         Ok(roots)
     }

@@ -3,6 +3,7 @@
 use crate::error::StoreResult;
 use crate::layout::{Store, StoreLock};
 use crate::parallel;
+use crate::snapshot::SnapshotUse;
 use crate::summary::{Remember, Summaries};
 use crate::tag::TagEntry;
 use kiln_core::Digest;
@@ -28,6 +29,8 @@ pub struct Survey {
     pub summaries: Summaries,
     /// All artifacts, by digest, whether a revision has them or not.
     pub artifacts: Vec<ArtifactUse>,
+    /// All snapshots.
+    pub(crate) snapshots: Vec<SnapshotUse>,
 }
 
 impl Store {
@@ -51,7 +54,7 @@ impl Store {
                 // Where the host has no thread to give, this one does the work.
                 Err(_) => self.tags(),
             };
-            Ok(Survey { tags: tags?, summaries, artifacts })
+            Ok(Survey { tags: tags?, summaries, artifacts, snapshots: self.snapshot_uses()? })
         })
     }
 

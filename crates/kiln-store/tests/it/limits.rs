@@ -65,6 +65,7 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         network: Network::None,
         accelerator: "auto".to_owned(),
         clone: CloneRecord { artifact: digest, size: ByteSize::from_mib(1), method: CloneMethod::Copy },
+        snapshot: None,
         remove_on_exit: false,
         ttl_ms: None,
         restart: kiln_core::RestartPolicy::No,

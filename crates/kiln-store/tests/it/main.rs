@@ -16,6 +16,7 @@ mod limits;
 mod migration;
 mod protection;
 mod revisions;
+mod snapshots;
 
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
 use kiln_core::variant::MachineShape;

@@ -189,6 +189,7 @@ fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
             size: ByteSize::from_mib(1),
             method: CloneMethod::Copy,
         },
+        snapshot: None,
         remove_on_exit: false,
         ttl_ms,
         restart: restart.parse::<RestartPolicy>().unwrap(),

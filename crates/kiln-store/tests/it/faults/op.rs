@@ -325,6 +325,7 @@ fn machine(
         network: Network::None,
         accelerator: "auto".to_owned(),
         clone: store.clone_grown(&request, grown, cancel)?,
+        snapshot: None,
         remove_on_exit: false,
         ttl_ms: None,
         restart: kiln_core::RestartPolicy::No,
