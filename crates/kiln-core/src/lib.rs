@@ -7,12 +7,14 @@ pub mod arch;
 pub mod digest;
 pub mod machine;
 pub mod name;
+pub mod ready;
 pub mod recipe;
 pub mod reference;
 pub mod revision;
 pub mod size;
 pub mod span;
 pub mod text;
+pub mod time;
 pub mod variant;
 
 pub use arch::Arch;

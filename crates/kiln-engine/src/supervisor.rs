@@ -8,6 +8,7 @@
 mod agent;
 mod clients;
 mod desk;
+mod probe;
 
 use crate::control::{CONTROL_SOCKET, Report, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
