@@ -17,6 +17,7 @@ pub mod guest;
 mod kvm_cache;
 pub mod machines;
 pub mod progress;
+pub mod ready;
 pub mod start;
 pub mod supervisor;
 pub mod templates;

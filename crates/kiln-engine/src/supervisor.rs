@@ -75,6 +75,16 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
     Ok(())
 }
 
+/// Returns the last lines of a console's text, without empty ones and control characters.
+pub(crate) fn last_lines(text: &str) -> Vec<String> {
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(CONSOLE_LINES)..].to_vec()
+}
+
 /// Tells whoever started this process; nobody may be left to listen.
 fn report(report: &Report) {
     let _ = write_line(&mut std::io::stdout().lock(), report);
@@ -240,6 +250,10 @@ impl Supervisor<'_> {
                         let after_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                         self.status.ready_after_ms = Some(after_ms);
                         self.take(&Event::GuestReady)?;
+                        // The record says so before anybody is told.
+                        if self.status.phase == Phase::Running {
+                            desk.set_ready();
+                        }
                         report(&Report::Ready { after_ms });
                     }
                     News::StopRequested { grace } => {
@@ -276,16 +290,7 @@ impl Supervisor<'_> {
 
     /// Returns the console's last lines.
     fn console(&self, exit: Option<&VmmExit>) -> Vec<String> {
-        let text = match exit {
-            Some(exit) => exit.console_tail.clone(),
-            None => return Vec::new(),
-        };
-        let lines: Vec<String> = text
-            .lines()
-            .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        lines[lines.len().saturating_sub(CONSOLE_LINES)..].to_vec()
+        exit.map_or_else(Vec::new, |exit| last_lines(&exit.console_tail))
     }
 
     /// Writes the last word, and removes what the machine leaves.

@@ -149,7 +149,8 @@ fn boot_waits_for_the_probe_and_gives_up_with_its_words() {
     context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
     let error = context.kiln(["run", "-d", "--name", "s", "slow"]).fails(1);
     assert!(error.contains("it never became ready: probe `sh -c echo still missing"), "{error}");
-    assert!(error.contains("did not succeed within 10 s: exit code 1 still missing"), "{error}");
+    assert!(error.contains("did not succeed within 10 s ("), "{error}");
+    assert!(error.contains(" tries): exit code 1: still missing"), "{error}");
     assert!(error.contains("  | a line"), "the console's tail is shown: {error}");
     context.eventually("no process is left", || context.processes().is_empty());
     let listed = context.kiln(["ps", "-a", "--json"]).json();

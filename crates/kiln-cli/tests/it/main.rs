@@ -16,6 +16,7 @@ mod debian;
 mod diff;
 mod exec;
 mod lifecycle;
+mod ready;
 mod registry;
 mod space;
 mod verify;

@@ -4,8 +4,11 @@ use crate::EngineResult;
 use kiln_guest::Session;
 use kiln_guest::relay::Relay;
 use kiln_sys::IoResultExt as _;
-use rustix::event::{EventfdFlags, eventfd};
+use kiln_sys::process::poll_within;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,12 +42,15 @@ pub(super) struct Desk {
     news: Mutex<Vec<News>>,
     relay: Mutex<Option<Arc<Relay>>>,
     wake: OwnedFd,
+    /// Readable from the moment the guest is ready.
+    ready: OwnedFd,
 }
 
 impl Desk {
     pub(super) fn new() -> EngineResult<Arc<Self>> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("make", "an event")?;
-        Ok(Arc::new(Self { news: Mutex::default(), relay: Mutex::default(), wake }))
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("make", "an event");
+        let (wake, ready) = (event()?, event()?);
+        Ok(Arc::new(Self { news: Mutex::default(), relay: Mutex::default(), wake, ready }))
     }
 
     /// Leaves news and wakes the reader.
@@ -65,6 +71,29 @@ impl Desk {
     /// Returns a descriptor that is readable while there are news.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
+    }
+
+    /// Tells everybody who waits that the guest is ready.
+    pub(super) fn set_ready(&self) {
+        // The counter is never full: this happens once.
+        let _ = rustix::io::write(&self.ready, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits until the guest is ready; `false` when the client said something or went away before.
+    pub(super) fn wait_ready(&self, client: &UnixStream) -> io::Result<bool> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.ready, PollFlags::IN),
+                PollFd::new(client, PollFlags::IN | PollFlags::RDHUP),
+            ];
+            poll_within(&mut fds, None)?;
+            if !fds[0].revents().is_empty() {
+                return Ok(true);
+            }
+            if !fds[1].revents().is_empty() {
+                return Ok(false);
+            }
+        }
     }
 
     pub(super) fn set_relay(&self, relay: Relay) {
