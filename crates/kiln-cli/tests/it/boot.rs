@@ -144,7 +144,7 @@ fn boot_entrypoint_is_the_purpose_and_its_code_the_end() {
 #[test]
 fn boot_waits_for_the_probe_and_gives_up_with_its_words() {
     let context = context();
-    let probe = "[ready]\ncommand = [\"sh\", \"-c\", \"echo still missing >&2; echo a line > /dev/console; test -e /ready\"]\ninterval = \"100ms\"\ntimeout = \"10s\"";
+    let probe = "[ready]\ncommand = [\"sh\", \"-c\", \"echo still missing >&2; echo a line > /dev/console; busybox yes | busybox head -n 20000; test -e /ready\"]\ninterval = \"100ms\"\ntimeout = \"10s\"";
     let dir = recipe(&context, "slow", probe);
     context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
     let error = context.kiln(["run", "-d", "--name", "s", "slow"]).fails(1);

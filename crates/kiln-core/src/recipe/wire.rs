@@ -34,7 +34,7 @@ pub(super) struct RecipeFile {
     /// The kernel's command line.
     #[serde(default)]
     boot: BootTable,
-    /// When a machine is ready. Without it: when the guest agent answers.
+    /// When a machine is ready: at most one of `command`, `tcp`, `http` and `file`. Without any: when the guest agent answers.
     ready: Option<ReadyTable>,
     /// How the guest starts.
     #[serde(default)]
