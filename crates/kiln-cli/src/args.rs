@@ -74,7 +74,7 @@ pub(crate) enum Command {
     Cp(cmd::cp::CpArgs),
     /// Show the console of a machine
     Logs(cmd::logs::LogsArgs),
-    /// Wait until machines have ended
+    /// Wait until machines have ended, or are ready
     Wait(cmd::wait::WaitArgs),
     /// List templates and their tags
     Ls(cmd::ls::LsArgs),

@@ -73,6 +73,7 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Phase { name, action: "started", .. } => one(format!("kiln exec {name} -- COMMAND")),
         EngineError::Phase { name, .. } => one(format!("kiln start {name}")),
         EngineError::Ended { cause, name, .. } => ended(cause, name),
+        EngineError::NotReady { name, .. } => one(format!("kiln logs {name} shows what it does")),
         EngineError::SupervisorDied { .. } => one("kiln doctor"),
         EngineError::Image { .. } => one("kiln build --force bakes it again"),
         EngineError::CopySides => one("kiln cp file.txt MACHINE:/tmp/, or kiln cp MACHINE:/etc/hostname ."),

@@ -7,6 +7,7 @@ pub mod arch;
 pub mod digest;
 pub mod machine;
 pub mod name;
+pub mod ready;
 pub mod recipe;
 pub mod reference;
 pub mod restart;
@@ -15,6 +16,7 @@ pub mod size;
 pub mod snapshot;
 pub mod span;
 pub mod text;
+pub mod time;
 pub mod variant;
 
 pub use arch::Arch;

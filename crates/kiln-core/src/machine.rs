@@ -3,10 +3,11 @@
 use crate::arch::Arch;
 use crate::digest::Digest;
 use crate::name::{MachineId, MachineName, VariantName};
+use crate::ready::ReadyProbe;
 use crate::restart::RestartPolicy;
 use crate::revision::ArtifactFormat;
 use crate::size::ByteSize;
-use crate::variant::{MachineShape, ReadyProbe};
+use crate::variant::MachineShape;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;

@@ -4,8 +4,9 @@
 use crate::arch::Arch;
 use crate::digest::Digest;
 use crate::name::{ArtifactRole, VariantName};
+use crate::ready::ReadyProbe;
 use crate::size::ByteSize;
-use crate::variant::{BOOT_ARGS_BYTES_MAX, InvalidShape, MachineShape, ReadyProbe, Variant, boot_args_bytes};
+use crate::variant::{BOOT_ARGS_BYTES_MAX, InvalidShape, MachineShape, Variant, boot_args_bytes};
 use serde::{Deserialize, Serialize};
 
 /// The version of the manifest this program writes and reads.
@@ -243,6 +244,19 @@ mod tests {
         }
     }
 
+    fn probe(command: Vec<String>) -> ReadyProbe {
+        let check = crate::ready::ReadyCheck::Command(command);
+        ReadyProbe { check, interval_ms: 1, timeout_ms: 1, start_period_ms: None, retries: None }
+    }
+
+    #[test]
+    fn a_probe_that_is_a_command_has_the_bytes_it_always_had() {
+        let bytes = Manifest { ready: Some(probe(vec!["true".to_owned()])), ..manifest() }.to_bytes();
+        let bytes = String::from_utf8(bytes).unwrap();
+        let part = r#","ready":{"command":["true"],"interval_ms":1,"timeout_ms":1},"variants""#;
+        assert!(bytes.contains(part), "{bytes}");
+    }
+
     #[test]
     fn bytes_and_id_are_pinned() {
         let manifest = manifest();
@@ -296,7 +310,7 @@ mod tests {
     #[test]
     fn a_manifest_has_a_largest_size() {
         let with = |text: String| {
-            let ready = ReadyProbe { command: vec![text], interval_ms: 1, timeout_ms: 1 };
+            let ready = probe(vec![text]);
             Manifest { ready: Some(ready), ..manifest() }
         };
         let room = MANIFEST_BYTES_MAX - with(String::new()).to_bytes().len();
@@ -342,7 +356,7 @@ mod tests {
     #[test]
     fn fields_that_are_not_known_are_refused_at_every_depth() {
         let mut full = manifest();
-        full.ready = Some(ReadyProbe { command: vec!["true".to_owned()], interval_ms: 1, timeout_ms: 1 });
+        full.ready = Some(probe(vec!["true".to_owned()]));
         full.variants = vec![variant(1)];
         let bytes = String::from_utf8(full.to_bytes()).unwrap();
         for object in ["\"arch\":", "\"role\":\"kernel\"", "\"vcpus\":", "\"interval_ms\":", "\"name\":"] {

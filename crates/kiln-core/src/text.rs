@@ -20,6 +20,23 @@ pub fn clip(text: &str) -> String {
     out
 }
 
+/// Returns the end of `text` fit for a one-line message: control characters escaped, at most `chars` of what it becomes
+/// and a mark of what was left out.
+pub fn tail(text: &str, chars: usize) -> String {
+    let mut kept = std::collections::VecDeque::new();
+    for c in text.chars().rev() {
+        let shown: Vec<char> = if c.is_control() { c.escape_default().collect() } else { vec![c] };
+        if kept.len() + shown.len() > chars {
+            kept.push_front('…');
+            break;
+        }
+        for c in shown.into_iter().rev() {
+            kept.push_front(c);
+        }
+    }
+    kept.into_iter().collect()
+}
+
 /// Returns a number with what it counts, in the singular for 1. `noun` is an English one whose plural is regular.
 pub fn count(number: impl TryInto<u64>, noun: &str) -> String {
     // What does not fit is no 1, and no count of things that are there.
@@ -70,6 +87,14 @@ mod tests {
         assert_eq!(count(1_usize, "revision"), "1 revision");
         assert_eq!(count(2_u32, "revision"), "2 revisions");
         assert_eq!(count(1_u8, "entry") + ", " + &count(7_usize, "entry"), "1 entry, 7 entries");
+    }
+
+    #[test]
+    fn tail_keeps_the_end_and_no_half_of_an_escape() {
+        assert_eq!(tail("a\nb", 4), "a\\nb");
+        assert_eq!(tail("a\nb", 3), "…\\nb");
+        assert_eq!(tail("a\nb", 2), "…b");
+        assert_eq!(tail("", 2), "");
     }
 
     #[test]

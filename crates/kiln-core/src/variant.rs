@@ -102,18 +102,6 @@ impl MachineShape {
     }
 }
 
-/// A check that tells when a machine is ready: a command in the guest that succeeds.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReadyProbe {
-    /// Program and arguments, run in the guest.
-    pub command: Vec<String>,
-    /// Time between two tries, in milliseconds.
-    pub interval_ms: u64,
-    /// Time after which the machine counts as never ready, in milliseconds from its start.
-    pub timeout_ms: u64,
-}
-
 /// A variant: what it overrides, resolved against its template by [`Variant::shape`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

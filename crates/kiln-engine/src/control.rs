@@ -2,12 +2,14 @@
 //! `agent` the connection speaks the guest channel's protocol. `docs/formats/control.md` describes both.
 
 use crate::{EngineError, EngineResult};
-use kiln_sys::{IoResultExt as _, socket};
+use kiln_sys::process::poll_within;
+use kiln_sys::{Cancel, IoResultExt as _, socket};
+use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The control socket, in the machine's directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -23,6 +25,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 pub enum Ask {
     /// To connect to the guest's agent: from then on the connection speaks the guest channel's protocol.
     Agent,
+    /// To be answered once the guest is ready. When the machine ends before, the connection does without an answer.
+    Ready,
     /// To end the machine.
     Stop {
         /// Milliseconds the guest has to power off by itself; 0 ends it at once.
@@ -118,6 +122,69 @@ fn ask_over(stream: &mut UnixStream, path: &Path, name: &str, question: &Ask) ->
     }
 }
 
+/// What came of waiting for readiness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// The guest is ready.
+    Ready,
+    /// The supervisor ended without a word.
+    Gone,
+    /// The time is over.
+    Late,
+}
+
+/// Connects to a machine's supervisor and waits, until `deadline`, to be told that the guest is ready.
+pub(crate) fn await_ready(
+    dir: &Path,
+    name: &str,
+    cancel: &Cancel,
+    deadline: Option<Instant>,
+) -> EngineResult<Told> {
+    let mut stream = socket::connect(dir, CONTROL_SOCKET)?;
+    await_ready_over(&mut stream, &dir.join(CONTROL_SOCKET), name, cancel, deadline)
+}
+
+fn await_ready_over(
+    stream: &mut UnixStream,
+    path: &Path,
+    name: &str,
+    cancel: &Cancel,
+    deadline: Option<Instant>,
+) -> EngineResult<Told> {
+    write_line(stream, &Ask::Ready).at("write to", path)?;
+    loop {
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let told = {
+            let cancelled = cancel.fd();
+            let mut fds = [PollFd::new(&*stream, PollFlags::IN), PollFd::new(&cancelled, PollFlags::IN)];
+            poll_within(&mut fds, left).at("wait for", path)?;
+            !fds[0].revents().is_empty()
+        };
+        if told {
+            break;
+        }
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(Told::Late);
+        }
+    }
+    stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", path)?;
+    match read_line(stream) {
+        Ok(Answer::Ok { .. }) => Ok(Told::Ready),
+        Ok(Answer::Refused { reason }) => {
+            Err(EngineError::SupervisorRefused { name: name.to_owned(), reason })
+        }
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) =>
+        {
+            Ok(Told::Gone)
+        }
+        Err(error) => Err(error).at("read from", path)?,
+    }
+}
+
 /// Writes one line of JSON.
 pub(crate) fn write_line(to: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
@@ -150,6 +217,29 @@ pub(crate) fn read_line<T: serde::de::DeserializeOwned>(from: &mut impl Read) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Waits with what the other side of the connection has said.
+    fn wait_over(said: &str, deadline: Option<Instant>, cancel: &Cancel) -> EngineResult<Told> {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(said.as_bytes()).unwrap();
+        // Without a deadline it ends what it says: nothing would wake the wait.
+        if deadline.is_none() {
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        await_ready_over(&mut ours, Path::new("control.sock"), "vm", cancel, deadline)
+    }
+
+    #[test]
+    fn waiting_for_readiness_ends_with_a_word_the_connection_the_time_or_a_cancellation() {
+        let cancel = Cancel::new().unwrap();
+        assert_eq!(wait_over("{\"answer\":\"ok\"}\n", None, &cancel).unwrap(), Told::Ready);
+        assert_eq!(wait_over("", None, &cancel).unwrap(), Told::Gone);
+        assert_eq!(wait_over("", Some(Instant::now()), &cancel).unwrap(), Told::Late);
+        let old = wait_over("{\"answer\":\"refused\",\"reason\":\"unknown\"}\n", None, &cancel).unwrap_err();
+        assert_eq!(old.to_string(), "the supervisor of machine `vm` refused: unknown");
+        cancel.cancel();
+        assert!(matches!(wait_over("", None, &cancel), Err(EngineError::Cancelled)));
+    }
 
     #[test]
     fn a_line_is_read_to_its_end_and_no_further() {

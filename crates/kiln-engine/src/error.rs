@@ -99,6 +99,14 @@ pub enum EngineError {
         /// The console's last lines.
         console: Vec<String>,
     },
+    /// A machine took longer to become ready than was waited for.
+    #[error("machine `{name}` was not ready within {} s", within.as_secs_f32())]
+    NotReady {
+        /// The machine.
+        name: String,
+        /// How long was waited.
+        within: std::time::Duration,
+    },
     /// The supervisor gave no sign of life.
     #[error("the supervisor of machine `{name}` ended before it reported{}", said(log))]
     SupervisorDied {

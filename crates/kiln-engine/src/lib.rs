@@ -18,6 +18,7 @@ mod kvm_cache;
 pub mod machines;
 pub mod pause;
 pub mod progress;
+pub mod ready;
 pub mod start;
 pub mod supervisor;
 pub mod templates;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// Longest pause between two looks at a machine whose supervisor is not ours to wait for.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How long a machine that was told to end at once may take.
 const END_WITHIN: Duration = Duration::from_secs(20);
@@ -138,7 +138,7 @@ impl Engine {
         let _ = ask(&entry.dir, entry.record.name.as_str(), &Ask::Stop { grace_ms: 0 });
     }
 
-    fn has_supervisor(&self, entry: &MachineEntry) -> EngineResult<bool> {
+    pub(crate) fn has_supervisor(&self, entry: &MachineEntry) -> EngineResult<bool> {
         let held = |name: &str| FileLock::is_held(&entry.dir.join(name));
         Ok(held(SUPERVISOR_LOCK)? || held(crate::create::START_LOCK)?)
     }

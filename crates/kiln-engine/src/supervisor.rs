@@ -10,6 +10,7 @@ mod backoff;
 mod clients;
 mod desk;
 mod life;
+mod probe;
 
 use crate::control::{CONTROL_SOCKET, Report, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
@@ -28,6 +29,7 @@ use kiln_vmm::{
     AcceleratorChoice, Capabilities, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, Machine, MachineSpec,
     QemuVmm, RuntimeDir, Vmm, Waited,
 };
+pub(crate) use life::last_lines;
 use life::{GRACE, Launched, Life, World};
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};

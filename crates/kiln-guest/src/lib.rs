@@ -14,6 +14,7 @@ pub mod limits;
 pub mod message;
 pub mod name;
 mod outbox;
+pub mod probe;
 pub mod relay;
 pub mod session;
 pub mod transport;

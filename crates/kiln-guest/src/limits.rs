@@ -29,6 +29,15 @@ pub const PATH_BYTES_MAX: usize = 4096;
 /// Bytes of one user or group name.
 pub const USER_BYTES_MAX: usize = 256;
 
+/// Bytes of the path of one request of a `Probe`.
+pub const HTTP_PATH_BYTES_MAX: usize = 1024;
+
+/// Bytes read of the answer to one request of a `Probe`.
+pub const PROBE_ANSWER_BYTES_MAX: usize = 1024;
+
+/// Longest time one `Probe` may take.
+pub const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+
 /// DNS servers in one network configuration.
 pub const DNS_SERVERS_MAX: usize = 8;
 

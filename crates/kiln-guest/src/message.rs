@@ -12,6 +12,7 @@ use crate::error::{ErrorKind, RemoteError, SessionError};
 use crate::frame::{Frame, Kind};
 use crate::limits::{ARGV_ENV_BYTES_MAX, FRAME_PAYLOAD_MAX};
 use crate::name::{GuestPath, SignalNumber, UserSpec};
+use crate::probe::{ProbeCheck, Probed};
 
 /// `HELLO`, behind magic and nonce.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +109,13 @@ pub enum Request {
     },
     /// Sets the guest's identity: after a boot, and after every restore.
     Configure(Configure),
+    /// Checks something in the guest, once.
+    Probe {
+        /// What.
+        check: ProbeCheck,
+        /// Time it may take, at most [`PROBE_TIMEOUT_MAX`](crate::limits::PROBE_TIMEOUT_MAX).
+        timeout_ms: u32,
+    },
     /// Stops the guest.
     Shutdown {
         /// How.
@@ -266,6 +274,9 @@ pub struct Opened {
     /// Answer to `Configure`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configured: Option<Configured>,
+    /// Answer to `Probe`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probed: Option<Probed>,
 }
 
 /// What `Configure` did.
@@ -393,6 +404,7 @@ pub(crate) fn clip(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU16;
 
     #[test]
     fn unknown_fields_and_events_are_tolerated() {
@@ -413,6 +425,12 @@ mod tests {
         let stat = Request::Stat { path: GuestPath::new("/etc").unwrap() };
         assert_eq!(String::from_utf8(to_json(&stat)).unwrap(), r#"{"op":"stat","path":"/etc"}"#);
         assert!(parse_json::<Request>("open", br#"{"op":"stat","path":"etc"}"#).is_err());
+        let check = ProbeCheck::Http { port: NonZeroU16::MIN, path: "/up".to_owned() };
+        let probe = Request::Probe { check, timeout_ms: 500 };
+        let text = r#"{"op":"probe","check":{"http":{"port":1,"path":"/up"}},"timeout_ms":500}"#;
+        assert_eq!(String::from_utf8(to_json(&probe)).unwrap(), text);
+        assert_eq!(parse_json::<Request>("open", text.as_bytes()).unwrap(), probe);
+        assert!(parse_json::<Request>("open", text.replace(":1,", ":0,").as_bytes()).is_err());
     }
 
     #[test]

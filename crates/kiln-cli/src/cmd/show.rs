@@ -145,7 +145,7 @@ fn render(shown: &Shown) {
         vec!["boot args".to_owned(), manifest.boot_args.join(" ")],
     ];
     if let Some(ready) = &manifest.ready {
-        rows.push(vec!["ready".to_owned(), ready.command.join(" ")]);
+        rows.push(vec!["ready".to_owned(), ready.check.to_string()]);
     }
     for artifact in &manifest.artifacts {
         let text = format!("{}  {} {}", artifact.digest, artifact.size.human(), artifact.format.as_str());

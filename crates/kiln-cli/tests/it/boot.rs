@@ -144,12 +144,13 @@ fn boot_entrypoint_is_the_purpose_and_its_code_the_end() {
 #[test]
 fn boot_waits_for_the_probe_and_gives_up_with_its_words() {
     let context = context();
-    let probe = "[ready]\ncommand = [\"sh\", \"-c\", \"echo still missing >&2; echo a line > /dev/console; test -e /ready\"]\ninterval = \"100ms\"\ntimeout = \"10s\"";
+    let probe = "[ready]\ncommand = [\"sh\", \"-c\", \"echo still missing >&2; echo a line > /dev/console; busybox yes | busybox head -n 20000; test -e /ready\"]\ninterval = \"100ms\"\ntimeout = \"10s\"";
     let dir = recipe(&context, "slow", probe);
     context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
     let error = context.kiln(["run", "-d", "--name", "s", "slow"]).fails(1);
     assert!(error.contains("it never became ready: probe `sh -c echo still missing"), "{error}");
-    assert!(error.contains("did not succeed within 10 s: exit code 1 still missing"), "{error}");
+    assert!(error.contains("did not succeed within 10 s ("), "{error}");
+    assert!(error.contains(" tries): exit code 1: still missing"), "{error}");
     assert!(error.contains("  | a line"), "the console's tail is shown: {error}");
     context.eventually("no process is left", || context.processes().is_empty());
     let listed = context.kiln(["ps", "-a", "--json"]).json();

@@ -17,6 +17,7 @@ mod diff;
 mod exec;
 mod lifecycle;
 mod pause;
+mod ready;
 mod registry;
 mod space;
 mod verify;

@@ -5,8 +5,9 @@
 mod wire;
 
 use crate::name::{TemplateName, VariantName};
+use crate::ready::ReadyProbe;
 use crate::size::ByteSize;
-use crate::variant::{MachineShape, ReadyProbe, Variant};
+use crate::variant::{MachineShape, Variant};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 

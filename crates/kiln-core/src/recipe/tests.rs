@@ -41,6 +41,30 @@ fn a_full_recipe_is_understood() {
 }
 
 #[test]
+fn a_probe_is_of_one_kind_with_its_times() {
+    use crate::ready::ReadyCheck;
+    let probe = |part: &str| {
+        let text = format!("name=\"a\"\n[ready]\n{part}\n[source]\ntype=\"debian\"\nsuite=\"x\"\n");
+        parse(&text).unwrap().ready.unwrap()
+    };
+    let full = probe("tcp = 80\nretries = 3\nstart_period = \"5s\"\ninterval = \"1s\"");
+    assert_eq!((full.interval_ms, full.timeout_ms, full.start_period_ms), (1000, 120_000, Some(5000)));
+    assert_eq!(full.retries.map(std::num::NonZeroU32::get), Some(3));
+    for (part, words) in [
+        ("", "the agent answers"),
+        ("tcp = 80", "tcp 80"),
+        ("http = \"80/health\"", "http 80/health"),
+        ("http = { port = 80 }", "http 80/"),
+        ("http = { port = 80, path = \"/up\", status = \"204\" }", "http 80/up status 204"),
+        ("file = \"/run/ready\"", "file /run/ready"),
+        ("command = [\"test\", \"-e\", \"/x\"]", "test -e /x"),
+    ] {
+        assert_eq!(probe(part).check.to_string(), words);
+    }
+    assert_eq!(probe("").check, ReadyCheck::Agent);
+}
+
+#[test]
 fn what_a_variant_omits_comes_from_the_template() {
     let recipe = parse(FULL).unwrap();
     let big = recipe.variants[0].shape(&recipe.machine);
@@ -69,6 +93,14 @@ fn bad_values_name_their_field() {
         ("[machine]\nvcpus = 0", "`machine`: vcpus is 0"),
         ("[ready]\ncommand = []", "`ready.command`: a list"),
         ("[ready]\ncommand = [\"x\"]\ntimeout = \"soon\"", "`ready.timeout`: `soon` is not a time"),
+        ("[ready]\ntcp = 80\nfile = \"/x\"", "`ready`: `tcp` and `file` exclude each other"),
+        ("[ready]\ncommand = [\"x\"]\nhttp = \"80/\"", "`ready`: `command` and `http` exclude each other"),
+        ("[ready]\ntcp = 0", "`ready.tcp`: a port from 1 to 65535"),
+        ("[ready]\nhttp = \"web/\"", "`ready.http`: `web/` is not a port and a path"),
+        ("[ready]\nhttp = { port = 80, status = \"2xx\" }", "`ready.http.status`: `2xx` is not a status"),
+        ("[ready]\nfile = \"run\"", "`ready.file`: `run` is not an absolute path"),
+        ("[ready]\nretries = 0", "`ready.retries`: at least 1"),
+        ("[ready]\ntimeout = \"5s\"\nstart_period = \"5s\"", "`ready.start_period`: a start period of 5000"),
         ("[agent]\ninit = \"sbin/init\"", "`agent.init`: "),
         ("[boot]\nargs = [\"a b\"]", "`boot.args`: `a b` is not one kernel argument"),
         ("[[variant]]\nname = \"a\"\n[[variant]]\nname = \"a\"", "`variant.name`: `a` is given twice"),

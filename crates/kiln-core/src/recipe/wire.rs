@@ -4,13 +4,16 @@ use super::{
     AgentOptions, BOOT_ARGS_BYTES_MAX, DebianSource, Entrypoint, Init, PACKAGES_MAX, PathSource, Recipe,
     RecipeError, Source,
 };
+use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
 use crate::revision::VARIANTS_MAX;
 use crate::size::ByteSize;
-use crate::variant::{Board, DISK_MIB_MAX, MachineShape, ReadyProbe, Variant, boot_args_bytes};
+use crate::time::Milliseconds;
+use crate::variant::{Board, DISK_MIB_MAX, MachineShape, Variant, boot_args_bytes};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -31,7 +34,7 @@ pub(super) struct RecipeFile {
     /// The kernel's command line.
     #[serde(default)]
     boot: BootTable,
-    /// When a machine is ready. Without it: when the guest agent answers.
+    /// When a machine is ready: at most one of `command`, `tcp`, `http` and `file`. Without any: when the guest agent answers.
     ready: Option<ReadyTable>,
     /// How the guest starts.
     #[serde(default)]
@@ -113,11 +116,47 @@ struct BootTable {
 #[serde(deny_unknown_fields)]
 struct ReadyTable {
     /// A command in the guest that succeeds once the machine is ready.
-    command: Vec<String>,
+    command: Option<Vec<String>>,
+    /// A port of the guest's loopback address that takes connections once the machine is ready.
+    #[schemars(range(min = 1))]
+    tcp: Option<u16>,
+    /// A GET in the guest that is answered with success once the machine is ready: `"80/health"`, or a table.
+    http: Option<HttpValue>,
+    /// An absolute path that exists in the guest once the machine is ready.
+    file: Option<String>,
     /// Time between two tries, such as `"500ms"` (the default) or `"2s"`.
     interval: Option<String>,
     /// Time after which the machine counts as never ready. Default: `"120s"`.
     timeout: Option<String>,
+    /// Time from the start in which a failed try does not count. Default: none.
+    start_period: Option<String>,
+    /// Failed tries in a row after which the machine counts as never ready. Default: only the timeout ends it.
+    #[schemars(range(min = 1))]
+    retries: Option<u32>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "`http` is a port and a path, \"80/health\", or a table of `port`, `path` and `status`"
+)]
+enum HttpValue {
+    /// A port and a path, such as `"80/health"`.
+    Text(String),
+    /// The same in parts.
+    Table(HttpTable),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct HttpTable {
+    /// The port.
+    #[schemars(range(min = 1))]
+    port: u16,
+    /// What is requested. Default: `/`.
+    path: Option<String>,
+    /// The statuses that are a success, `"204"` or `"200-399"` (the default).
+    status: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -288,22 +327,8 @@ fn boot_args(field: &str, args: Vec<String>) -> Result<Vec<String>, RecipeError>
     }
 }
 
-/// Parses `500ms`, `2s`, `3m` to milliseconds.
 fn duration_ms(field: &str, text: &str) -> Result<u64, RecipeError> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let factor = match &text[digits..] {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    match text[..digits].parse::<u64>().ok().and_then(|n| n.checked_mul(factor)) {
-        Some(ms) if (1..=86_400_000).contains(&ms) => Ok(ms),
-        _ => Err(value(
-            field,
-            format_args!("`{}` is not a time: 500ms, 30s and 2m are", crate::text::clip(text)),
-        )),
-    }
+    parsed::<Milliseconds>(field, text).map(Milliseconds::get)
 }
 
 fn command(field: &str, command: Vec<String>) -> Result<Vec<String>, RecipeError> {
@@ -315,12 +340,42 @@ fn command(field: &str, command: Vec<String>) -> Result<Vec<String>, RecipeError
     }
 }
 
+fn port(field: &str, number: u16) -> Result<NonZeroU16, RecipeError> {
+    NonZeroU16::new(number).ok_or_else(|| value(field, "a port from 1 to 65535 is wanted"))
+}
+
+fn http(given: HttpValue) -> Result<HttpCheck, RecipeError> {
+    match given {
+        HttpValue::Text(text) => parsed("ready.http", &text),
+        HttpValue::Table(table) => Ok(HttpCheck {
+            port: port("ready.http.port", table.port)?,
+            path: parsed("ready.http.path", table.path.as_deref().unwrap_or("/"))?,
+            status: parsed_opt("ready.http.status", table.status.as_deref())?.unwrap_or_default(),
+        }),
+    }
+}
+
 fn ready(table: ReadyTable) -> Result<ReadyProbe, RecipeError> {
-    Ok(ReadyProbe {
-        command: command("ready.command", table.command)?,
+    let check = ReadyCheck::one_of(
+        table.command.map(|words| command("ready.command", words)).transpose()?,
+        table.tcp.map(|number| port("ready.tcp", number)).transpose()?,
+        table.http.map(http).transpose()?,
+        parsed_opt("ready.file", table.file.as_deref())?,
+    );
+    let start_period = table.start_period.as_deref();
+    let probe = ReadyProbe {
+        check: check.map_err(|error| value("ready", error))?,
         interval_ms: duration_ms("ready.interval", table.interval.as_deref().unwrap_or("500ms"))?,
         timeout_ms: duration_ms("ready.timeout", table.timeout.as_deref().unwrap_or("120s"))?,
-    })
+        start_period_ms: start_period.map(|text| duration_ms("ready.start_period", text)).transpose()?,
+        retries: match table.retries {
+            None => None,
+            Some(count) => {
+                Some(NonZeroU32::new(count).ok_or_else(|| value("ready.retries", "at least 1 is wanted"))?)
+            }
+        },
+    };
+    probe.checked().map_err(|error| value("ready.start_period", error))
 }
 
 fn agent(table: AgentTable, entrypoint: Option<EntrypointTable>) -> Result<AgentOptions, RecipeError> {

@@ -2,8 +2,9 @@
 
 use super::report::SettingChange;
 use kiln_core::VariantName;
+use kiln_core::ready::{ReadyCheck, ReadyProbe};
 use kiln_core::revision::Manifest;
-use kiln_core::variant::{MachineShape, ReadyProbe, Variant};
+use kiln_core::variant::{MachineShape, Variant};
 use std::collections::BTreeSet;
 
 /// A manifest, and the variant whose settings count where one was named.
@@ -59,8 +60,18 @@ fn words(words: &[String]) -> Option<String> {
 }
 
 fn ready(probe: &ReadyProbe) -> String {
-    let command = words(&probe.command).unwrap_or_default();
-    format!("{command} every {} ms within {} ms", probe.interval_ms, probe.timeout_ms)
+    let check = match &probe.check {
+        ReadyCheck::Command(command) => words(command).unwrap_or_default(),
+        check => check.to_string(),
+    };
+    let mut text = format!("{check} every {} ms within {} ms", probe.interval_ms, probe.timeout_ms);
+    if let Some(ms) = probe.start_period_ms {
+        text.push_str(&format!(" after {ms} ms"));
+    }
+    if let Some(retries) = probe.retries {
+        text.push_str(&format!(" at most {retries} failures"));
+    }
+    text
 }
 
 fn variant(variant: &Variant) -> String {

@@ -1,10 +1,12 @@
 //! Attending to the guest's agent: greeting it, giving the machine its identity, and finding out when it is ready.
 
 use super::desk::{Desk, News};
+use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
 use kiln_core::machine::{MachineRecord, Network};
-use kiln_core::variant::ReadyProbe;
-use kiln_guest::message::{AgentEvent, AgentState, Configure, ExecRequest, NetworkConfig};
+use kiln_core::ready::ReadyProbe;
+use kiln_core::text::tail;
+use kiln_guest::message::{AgentEvent, AgentState, Configure, NetworkConfig};
 use kiln_guest::relay::Relay;
 use kiln_guest::{Session, SessionError};
 use kiln_sys::{IoResult, IoResultExt as _, clock, socket};
@@ -17,10 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Time to readiness where the recipe has no probe.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// Time one run of the recipe's probe may take.
-const PROBE_WITHIN: Duration = Duration::from_secs(30);
-/// Bytes of a probe's output that are kept.
-const PROBE_OUTPUT_MAX: usize = 16 << 10;
+/// Characters of the reason why a machine is not ready: a part of it may be the guest's own words.
+const REASON_CHARS_MAX: usize = 1000;
 /// The guest's end of the machine monitor's user-mode network, fixed by QEMU's defaults.
 const USER_ADDRESS: &str = "10.0.2.15/24";
 const USER_GATEWAY: &str = "10.0.2.2";
@@ -69,7 +69,7 @@ impl Attendant {
     fn run(self, stream: IoResult<UnixStream>) {
         let events = match self.make_ready(stream) {
             Ok(events) => events,
-            Err(Unready::Never(reason)) => return self.post(News::NeverReady { reason }),
+            Err(Unready::Never(reason)) => return self.never(&reason),
             Err(Unready::Ended) => return,
         };
         self.post(News::Ready);
@@ -82,6 +82,10 @@ impl Attendant {
         self.desk.post_of(self.run, news);
     }
 
+    fn never(&self, reason: &str) {
+        self.post(News::NeverReady { reason: shortened(reason) });
+    }
+
     fn hear(&self, event: &AgentEvent) {
         match event {
             AgentEvent::EntrypointExited { status } => {
@@ -89,7 +93,7 @@ impl Attendant {
                 self.post(News::EntrypointExited { code });
             }
             AgentEvent::State { state: AgentState::Failed { reason } } => {
-                self.post(News::NeverReady { reason: reason.clone() });
+                self.never(reason);
             }
             _ => {}
         }
@@ -133,7 +137,7 @@ impl Attendant {
         }
     }
 
-    /// Runs the recipe's probe until it succeeds.
+    /// Tries the recipe's probe until it succeeds.
     fn probe(
         &self,
         session: &Session,
@@ -141,38 +145,33 @@ impl Attendant {
         deadline: Instant,
     ) -> Result<(), Unready> {
         let Some(probe) = &self.record.ready else { return Ok(()) };
-        let mut said = "it never ran".to_owned();
-        while Instant::now() < deadline {
-            let until = end_of_try(Instant::now(), deadline);
-            let outcome = session
-                .exec(ExecRequest::new(probe.command.iter().cloned()))
-                .and_then(|stream| stream.collect(PROBE_OUTPUT_MAX, until));
-            said = match outcome {
-                Ok(outcome) if outcome.status.success() => return Ok(()),
-                Ok(outcome) => {
-                    let words = if outcome.stderr.is_empty() { outcome.stdout } else { outcome.stderr };
-                    let words = String::from_utf8_lossy(&words).trim().to_owned();
-                    let end =
-                        outcome.status.code.map_or("a signal".to_owned(), |code| format!("exit code {code}"));
-                    format!("{end} {}", kiln_core::text::clip(&words))
+        let mut tries = Tries::new(probe);
+        loop {
+            match attempt(session, &probe.check, deadline)? {
+                Tried::Succeeded => return Ok(()),
+                Tried::CutShort => {}
+                Tried::Failed(words) => {
+                    if let Some(reason) = tries.failed(words, self.begun.elapsed()) {
+                        return Err(Unready::Never(reason));
+                    }
                 }
-                Err(error) if error.is_lost() => return Err(Unready::Ended),
-                // The last end says more than that the time ran out over the next try.
-                Err(SessionError::Timeout { .. }) => said,
-                Err(error) => kiln_core::text::chain(&error),
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            // The pause ends early when the machine does.
-            match events.recv_timeout(left.min(Duration::from_millis(probe.interval_ms))) {
+            }
+            self.pause(events, deadline.min(Instant::now() + Duration::from_millis(probe.interval_ms)))?;
+            if Instant::now() >= deadline {
+                return Err(Unready::Never(tries.out_of_time()));
+            }
+        }
+    }
+
+    /// Lets time pass, hearing what happens; it ends early when the machine does.
+    fn pause(&self, events: &Receiver<AgentEvent>, until: Instant) -> Result<(), Unready> {
+        loop {
+            match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(event) => self.hear(&event),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Err(Unready::Ended),
             }
         }
-        let command = kiln_core::text::clip(&probe.command.join(" "));
-        let timeout = Duration::from_millis(probe.timeout_ms).as_secs_f32();
-        let said = said.trim();
-        Err(Unready::Never(format!("probe `{command}` did not succeed within {timeout} s: {said}")))
     }
 }
 
@@ -181,9 +180,13 @@ fn time_to_readiness(probe: Option<&ReadyProbe>) -> Duration {
     probe.map_or(READY_WITHIN, |probe| Duration::from_millis(probe.timeout_ms))
 }
 
-/// Returns when one run of the probe that begins now ends at the latest.
-fn end_of_try(now: Instant, deadline: Instant) -> Instant {
-    deadline.min(now + PROBE_WITHIN)
+/// Returns a reason in one line whose beginning, which says what was waited for, and end are kept.
+fn shortened(reason: &str) -> String {
+    let half = REASON_CHARS_MAX / 2;
+    let middle = reason.char_indices().nth(half).map_or(reason.len(), |(index, _)| index);
+    let (head, rest) = reason.split_at(middle);
+    let head = head.chars().map(|c| if c.is_control() { ' ' } else { c });
+    head.collect::<String>() + &tail(rest, half)
 }
 
 fn is_timeout(error: &SessionError) -> bool {
@@ -197,14 +200,21 @@ mod tests {
     #[test]
     fn the_time_to_readiness_is_the_probes_or_two_minutes() {
         assert_eq!(time_to_readiness(None), Duration::from_secs(120));
-        let probe = ReadyProbe { command: vec!["true".to_owned()], interval_ms: 1, timeout_ms: 86_400_000 };
+        let probe = ReadyProbe {
+            check: kiln_core::ready::ReadyCheck::Agent,
+            interval_ms: 1,
+            timeout_ms: 86_400_000,
+            start_period_ms: None,
+            retries: None,
+        };
         assert_eq!(time_to_readiness(Some(&probe)), Duration::from_secs(86_400));
     }
 
     #[test]
-    fn one_run_of_a_probe_ends_in_half_a_minute_or_with_the_time_to_readiness() {
-        let (now, second) = (Instant::now(), Duration::from_secs(1));
-        assert_eq!(end_of_try(now, now + 31 * second), now + 30 * second);
-        assert_eq!(end_of_try(now, now + 29 * second), now + 29 * second);
+    fn a_reason_is_bounded_and_keeps_both_ends() {
+        assert_eq!(shortened("sh\nort"), "sh ort");
+        let long = shortened(&format!("begin{}end", "x".repeat(9000)));
+        assert!(long.starts_with("beginx") && long.ends_with("xend"), "{long}");
+        assert_eq!(long.chars().count(), REASON_CHARS_MAX + 1);
     }
 }

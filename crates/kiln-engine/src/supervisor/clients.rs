@@ -52,6 +52,10 @@ fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
         }
         Ask::Pause => write_line(&mut stream, &command(desk, News::Pause)),
         Ask::Resume => write_line(&mut stream, &command(desk, News::Resume)),
+        Ask::Ready => match desk.wait_ready(&stream)? {
+            true => write_line(&mut stream, &Answer::ok()),
+            false => Ok(()),
+        },
         Ask::Agent => match agent(desk) {
             Ok(relay) => {
                 write_line(&mut stream, &Answer::ok())?;
@@ -117,6 +121,37 @@ pub(super) fn watch_owner(desk: &Arc<Desk>) -> EngineResult<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn asking(desk: &Arc<Desk>, ask: &Ask) -> (UnixStream, std::thread::JoinHandle<io::Result<()>>) {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        write_line(&mut ours, ask).unwrap();
+        let desk = Arc::clone(desk);
+        (ours, std::thread::spawn(move || serve(theirs, &desk)))
+    }
+
+    #[test]
+    fn whoever_waits_for_readiness_is_answered_then_and_not_before() {
+        let desk = Desk::new().unwrap();
+        let (mut early, served) = asking(&desk, &Ask::Ready);
+        early.set_nonblocking(true).unwrap();
+        let none = read_line::<Answer>(&mut early).unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
+        early.set_nonblocking(false).unwrap();
+        desk.set_ready();
+        assert_eq!(read_line::<Answer>(&mut early).unwrap(), Answer::ok());
+        served.join().unwrap().unwrap();
+        let (mut late, served) = asking(&desk, &Ask::Ready);
+        assert_eq!(read_line::<Answer>(&mut late).unwrap(), Answer::ok());
+        served.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_waits_no_more_is_let_go() {
+        let desk = Desk::new().unwrap();
+        let (gone, served) = asking(&desk, &Ask::Ready);
+        drop(gone);
+        served.join().unwrap().unwrap();
+    }
 
     #[test]
     fn a_client_has_so_much_time_to_ask() {

@@ -5,8 +5,11 @@ use kiln_core::machine::Phase;
 use kiln_guest::Session;
 use kiln_guest::relay::Relay;
 use kiln_sys::IoResultExt as _;
-use rustix::event::{EventfdFlags, eventfd};
+use kiln_sys::process::poll_within;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -64,6 +67,8 @@ pub(super) struct Desk {
     news: Mutex<Vec<News>>,
     run: Mutex<Run>,
     wake: OwnedFd,
+    /// Readable from the moment the guest is ready.
+    ready: OwnedFd,
 }
 
 /// What belongs to one run of the machine monitor.
@@ -76,9 +81,10 @@ struct Run {
 
 impl Desk {
     pub(super) fn new() -> EngineResult<Arc<Self>> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("make", "an event")?;
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("make", "an event");
+        let (wake, ready) = (event()?, event()?);
         let run = Mutex::new(Run { number: 0, phase: Phase::Starting, relay: None });
-        Ok(Arc::new(Self { news: Mutex::default(), run, wake }))
+        Ok(Arc::new(Self { news: Mutex::default(), run, wake, ready }))
     }
 
     /// Leaves news and wakes the reader.
@@ -109,6 +115,29 @@ impl Desk {
         self.wake.as_fd()
     }
 
+    /// Tells everybody who waits that the guest is ready.
+    pub(super) fn set_ready(&self) {
+        // The counter is never full: this happens once a run.
+        let _ = rustix::io::write(&self.ready, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits until the guest is ready; `false` when the client said something or went away before.
+    pub(super) fn wait_ready(&self, client: &UnixStream) -> io::Result<bool> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.ready, PollFlags::IN),
+                PollFd::new(client, PollFlags::IN | PollFlags::RDHUP),
+            ];
+            poll_within(&mut fds, None)?;
+            if !fds[0].revents().is_empty() {
+                return Ok(true);
+            }
+            if !fds[1].revents().is_empty() {
+                return Ok(false);
+            }
+        }
+    }
+
     /// Returns the number of the run at work.
     pub(super) fn run(&self) -> u32 {
         lock(&self.run).number
@@ -119,6 +148,8 @@ impl Desk {
         let mut run = lock(&self.run);
         run.number = run.number.wrapping_add(1);
         run.relay = None;
+        // The next run is not ready.
+        let _ = rustix::io::read(&self.ready, &mut [0; 8]);
         lock(&self.news).retain(|news| {
             !matches!(news, News::Ready | News::NeverReady { .. } | News::EntrypointExited { .. })
         });

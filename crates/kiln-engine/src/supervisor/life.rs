@@ -252,6 +252,10 @@ impl<W: World> Life<W> {
                 self.status.ready_after_ms = Some(after_ms);
                 self.was_ready = true;
                 self.take(&Event::GuestReady)?;
+                // The record says so before anybody is told.
+                if self.status.phase == Phase::Running {
+                    self.desk.set_ready();
+                }
                 self.world.report(&Report::Ready { after_ms });
             }
             News::StopRequested { grace } => return self.end(machine, grace, give_up),
@@ -370,7 +374,7 @@ impl<W: World> Life<W> {
 }
 
 /// Returns the last lines of a console, without control characters.
-fn last_lines(console: &str) -> Vec<String> {
+pub(crate) fn last_lines(console: &str) -> Vec<String> {
     let lines: Vec<String> = console
         .lines()
         .map(|line| line.chars().filter(|c| !c.is_control()).collect::<String>())

@@ -25,6 +25,9 @@ pub(super) fn apply(request: &Configure) -> Result<Configured, RemoteError> {
     if let Some(name) = &request.hostname {
         set_hostname(name)?;
     }
+    if let Err(error) = network::start_loopback() {
+        configured.notes.push(error.message);
+    }
     if let Some(network) = &request.network {
         configured.interface = Some(network::apply(network, &mut configured.notes)?);
     }

@@ -24,6 +24,7 @@ mod netlink;
 mod network;
 mod port;
 mod power;
+mod probe;
 mod process;
 mod raw;
 mod reaper;

@@ -46,9 +46,6 @@ pub(super) fn apply(config: &NetworkConfig, notes: &mut Vec<String>) -> Result<S
         notes.push(format!("interface {name} does not announce its address"));
     }
     let mut netlink = Netlink::open().map_err(failed("configure"))?;
-    if let Some(index) = index("lo") {
-        netlink.set_up(index).map_err(|error| RemoteError::from_io("cannot start interface lo", &error))?;
-    }
     if let Some(mac) = plan.mac
         && chosen.mac != plan.mac
     {
@@ -64,6 +61,14 @@ pub(super) fn apply(config: &NetworkConfig, notes: &mut Vec<String>) -> Result<S
         write_resolv_conf(&plan.dns, notes)?;
     }
     Ok(name.clone())
+}
+
+/// Starts the loopback interface, where the guest has one: what a machine without a network talks over too.
+pub(super) fn start_loopback() -> Result<(), RemoteError> {
+    let Some(index) = index("lo") else { return Ok(()) };
+    Netlink::open()
+        .and_then(|mut netlink| netlink.set_up(index))
+        .map_err(|error| RemoteError::from_io("cannot start interface lo", &error))
 }
 
 #[derive(Debug)]

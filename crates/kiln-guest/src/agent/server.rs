@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::link::{Link, LinkRead};
 use super::reaper::Reaper;
 use super::stream::{AgentStream, InputReader, OutputWriter};
-use super::{exec, files, tree};
+use super::{exec, files, probe, tree};
 use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
 use crate::frame::{Decoder, Frame, FrameError, Kind, Nonce};
@@ -334,6 +334,12 @@ impl Server {
                     self.platform
                         .configure(&request)
                         .map(|configured| Opened { configured: Some(configured), ..Opened::default() }),
+                );
+            }
+            Request::Probe { check, timeout_ms } => {
+                answer(
+                    probe::run(&check, Duration::from_millis(timeout_ms.into()))
+                        .map(|probed| Opened { probed: Some(probed), ..Opened::default() }),
                 );
             }
             Request::Shutdown { mode, grace_ms } => {

@@ -31,6 +31,7 @@ use crate::message::{
 };
 use crate::name::GuestPath;
 use crate::outbox::Outbox;
+use crate::probe::{ProbeCheck, Probed};
 use crate::transport::{ReadHalf, Transport};
 use stream::Stream;
 
@@ -319,6 +320,16 @@ impl Session {
     pub fn configure(&self, request: Configure) -> Result<Configured, SessionError> {
         let opened = self.request(&Request::Configure(request))?;
         opened.configured.ok_or(SessionError::Violation { what: "configure was answered without a result" })
+    }
+
+    /// Checks something in the guest, once, within `timeout` or the longest time the agent takes.
+    ///
+    /// # Errors
+    /// Reports an agent that knows no such check as the agent's error. A check that did not succeed is an answer.
+    pub fn probe(&self, check: ProbeCheck, timeout: Duration) -> Result<Probed, SessionError> {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        let opened = self.request(&Request::Probe { check, timeout_ms })?;
+        opened.probed.ok_or(SessionError::Violation { what: "probe was answered without a result" })
     }
 
     /// Starts stopping the guest; the connection is lost when it is down.

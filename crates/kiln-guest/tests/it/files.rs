@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use kiln_guest::message::{Configure, FileKind, ShutdownMode, WriteFile};
+use kiln_guest::probe::{ProbeCheck, Probed};
 use kiln_guest::{ErrorKind, GuestPath, Session, SessionError};
 
 use crate::harness::{Agent, assert_ends, noise, soon, tick};
@@ -172,4 +173,26 @@ fn a_shutdown_is_answered_and_ends_the_agent() {
     session.shutdown(ShutdownMode::Poweroff, Duration::from_secs(1)).unwrap();
     assert!(session.wait_lost(soon()));
     assert_ends(pid);
+}
+
+#[test]
+fn a_probe_is_answered_whether_it_succeeds_or_not() {
+    let agent = Agent::start();
+    let session = agent.session();
+    let probe = |name: &str| {
+        session.probe(ProbeCheck::File { path: agent.path(name) }, Duration::from_secs(5)).unwrap()
+    };
+    assert_eq!(probe("agent.sock"), Probed::default());
+    let absent = probe("absent").failure.unwrap();
+    assert!(absent.ends_with("/absent does not exist"), "{absent}");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = std::num::NonZeroU16::new(listener.local_addr().unwrap().port()).unwrap();
+    let tcp = session.probe(ProbeCheck::Tcp { port }, Duration::from_secs(5)).unwrap();
+    assert_eq!(tcp, Probed::default());
+    // Nobody answers, and the time passes.
+    let check = ProbeCheck::Http { port, path: "/".to_owned() };
+    let silent = session.probe(check, Duration::from_millis(20)).unwrap().failure.unwrap();
+    assert_eq!(silent, format!("no answer from port {port} within 20 ms"));
+    let check = ProbeCheck::Http { port, path: "no path".to_owned() };
+    assert_eq!(kind(session.probe(check, Duration::from_secs(5))), ErrorKind::Invalid);
 }
