@@ -24,7 +24,7 @@ use kiln_sys::{clock, fs};
 use kiln_vmm::lifecycle::{self, Event};
 use kiln_vmm::{
     AcceleratorChoice, Capabilities, ChannelName, CheckedSpec, Disk, DiskFormat, InvalidSerial, Mac, Machine,
-    MachineSpec, QemuVmm, RuntimeDir, Stop, Vmm, VmmExit, Waited,
+    MachineSpec, MemoryBacking, QemuVmm, RuntimeDir, Stop, Vmm, VmmExit, Waited,
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::path::Path;
@@ -188,6 +188,8 @@ impl Supervisor<'_> {
             mac: Mac::local(mac),
             accelerator,
             channel,
+            memory: MemoryBacking::Anonymous,
+            restore: None,
         })
     }
 

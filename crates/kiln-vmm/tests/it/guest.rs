@@ -5,7 +5,7 @@ use kiln_core::machine::Network;
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_core::variant::MachineShape;
-use kiln_vmm::{AcceleratorChoice, ChannelName, Mac, MachineSpec};
+use kiln_vmm::{AcceleratorChoice, ChannelName, Mac, MachineSpec, MemoryBacking};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -91,5 +91,7 @@ pub(crate) fn spec(kernel: &Path) -> MachineSpec {
         mac: Mac::local([0, 0, 1]),
         accelerator: AcceleratorChoice::Auto,
         channel: ChannelName::default(),
+        memory: MemoryBacking::Anonymous,
+        restore: None,
     }
 }

@@ -87,6 +87,10 @@ conformance_tests! {
     a_kill_from_outside_is_reported_as_a_signal
     pausing_and_resuming_leave_the_machine_alive
     a_wait_ends_when_woken_or_late
+    restored_machines_go_on_and_share_a_file_they_do_not_change
+    a_failed_capture_leaves_a_machine_that_goes_on
+    a_state_that_is_none_is_refused_with_words
+    what_cannot_be_restored_is_refused_before_it_runs
 }
 
 #[test]
