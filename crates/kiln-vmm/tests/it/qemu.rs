@@ -40,22 +40,22 @@ impl Subject for Qemu {
     }
 }
 
-fn signal_process(pid: u32, signal: i32) {
+pub(crate) fn signal_process(pid: u32, signal: i32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-fn vmm() -> QemuVmm {
+pub(crate) fn vmm() -> QemuVmm {
     let kvm = KvmVerdict::Unavailable { reason: "not tried in this test".to_owned() };
     QemuVmm::new(Toolbox::default(), kvm)
 }
 
-fn scratch() -> ScratchDir {
+pub(crate) fn scratch() -> ScratchDir {
     ScratchDir::new(&std::env::temp_dir()).unwrap()
 }
 
-fn launch(spec: &MachineSpec, dir: &Path) -> Result<Box<dyn Machine>, VmmError> {
+pub(crate) fn launch(spec: &MachineSpec, dir: &Path) -> Result<Box<dyn Machine>, VmmError> {
     let vmm = vmm();
     let checked = vmm.check(spec, &vmm.probe()?).expect("the machine can be made");
     vmm.launch(checked, &RuntimeDir::new(dir)?)
