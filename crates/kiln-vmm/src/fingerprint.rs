@@ -67,11 +67,7 @@ impl fmt::Display for Difference {
 impl MachineFingerprint {
     /// Compares this machine, the one to be made here, with the captured one, and returns the first field that differs.
     pub fn first_difference(&self, captured: &Self) -> Option<Difference> {
-        fn pair<'a>(
-            field: &'a str,
-            have: impl fmt::Display,
-            want: impl fmt::Display,
-        ) -> [(&'a str, String); 2] {
+        fn pair(field: &str, have: impl fmt::Display, want: impl fmt::Display) -> [(&str, String); 2] {
             [(field, have.to_string()), (field, want.to_string())]
         }
         let absent = || "unknown".to_owned();

@@ -69,7 +69,7 @@ fn captured(dir: &Path, board: Board) -> (MachineSpec, char) {
     counted(machine.as_mut(), dir, 3);
     let state = fs::create_new(&dir.join("state")).unwrap();
     let captured = machine.capture(CaptureTarget { state: &state, within: PATIENCE }).unwrap();
-    println!("{board:?}: paused for {:?}, {} bytes of state", captured.paused, captured.state_bytes);
+    assert!(captured.paused > Duration::ZERO && captured.state_bytes > 0, "{captured:?}");
     let exit = machine.stop(Stop::Now).unwrap();
     let restored = MachineSpec {
         memory: MemoryBacking::Private { file: memory_file(&spec) },
@@ -121,7 +121,7 @@ fn clones_count_on_from_where_the_captured_machine_stopped() {
                 spec.network = Network::User { forwards: Vec::new(), outbound: false };
             }
             let machine = launch(&spec, &dir).unwrap();
-            println!("{board:?} {name}: {:?}", machine.restored().unwrap());
+            assert!(machine.restored().is_some());
             assert_eq!(text(&dir), "", "it runs before it is told to");
             assert!(spec.disks.iter().all(|disk| holds_open(machine.pid(), &disk.path).unwrap()));
             assert!(!holds_open(machine.pid(), &spec.kernel).unwrap());
