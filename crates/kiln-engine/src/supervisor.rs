@@ -27,7 +27,7 @@ use kiln_sys::process::poll_within;
 use kiln_sys::{IoResultExt as _, clock, fs};
 use kiln_vmm::{
     AcceleratorChoice, Capabilities, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, Machine, MachineSpec,
-    QemuVmm, RuntimeDir, Vmm, Waited,
+    MemoryBacking, QemuVmm, RuntimeDir, Vmm, Waited,
 };
 pub(crate) use life::last_lines;
 use life::{GRACE, Launched, Life, World};
@@ -199,6 +199,8 @@ impl Host<'_> {
             mac: Mac::local(mac),
             accelerator,
             channel,
+            memory: MemoryBacking::Anonymous,
+            restore: None,
         })
     }
 

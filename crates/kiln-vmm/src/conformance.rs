@@ -1,6 +1,8 @@
 //! What every machine monitor must do, as tests that any of them can be put through. They panic on the first
 //! difference.
 
+mod capture;
+
 use crate::console;
 use crate::exit::{ShutdownReason, StopStep, VmmExit};
 use crate::runtime_dir::{AGENT_SOCKET, CONSOLE_LOG, QMP_SOCKET, RuntimeDir};
@@ -42,7 +44,7 @@ pub fn all(subject: &dyn Subject, scratch: &Path) {
 type Test = fn(&dyn Subject, &Path);
 
 /// The tests by name.
-pub const TESTS: [(&str, Test); 7] = [
+pub const TESTS: [(&str, Test); 11] = [
     ("console", a_guest_s_console_reaches_the_log),
     ("graceful", a_graceful_stop_is_the_guest_s_own),
     ("now", a_stop_now_is_orderly_and_can_be_asked_twice),
@@ -50,18 +52,40 @@ pub const TESTS: [(&str, Test); 7] = [
     ("outside", a_kill_from_outside_is_reported_as_a_signal),
     ("pause", pausing_and_resuming_leave_the_machine_alive),
     ("wake", a_wait_ends_when_woken_or_late),
+    ("restore", restored_machines_go_on_and_share_a_file_they_do_not_change),
+    ("full", a_failed_capture_leaves_a_machine_that_goes_on),
+    ("state", a_state_that_is_none_is_refused_with_words),
+    ("refused", what_cannot_be_restored_is_refused_before_it_runs),
 ];
 
-fn launch(subject: &dyn Subject, dir: &Path) -> (Box<dyn Machine>, RuntimeDir) {
+pub use capture::{
+    a_failed_capture_leaves_a_machine_that_goes_on, a_state_that_is_none_is_refused_with_words,
+    restored_machines_go_on_and_share_a_file_they_do_not_change,
+    what_cannot_be_restored_is_refused_before_it_runs,
+};
+
+fn launch(
+    subject: &dyn Subject,
+    spec: &MachineSpec,
+    dir: &Path,
+) -> Result<(Box<dyn Machine>, RuntimeDir), VmmError> {
     let dir = RuntimeDir::new(dir).expect("the directory is there");
     let caps = subject.vmm().probe().expect("the monitor is installed");
-    let spec = subject.vmm().check(&subject.spec(), &caps).expect("the monitor can make the machine");
-    let machine = subject.vmm().launch(spec, &dir).expect("the machine starts");
-    (machine, dir)
+    let spec = subject.vmm().check(spec, &caps).expect("the monitor can make the machine");
+    let machine = subject.vmm().launch(spec, &dir)?;
+    Ok((machine, dir))
+}
+
+fn launched(subject: &dyn Subject, dir: &Path) -> (Box<dyn Machine>, RuntimeDir) {
+    launch(subject, &subject.spec(), dir).expect("the machine starts")
 }
 
 fn greeted(subject: &dyn Subject, dir: &Path) -> (Box<dyn Machine>, RuntimeDir) {
-    let (mut machine, dir) = launch(subject, dir);
+    greeted_as(subject, &subject.spec(), dir)
+}
+
+fn greeted_as(subject: &dyn Subject, spec: &MachineSpec, dir: &Path) -> (Box<dyn Machine>, RuntimeDir) {
+    let (mut machine, dir) = launch(subject, spec, dir).expect("the machine starts");
     let deadline = Instant::now() + PATIENCE;
     loop {
         let text = console::tail(dir.path(), CONSOLE_LOG, 4096).expect("the log can be read");
@@ -101,7 +125,7 @@ pub fn a_graceful_stop_is_the_guest_s_own(subject: &dyn Subject, dir: &Path) {
 
 /// A second stop tells what the first one did.
 pub fn a_stop_now_is_orderly_and_can_be_asked_twice(subject: &dyn Subject, dir: &Path) {
-    let (mut machine, _) = launch(subject, dir);
+    let (mut machine, _) = launched(subject, dir);
     let exit = machine.stop(Stop::Now).expect("the machine stops");
     assert_eq!((exit.exit, exit.stopped_by), (Exit::Code(0), Some(StopStep::Quit)));
     assert_eq!(exit.cause(true), EndCause::Requested);
@@ -112,7 +136,7 @@ pub fn a_stop_now_is_orderly_and_can_be_asked_twice(subject: &dyn Subject, dir: 
 
 /// A kill is a request too.
 pub fn a_kill_ends_the_machine(subject: &dyn Subject, dir: &Path) {
-    let (mut machine, _) = launch(subject, dir);
+    let (mut machine, _) = launched(subject, dir);
     let exit = machine.stop(Stop::Kill).expect("the machine stops");
     assert_eq!((exit.exit, exit.stopped_by), (Exit::Signal(SIGKILL), Some(StopStep::Kill)));
     assert_eq!(exit.cause(true), EndCause::Requested);
@@ -120,7 +144,7 @@ pub fn a_kill_ends_the_machine(subject: &dyn Subject, dir: &Path) {
 
 /// A monitor that someone else kills has not ended as asked for.
 pub fn a_kill_from_outside_is_reported_as_a_signal(subject: &dyn Subject, dir: &Path) {
-    let (mut machine, _) = launch(subject, dir);
+    let (mut machine, _) = launched(subject, dir);
     subject.kill(machine.pid(), SIGKILL);
     let exit = ended(machine.as_mut());
     assert_eq!(exit.cause(false), EndCause::VmmKilled { signal: SIGKILL });
@@ -143,7 +167,7 @@ pub fn pausing_and_resuming_leave_the_machine_alive(subject: &dyn Subject, dir: 
 
 /// A wait has three ends.
 pub fn a_wait_ends_when_woken_or_late(subject: &dyn Subject, dir: &Path) {
-    let (mut machine, _) = launch(subject, dir);
+    let (mut machine, _) = launched(subject, dir);
     let wake = Cancel::new().expect("a descriptor is left");
     let short = machine.wait(Some(LOOK), Some(wake.fd())).expect("the machine can be waited for");
     assert_eq!(short, Waited::TimedOut);

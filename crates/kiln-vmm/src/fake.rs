@@ -2,15 +2,21 @@
 
 use crate::console::{CONSOLE_BYTES_MAX, ConsoleLog};
 use crate::exit::{ShutdownReason, StopStep, VmmExit};
+use crate::fingerprint::MachineFingerprint;
 use crate::qemu;
 use crate::runtime_dir::RuntimeDir;
+use crate::snapshot::{CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings};
 use crate::spec::{CheckedSpec, MachineSpec, SpecRejected};
 use crate::vmm::{Capabilities, Machine, Stop, Vmm, VmmError, Waited};
-use kiln_sys::Cancel;
 use kiln_sys::process::{Exit, poll_within};
+use kiln_sys::{Cancel, IoResultExt, fs};
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +25,8 @@ use std::time::{Duration, Instant};
 pub const CONSOLE_GREETING: &str = "FAKE-GUEST-UP\n";
 /// Process ids of machines that are none: above every id of Linux.
 const PID_FIRST: u32 = 1 << 30;
+/// What a captured state is.
+const STATE: &str = "FAKE-STATE\n";
 
 /// What a machine of the fake does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,20 +129,33 @@ impl Vmm for FakeVmm {
         qemu::check_for(self.name(), spec, caps)
     }
 
-    fn launch(&self, _spec: CheckedSpec, dir: &RuntimeDir) -> Result<Box<dyn Machine>, VmmError> {
+    fn fingerprint(&self, spec: &CheckedSpec, caps: &Capabilities) -> MachineFingerprint {
+        qemu::fingerprint_for(self.name(), spec, caps)
+    }
+
+    fn launch(&self, spec: CheckedSpec, dir: &RuntimeDir) -> Result<Box<dyn Machine>, VmmError> {
         dir.clear()?;
         if let Behaviour::DiesAtOnce { code, words } = &self.behaviour {
             return Err(VmmError::DiedAtStart { exit: Exit::Code(*code), message: words.clone() });
         }
+        let spec = spec.spec();
+        let restored = spec.restore.as_ref().map(load).transpose()?;
+        let is_capturable = if let MemoryBacking::Shared { file } = &spec.memory {
+            grow(file, spec.shape.memory.bytes()).at("write", file)?;
+            true
+        } else {
+            false
+        };
         let ended = Cancel::new().map_err(|source| VmmError::System { action: "watch", source })?;
         let shared = Arc::new(Shared {
             end: Mutex::new(None),
             ended,
             behaviour: self.behaviour.clone(),
-            paused: AtomicBool::new(false),
+            paused: AtomicBool::new(restored.is_some()),
         });
         let mut console = ConsoleLog::open(&dir.console_log(), CONSOLE_BYTES_MAX)?;
         match &self.behaviour {
+            Behaviour::Boots if restored.is_some() => {}
             Behaviour::Boots => console.write(CONSOLE_GREETING.as_bytes())?,
             Behaviour::PowersOff => {
                 console.write(CONSOLE_GREETING.as_bytes())?;
@@ -150,7 +171,32 @@ impl Vmm for FakeVmm {
         let mut machines = locked(&self.machines);
         let pid = PID_FIRST + u32::try_from(machines.len()).unwrap_or(u32::MAX - PID_FIRST);
         machines.insert(pid, Arc::clone(&shared));
-        Ok(Box::new(FakeMachine { pid, shared, console, exit: None }))
+        Ok(Box::new(FakeMachine {
+            pid,
+            shared,
+            console,
+            exit: None,
+            is_capturable,
+            is_captured: false,
+            restored,
+        }))
+    }
+}
+
+fn grow(file: &Path, len: u64) -> io::Result<()> {
+    let fd = rustix::fs::open(file, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    File::from(fd).set_len(len)
+}
+
+fn load(restore: &RestoreState) -> Result<RestoreTimings, VmmError> {
+    match fs::read_limited(&restore.state_file, STATE.len()) {
+        Ok(bytes) if bytes == STATE.as_bytes() => {
+            Ok(RestoreTimings { up: Duration::ZERO, loaded: Duration::ZERO })
+        }
+        _ => Err(VmmError::NotRestored {
+            failure: RestoreFailure::Ended(Exit::Code(1)),
+            message: "not a state of the fake's".to_owned(),
+        }),
     }
 }
 
@@ -160,6 +206,9 @@ struct FakeMachine {
     shared: Arc<Shared>,
     console: ConsoleLog,
     exit: Option<VmmExit>,
+    is_capturable: bool,
+    is_captured: bool,
+    restored: Option<RestoreTimings>,
 }
 
 impl FakeMachine {
@@ -214,9 +263,33 @@ impl Machine for FakeMachine {
     }
 
     fn resume(&mut self) -> Result<(), VmmError> {
+        if self.is_captured {
+            return Err(VmmError::AlreadyCaptured);
+        }
         self.live()?;
         self.shared.paused.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn capture(&mut self, target: CaptureTarget<'_>) -> Result<Captured, VmmError> {
+        self.live()?;
+        if !self.is_capturable {
+            return Err(VmmError::NotCapturable);
+        }
+        if self.is_captured {
+            return Err(VmmError::AlreadyCaptured);
+        }
+        self.shared.paused.store(true, Ordering::Relaxed);
+        let mut state = target.state;
+        if let Err(error) = state.write_all(STATE.as_bytes()) {
+            return Err(VmmError::CaptureFailed { description: error.to_string(), message: String::new() });
+        }
+        self.is_captured = true;
+        Ok(Captured { paused: Duration::ZERO, state_bytes: STATE.len() as u64 })
+    }
+
+    fn restored(&self) -> Option<RestoreTimings> {
+        self.restored
     }
 
     fn stop(&mut self, how: Stop) -> Result<VmmExit, VmmError> {
@@ -224,7 +297,12 @@ impl Machine for FakeMachine {
             return Ok(exit);
         }
         let step = match how {
-            Stop::Graceful { .. } if self.shared.behaviour == Behaviour::Boots => StopStep::Guest,
+            Stop::Graceful { .. }
+                if self.shared.behaviour == Behaviour::Boots
+                    && !self.shared.paused.load(Ordering::Relaxed) =>
+            {
+                StopStep::Guest
+            }
             Stop::Graceful { .. } | Stop::Now => StopStep::Quit,
             Stop::Kill => StopStep::Kill,
         };

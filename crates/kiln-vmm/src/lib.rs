@@ -9,20 +9,26 @@ pub mod conformance;
 pub mod console;
 mod exit;
 pub mod fake;
+mod fingerprint;
 pub mod lifecycle;
+mod open_files;
 pub mod qemu;
 pub mod qmp;
 mod runtime_dir;
+mod snapshot;
 mod spec;
 mod vmm;
 
 pub use accel::{Accelerator, AcceleratorChoice};
 pub use exit::{ShutdownReason, StopStep, VmmExit};
 pub use fake::FakeVmm;
+pub use fingerprint::{Difference, MachineFingerprint};
+pub use open_files::holds_open;
 pub use qemu::QemuVmm;
 pub use runtime_dir::{AGENT_SOCKET, CONSOLE_LOG, QMP_SOCKET, RuntimeDir, VMM_LOG};
+pub use snapshot::{CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings};
 pub use spec::{
     ChannelName, CheckedSpec, Disk, DiskFormat, DiskSerial, InvalidChannelName, InvalidMac, InvalidSerial,
     Mac, MachineSpec, SpecRejected,
 };
-pub use vmm::{BoardSupport, Capabilities, Machine, Stop, Version, Vmm, VmmError, Waited};
+pub use vmm::{BoardSupport, Capabilities, CaptureSupport, Machine, Stop, Version, Vmm, VmmError, Waited};

@@ -8,9 +8,12 @@
 mod argv;
 mod check;
 mod command_line;
+mod fingerprint;
 mod machine;
+mod migrate;
 mod probe;
 
+use crate::fingerprint::MachineFingerprint;
 use crate::runtime_dir::RuntimeDir;
 use crate::spec::{CheckedSpec, MachineSpec, SpecRejected};
 use crate::vmm::{Capabilities, Machine, Vmm, VmmError};
@@ -25,6 +28,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 
 /// Checks a machine by QEMU's rules on behalf of a monitor that follows them.
 pub(crate) use check::check as check_for;
+/// Describes a machine by QEMU's arguments on behalf of a monitor that follows its rules.
+pub(crate) use fingerprint::fingerprint as fingerprint_for;
 /// Returns what a QEMU with every board and without KVM can do.
 pub(crate) use probe::capabilities_of_a_fake;
 
@@ -70,9 +75,13 @@ impl Vmm for QemuVmm {
         check_for(self.name(), spec, caps)
     }
 
+    fn fingerprint(&self, spec: &CheckedSpec, caps: &Capabilities) -> MachineFingerprint {
+        fingerprint_for(self.name(), spec, caps)
+    }
+
     fn launch(&self, spec: CheckedSpec, dir: &RuntimeDir) -> Result<Box<dyn Machine>, VmmError> {
         let tool = self.tool()?;
-        let machine = machine::QemuMachine::launch(tool.program(), self.toolbox.env(), &argv(&spec), dir)?;
+        let machine = machine::QemuMachine::launch(tool.program(), self.toolbox.env(), &spec, dir)?;
         Ok(Box::new(machine))
     }
 }

@@ -4,10 +4,12 @@
 
 use kiln_sys::process::poll_within;
 use rustix::event::{PollFd, PollFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -166,6 +168,30 @@ impl Qmp {
         arguments: Option<Value>,
         within: Duration,
     ) -> Result<Value, QmpError> {
+        self.request(command, arguments, None, within)
+    }
+
+    /// As [`Qmp::execute`], and hands a descriptor over with the command.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn execute_with_fd(
+        &mut self,
+        command: &str,
+        arguments: Option<Value>,
+        fd: BorrowedFd<'_>,
+        within: Duration,
+    ) -> Result<Value, QmpError> {
+        self.request(command, arguments, Some(fd), within)
+    }
+
+    fn request(
+        &mut self,
+        command: &str,
+        arguments: Option<Value>,
+        fd: Option<BorrowedFd<'_>>,
+        within: Duration,
+    ) -> Result<Value, QmpError> {
         let deadline = Instant::now() + within;
         let late = || QmpError::TimedOut { command: command.to_owned(), within };
         self.last_id += 1;
@@ -175,7 +201,7 @@ impl Qmp {
         }
         let mut line = request.to_string();
         line.push('\n');
-        if !self.send(line.as_bytes(), deadline)? {
+        if !self.send(line.as_bytes(), fd, deadline)? {
             return Err(late());
         }
         loop {
@@ -188,6 +214,26 @@ impl Qmp {
                 Message::Event(event) => self.keep(event),
                 // Late answers to commands that were given up.
                 Message::Return { .. } | Message::Error { .. } | Message::Greeting => {}
+            }
+        }
+    }
+
+    /// Waits for an event of this name, takes it and returns true, or false when the deadline passes before one comes.
+    /// Other events are kept for [`Qmp::take_events`].
+    ///
+    /// # Errors
+    /// When the connection fails or carries something else.
+    pub fn await_event(&mut self, name: &str, deadline: Instant) -> Result<bool, QmpError> {
+        if let Some(at) = self.events.iter().position(|event| event.name == name) {
+            self.events.remove(at);
+            return Ok(true);
+        }
+        loop {
+            match self.next_message(deadline)? {
+                Some(Message::Event(event)) if event.name == name => return Ok(true),
+                Some(Message::Event(event)) => self.keep(event),
+                Some(_) => {}
+                None => return Ok(false),
             }
         }
     }
@@ -270,10 +316,19 @@ impl Qmp {
         }
     }
 
-    fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> Result<bool, QmpError> {
+    fn send(
+        &mut self,
+        mut bytes: &[u8],
+        mut fd: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+    ) -> Result<bool, QmpError> {
         while !bytes.is_empty() {
-            match self.stream.write(bytes) {
-                Ok(written) => bytes = &bytes[written..],
+            match write_with(&self.stream, bytes, fd) {
+                Ok(written) => {
+                    bytes = &bytes[written..];
+                    // It goes with the first byte.
+                    fd = None;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if !self.ready(PollFlags::OUT, deadline)? {
@@ -301,6 +356,15 @@ impl Qmp {
             }
         }
     }
+}
+
+fn write_with(mut stream: &UnixStream, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+    let Some(fd) = fd else { return stream.write(bytes) };
+    let fds = [fd];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
 #[cfg(test)]

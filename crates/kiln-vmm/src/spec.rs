@@ -1,6 +1,7 @@
 //! What a machine should be, and what a monitor agreed to make of it.
 
 use crate::accel::{AccelRefused, Accelerator, AcceleratorChoice};
+use crate::snapshot::{MemoryBacking, RestoreState};
 use crate::vmm::Version;
 use kiln_core::arch::Arch;
 use kiln_core::machine::Network;
@@ -41,6 +42,11 @@ pub struct MachineSpec {
     pub accelerator: AcceleratorChoice,
     /// The name under which the guest finds the agent's channel.
     pub channel: ChannelName,
+    /// Where its memory is.
+    pub memory: MemoryBacking,
+    /// What it is restored from, instead of being started with a kernel; its memory is then
+    /// [`MemoryBacking::Private`]. Kernel and initramfs are not looked at.
+    pub restore: Option<RestoreState>,
 }
 
 /// A disk of a machine.
@@ -185,6 +191,8 @@ pub struct CheckedSpec {
     pub(crate) accelerator_reason: Option<String>,
     pub(crate) machine_type: String,
     pub(crate) command_line: String,
+    /// Whether the monitor can open a private memory file for reading only.
+    pub(crate) reads_memory_only: bool,
 }
 
 impl CheckedSpec {
@@ -321,6 +329,52 @@ pub enum SpecRejected {
     /// A kind of network the monitor does not have.
     #[error("network is of a kind that {0} does not have")]
     Network(&'static str),
+    /// A network device whose state would bind every clone to the same kind of network.
+    #[error(
+        "network is {network}: a machine that is to be captured has no network; those restored from it may"
+    )]
+    NetworkCaptured {
+        /// What was asked for.
+        network: &'static str,
+    },
+    /// A kind of memory that does not go with the rest.
+    #[error("memory is {memory}: {reason}")]
+    Memory {
+        /// The kind.
+        memory: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Memory in a file, which the monitor cannot leave out of a machine's state.
+    #[error("memory is {memory}: {vmm} {version} cannot capture machines")]
+    MemoryHere {
+        /// The kind.
+        memory: &'static str,
+        /// The monitor.
+        vmm: &'static str,
+        /// Its version.
+        version: Version,
+    },
+    /// A memory file that is in use, or not the machine's.
+    #[error("memory file {} has {len} bytes, and {expected} are expected", path.display())]
+    MemoryLength {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+        /// The length of the machine's memory, or zero for a new file.
+        expected: u64,
+    },
+    /// A file system on which the guest would be killed when it uses its memory.
+    #[error("memory file {} may grow to {needed} bytes, and its file system has {available} left", path.display())]
+    MemorySpace {
+        /// The file.
+        path: PathBuf,
+        /// The length of the machine's memory.
+        needed: u64,
+        /// What is left.
+        available: u64,
+    },
     /// An accelerator that is not usable.
     #[error(transparent)]
     Accelerator(#[from] AccelRefused),

@@ -4,8 +4,10 @@
 //! monitor when that thread ends, however it ends.
 
 use crate::exit::VmmExit;
+use crate::fingerprint::MachineFingerprint;
 use crate::qmp::QmpError;
 use crate::runtime_dir::RuntimeDir;
+use crate::snapshot::{CaptureTarget, Captured, RestoreFailure, RestoreTimings};
 use crate::spec::{CheckedSpec, MachineSpec, SpecRejected};
 use kiln_core::arch::Arch;
 use kiln_core::variant::Board;
@@ -37,11 +39,16 @@ pub trait Vmm: fmt::Debug + Send + Sync {
     /// When it cannot honour a field. It never ignores one.
     fn check(&self, spec: &MachineSpec, caps: &Capabilities) -> Result<CheckedSpec, SpecRejected>;
 
-    /// Starts a machine in its directory and returns when the monitor has taken every device and runs the guest. The
-    /// monitor dies with the calling thread.
+    /// Describes what must be the same where a machine is captured and where it is restored. Monitors do not find most
+    /// of it out by themselves.
+    fn fingerprint(&self, spec: &CheckedSpec, caps: &Capabilities) -> MachineFingerprint;
+
+    /// Starts a machine in its directory and returns when the monitor has taken every device and runs the guest, or,
+    /// for a machine that is restored, has loaded its state: that machine is paused. The monitor dies with the calling
+    /// thread.
     ///
     /// # Errors
-    /// When the monitor does not come up; nothing of it is left then.
+    /// When the monitor does not come up or does not take the state; nothing of it is left then.
     fn launch(&self, spec: CheckedSpec, dir: &RuntimeDir) -> Result<Box<dyn Machine>, VmmError>;
 }
 
@@ -66,8 +73,20 @@ pub trait Machine: fmt::Debug + Send {
     /// Lets the guest's processors go on.
     ///
     /// # Errors
-    /// When the monitor does not answer or refuses.
+    /// When the monitor does not answer or refuses, or the machine [was captured](VmmError::AlreadyCaptured).
     fn resume(&mut self) -> Result<(), VmmError>;
+
+    /// Pauses the machine and writes the state of its processors and devices; its memory is in its file. The machine
+    /// stays paused: after a capture it can only be stopped, because its memory file is the snapshot's from then on;
+    /// after a failed one it can be resumed. Nothing is synced: the caller syncs state, memory and disks after the
+    /// machine's end.
+    ///
+    /// # Errors
+    /// When its memory is not [shared](crate::MemoryBacking::Shared), or the state could not be written in time.
+    fn capture(&mut self, target: CaptureTarget<'_>) -> Result<Captured, VmmError>;
+
+    /// Returns where the time of the machine's restore went, if it was restored.
+    fn restored(&self) -> Option<RestoreTimings>;
 
     /// Ends the machine and returns how it ended, also when it had ended before.
     ///
@@ -135,6 +154,19 @@ pub struct Capabilities {
     pub kvm: KvmVerdict,
     /// The rate of the host's time stamp counter in kHz, where it is steady.
     pub tsc_khz: Option<u32>,
+    /// What it can do with captured machines; none when it cannot capture them.
+    #[serde(default)]
+    pub capture: Option<CaptureSupport>,
+    /// The host's processor, for machines that KVM executes: model and a digest of its features.
+    #[serde(default)]
+    pub host_cpu: String,
+}
+
+/// What a monitor can do with captured machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureSupport {
+    /// Whether it can open the memory file of a restored machine for reading only.
+    pub reads_memory_only: bool,
 }
 
 impl Capabilities {
@@ -209,6 +241,36 @@ pub enum VmmError {
         /// Its process id.
         pid: u32,
     },
+    /// Its memory is in no file of its own.
+    #[error("the machine cannot be captured: its memory is in no file of its own")]
+    NotCapturable,
+    /// Its memory is part of a snapshot.
+    #[error("the machine was captured: its memory belongs to the snapshot, and it can only be stopped")]
+    AlreadyCaptured,
+    /// Its state could not be written.
+    #[error("the machine's state could not be captured{}{}", because(description), said(message))]
+    CaptureFailed {
+        /// The monitor's reason; empty where it has none.
+        description: String,
+        /// Its last words.
+        message: String,
+    },
+    /// Its state was not written in time.
+    #[error("the machine's state was not captured within {} ms", within.as_millis())]
+    CaptureTimedOut {
+        /// The time it had.
+        within: Duration,
+        /// Whether the monitor has given up. Otherwise the machine can only be stopped.
+        settled: bool,
+    },
+    /// A state was not loaded; nothing of the monitor is left.
+    #[error("the machine's state could not be restored: {failure}{}", said(message))]
+    NotRestored {
+        /// Why.
+        failure: RestoreFailure,
+        /// The monitor's last words.
+        message: String,
+    },
     /// The machine has ended.
     #[error("the machine has ended")]
     Ended,
@@ -224,6 +286,10 @@ pub enum VmmError {
         #[source]
         source: io::Error,
     },
+}
+
+fn because(description: &str) -> String {
+    if description.is_empty() { String::new() } else { format!(": {description}") }
 }
 
 fn said(message: &str) -> String {

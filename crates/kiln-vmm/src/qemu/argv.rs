@@ -3,7 +3,8 @@
 
 use crate::accel::Accelerator;
 use crate::runtime_dir::{AGENT_SOCKET, QMP_SOCKET};
-use crate::spec::{CheckedSpec, Disk, DiskFormat};
+use crate::snapshot::MemoryBacking;
+use crate::spec::{CheckedSpec, Disk, DiskFormat, MachineSpec};
 use kiln_core::machine::Network;
 use kiln_core::variant::Board;
 use serde_json::json;
@@ -15,7 +16,9 @@ use std::path::Path;
 const TCG_CODE_MIB: u32 = 64;
 /// A named model in a fixed version: the translator's `max`, and what a bare name means, differ between versions. With
 /// a random source of its own, because a kernel without one stops the first program that asks for random bytes.
-const TCG_CPU: &str = "Nehalem-v1,rdrand=on";
+pub(super) const TCG_CPU: &str = "Nehalem-v1,rdrand=on";
+/// The name of the object that holds the memory.
+const MEMORY: &str = "ram0";
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// The places of devices on their bus, the same in every run: a later restore must find them again.
@@ -45,6 +48,9 @@ pub fn argv(checked: &CheckedSpec) -> Vec<OsString> {
             args.pair("-cpu", TCG_CPU);
         }
     }
+    if let Some(object) = memory(checked) {
+        args.pair("-object", object);
+    }
     args.pair("-m", format!("{}M", spec.shape.memory.mib()));
     args.pair("-smp", spec.shape.vcpus.to_string());
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-S"] {
@@ -62,22 +68,15 @@ pub fn argv(checked: &CheckedSpec) -> Vec<OsString> {
     args.pair("-device", format!("virtserialport,id=port0,bus=serial0.0,nr=1,chardev=agent,name={channel}"));
     args.pair("-object", "rng-random,id=rng0,filename=/dev/urandom");
     args.device("virtio-rng", "id=entropy0,rng=rng0", board, SLOT_ENTROPY);
-    if let Network::User { forwards, outbound } = &spec.network {
-        let mut netdev = format!("user,id=user0,restrict={}", if *outbound { "off" } else { "on" });
-        for forward in forwards {
-            // Writing to a string does not fail.
-            let _ = write!(netdev, ",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest);
-        }
-        args.pair("-netdev", netdev);
-        // PCI cards bring firmware for network boot, which nothing here uses.
-        let rom = if board == Board::Microvm { "" } else { ",romfile=" };
-        let options = format!("id=net0,netdev=user0,mac={}{rom}", spec.mac);
-        args.device("virtio-net", &options, board, SLOT_NETWORK);
-    }
+    network(&mut args, spec);
     for (number, disk) in spec.disks.iter().enumerate() {
         args.pair("-blockdev", blockdev(number, disk));
         let options = format!("id=disk{number},drive=block{number},serial={}", disk.serial.as_str());
         args.device("virtio-blk", &options, board, SLOT_DISKS + number);
+    }
+    if spec.restore.is_some() {
+        args.pair("-incoming", "defer");
+        return args.0;
     }
     args.pair("-kernel", spec.kernel.as_os_str());
     if let Some(initrd) = &spec.initrd {
@@ -85,6 +84,50 @@ pub fn argv(checked: &CheckedSpec) -> Vec<OsString> {
     }
     args.pair("-append", checked.command_line.as_str());
     args.0
+}
+
+/// Adds the network device. A machine with a memory file has it in any case: where it is captured without a backend, it
+/// can be restored with any, or with none.
+fn network(args: &mut Args, spec: &MachineSpec) {
+    let mut backend = "";
+    if let Network::User { forwards, outbound } = &spec.network {
+        let mut netdev = format!("user,id=user0,restrict={}", if *outbound { "off" } else { "on" });
+        for forward in forwards {
+            // Writing to a string does not fail.
+            let _ = write!(netdev, ",hostfwd=tcp:127.0.0.1:{}-:{}", forward.host, forward.guest);
+        }
+        args.pair("-netdev", netdev);
+        backend = ",netdev=user0";
+    } else if spec.memory == MemoryBacking::Anonymous {
+        return;
+    }
+    let board = spec.shape.board;
+    // PCI cards bring firmware for network boot, which nothing here uses.
+    let rom = if board == Board::Microvm { "" } else { ",romfile=" };
+    let options = format!("id=net0{backend},mac={}{rom}", spec.mac);
+    args.device("virtio-net", &options, board, SLOT_NETWORK);
+}
+
+/// Returns the object that holds the memory, where that is a file. It has the same name on both sides, by which its
+/// pages would be named in a state.
+fn memory(checked: &CheckedSpec) -> Option<String> {
+    let (file, share) = match &checked.spec.memory {
+        MemoryBacking::Anonymous => return None,
+        MemoryBacking::Shared { file } => (file, true),
+        MemoryBacking::Private { file } => (file, false),
+    };
+    let mut object = json!({
+        "qom-type": "memory-backend-file",
+        "id": MEMORY,
+        "size": checked.spec.shape.memory.bytes(),
+        "mem-path": file.to_string_lossy(),
+        "share": share,
+    });
+    if !share && checked.reads_memory_only {
+        object["readonly"] = json!(true);
+        object["rom"] = json!("off");
+    }
+    Some(object.to_string())
 }
 
 struct Args(Vec<OsString>);
@@ -109,13 +152,17 @@ impl Args {
 }
 
 /// Returns the board with what a guest of kiln's has no use for turned off.
-fn machine(checked: &CheckedSpec) -> String {
+pub(super) fn machine(checked: &CheckedSpec) -> String {
     let options = match checked.spec.shape.board {
         Board::Microvm => "pit=off,pic=off,rtc=on,isa-serial=on,ioapic2=on",
         Board::Q35 => "hpet=off,vmport=off,usb=off,smbus=off,sata=off",
         _ => "hpet=off,vmport=off,usb=off,smbus=off",
     };
-    format!("{},{options}", checked.machine_type)
+    let memory = match checked.spec.memory {
+        MemoryBacking::Anonymous => String::new(),
+        _ => format!(",memory-backend={MEMORY}"),
+    };
+    format!("{},{options}{memory}", checked.machine_type)
 }
 
 fn blockdev(number: usize, disk: &Disk) -> String {

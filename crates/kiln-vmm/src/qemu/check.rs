@@ -1,5 +1,7 @@
 //! Which machines QEMU can make, field by field.
 
+mod memory;
+
 use super::command_line;
 use super::probe::machine_type;
 use crate::accel::{self, AccelFacts, Accelerator};
@@ -31,6 +33,7 @@ pub(crate) fn check(
     })?;
     counts(spec, support)?;
     network(vmm, &spec.network)?;
+    memory::combination(vmm, spec, caps)?;
     let facts = AccelFacts { host: Arch::host(), guest: spec.arch, vmm_has_kvm: caps.has_kvm };
     let chosen = accel::choose(spec.accelerator, &caps.kvm, &facts)?;
     if board == Board::Microvm && chosen.accelerator == Accelerator::Tcg && caps.tsc_khz.is_none() {
@@ -45,6 +48,7 @@ pub(crate) fn check(
         accelerator_reason: chosen.reason,
         machine_type: support.machine_type.clone(),
         command_line,
+        reads_memory_only: caps.capture.is_some_and(|support| support.reads_memory_only),
     })
 }
 
@@ -81,14 +85,17 @@ fn network(vmm: &'static str, network: &Network) -> Result<(), SpecRejected> {
 
 /// Returns the spec with absolute paths, all of which lead to files that can be used.
 fn files(spec: &MachineSpec) -> Result<MachineSpec, SpecRejected> {
-    if !matches!(spec.kernel_format, ArtifactFormat::Elf | ArtifactFormat::Bzimage) {
-        return Err(SpecRejected::KernelFormat(spec.kernel_format));
-    }
     let mut spec = spec.clone();
-    spec.kernel = file("kernel", &spec.kernel)?;
-    if let Some(initrd) = &mut spec.initrd {
-        *initrd = file("initrd", initrd)?;
+    if spec.restore.is_none() {
+        if !matches!(spec.kernel_format, ArtifactFormat::Elf | ArtifactFormat::Bzimage) {
+            return Err(SpecRejected::KernelFormat(spec.kernel_format));
+        }
+        spec.kernel = file("kernel", &spec.kernel)?;
+        if let Some(initrd) = &mut spec.initrd {
+            *initrd = file("initrd", initrd)?;
+        }
     }
+    memory::files(&mut spec)?;
     for disk in &mut spec.disks {
         disk.path = file("disk", &disk.path)?;
         if let DiskFormat::Qcow2Over { backing } = &mut disk.format {

@@ -1,9 +1,13 @@
 //! A running QEMU: its process, its control connection and the threads that empty its pipes.
 
-use crate::console::{CONSOLE_BYTES_MAX, ConsoleLog, Pump, VMM_LOG_BYTES_MAX};
+use super::argv::argv;
+use super::migrate::{self, Outcome};
+use crate::console::{self, CONSOLE_BYTES_MAX, ConsoleLog, Pump, VMM_LOG_BYTES_MAX};
 use crate::exit::{ShutdownReason, StopStep, VmmExit, last_words};
 use crate::qmp::{Qmp, QmpError};
-use crate::runtime_dir::{QMP_SOCKET, RuntimeDir};
+use crate::runtime_dir::{QMP_SOCKET, RuntimeDir, VMM_LOG};
+use crate::snapshot::{CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreTimings};
+use crate::spec::CheckedSpec;
 use crate::vmm::{Machine, Stop, VmmError, Waited};
 use kiln_sys::process::{Bond, Child, Exit, Output, Spawn, poll_within};
 use kiln_sys::{IoResultExt, fs, socket};
@@ -12,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -26,6 +30,9 @@ const QUIT_WITHIN: Duration = Duration::from_secs(10);
 /// Time the kernel has to take a killed process away.
 const KILL_WITHIN: Duration = Duration::from_secs(10);
 
+/// How much of QEMU's log is looked at for its words about a capture.
+const WORDS_BYTES_MAX: u64 = 4096;
+
 /// A QEMU process that is killed when this is dropped.
 #[derive(Debug)]
 pub(super) struct QemuMachine {
@@ -37,15 +44,31 @@ pub(super) struct QemuMachine {
     stderr: Option<Pump>,
     shutdown: Option<ShutdownReason>,
     exit: Option<VmmExit>,
+    memory: Memory,
+    restored: Option<RestoreTimings>,
+}
+
+/// What may be done with a machine's memory file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// There is none of its own.
+    Its,
+    /// It becomes a snapshot when the machine is captured.
+    Capturable,
+    /// It is a snapshot, or may yet become one.
+    Captured,
 }
 
 impl QemuMachine {
     pub(super) fn launch(
         program: &Path,
         env: &[(OsString, OsString)],
-        args: &[OsString],
+        checked: &CheckedSpec,
         dir: &RuntimeDir,
     ) -> Result<Self, VmmError> {
+        let spec = checked.spec();
+        let state = spec.restore.as_ref().map(|restore| fs::open(&restore.state_file)).transpose()?;
+        let begun = Instant::now();
         dir.clear()?;
         let console_log = ConsoleLog::open(&dir.console_log(), CONSOLE_BYTES_MAX)?;
         let vmm_log = ConsoleLog::open(&dir.vmm_log(), VMM_LOG_BYTES_MAX)?;
@@ -53,7 +76,7 @@ impl QemuMachine {
         let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC).at("make a pipe for", dir.vmm_log())?;
         let mut child = Child::spawn(Spawn {
             program,
-            args,
+            args: &argv(checked),
             env,
             current_dir: dir.path(),
             stdout: Output::Pipe,
@@ -62,9 +85,22 @@ impl QemuMachine {
         })?;
         let console = child.stdout().map(|pipe| Pump::start(pipe, console_log));
         let stderr = Some(Pump::start(File::from(stderr), vmm_log));
-        let mut machine =
-            Self { child, dir: dir.clone(), qmp: None, console, stderr, shutdown: None, exit: None };
-        let up = machine.come_up(&listener);
+        let memory = match spec.memory {
+            MemoryBacking::Shared { .. } => Memory::Capturable,
+            _ => Memory::Its,
+        };
+        let mut machine = Self {
+            child,
+            dir: dir.clone(),
+            qmp: None,
+            console,
+            stderr,
+            shutdown: None,
+            exit: None,
+            memory,
+            restored: None,
+        };
+        let up = machine.come_up(&listener, begun, state.as_ref());
         // From here on the connection is the only way in.
         fs::remove_file(&dir.path().join(QMP_SOCKET))?;
         match up {
@@ -73,21 +109,39 @@ impl QemuMachine {
         }
     }
 
-    /// Waits until QEMU has taken all devices, which is when it answers, then lets the guest run. The guest waits
-    /// until then, so that no event of its is missed.
-    fn come_up(&mut self, listener: &UnixListener) -> Result<(), VmmError> {
-        let deadline = Instant::now() + UP_WITHIN;
+    /// Waits until QEMU has taken all devices, which is when it answers, then lets the guest run or loads its state. The
+    /// guest waits until then, so that no event of its is missed.
+    fn come_up(
+        &mut self,
+        listener: &UnixListener,
+        begun: Instant,
+        state: Option<&File>,
+    ) -> Result<(), VmmError> {
+        let deadline = begun + UP_WITHIN;
         let stream = accept(listener, self.child.pidfd(), deadline)?;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut qmp = Qmp::open(stream, left())?;
-        qmp.execute("cont", None, left())?;
+        match state {
+            None => {
+                qmp.execute("cont", None, left())?;
+            }
+            Some(state) => {
+                let up = begun.elapsed();
+                load(&mut qmp, state, deadline)
+                    .map_err(|failure| VmmError::NotRestored { failure, message: String::new() })?;
+                self.restored = Some(RestoreTimings { up, loaded: begun.elapsed().saturating_sub(up) });
+            }
+        }
         self.qmp = Some(qmp);
         Ok(())
     }
 
     /// Turns a failed start into what QEMU said about it, after its end.
     fn why_not_up(mut self, error: VmmError) -> VmmError {
-        let lost = matches!(error, VmmError::Control(QmpError::Closed));
+        let lost = matches!(
+            error,
+            VmmError::Control(QmpError::Closed) | VmmError::NotRestored { failure: RestoreFailure::Lost, .. }
+        );
         let within = if lost { QUIT_WITHIN } else { Duration::ZERO };
         let by_itself = match self.child.wait_within(within) {
             Ok(exit) => exit,
@@ -99,6 +153,10 @@ impl QemuMachine {
         };
         let message = last_words(&exit.stderr_tail);
         match (by_itself, error) {
+            (Some(exit), VmmError::NotRestored { .. }) => {
+                VmmError::NotRestored { failure: RestoreFailure::Ended(exit), message }
+            }
+            (None, VmmError::NotRestored { failure, .. }) => VmmError::NotRestored { failure, message },
             (Some(exit), _) => VmmError::DiedAtStart { exit, message },
             (None, VmmError::NotUp { .. } | VmmError::Control(QmpError::TimedOut { .. })) => {
                 VmmError::NotUp { within: UP_WITHIN, message }
@@ -225,7 +283,53 @@ impl Machine for QemuMachine {
     }
 
     fn resume(&mut self) -> Result<(), VmmError> {
+        if self.memory == Memory::Captured {
+            return Err(VmmError::AlreadyCaptured);
+        }
         self.command("cont")
+    }
+
+    fn capture(&mut self, target: CaptureTarget<'_>) -> Result<Captured, VmmError> {
+        if self.ended()?.is_some() {
+            return Err(VmmError::Ended);
+        }
+        match self.memory {
+            Memory::Its => return Err(VmmError::NotCapturable),
+            Memory::Captured => return Err(VmmError::AlreadyCaptured),
+            Memory::Capturable => {}
+        }
+        let qmp = self.qmp.as_mut().ok_or(QmpError::Closed)?;
+        let begun = Instant::now();
+        let saved = migrate::save(qmp, target.state.as_fd(), begun + target.within);
+        let paused = begun.elapsed();
+        // What is not known to have failed may have become a snapshot.
+        self.memory = Memory::Captured;
+        match saved? {
+            Outcome::Completed => {
+                let state_bytes = target
+                    .state
+                    .metadata()
+                    .map_err(|source| VmmError::System { action: "measure the state written by", source })?
+                    .len();
+                Ok(Captured { paused, state_bytes })
+            }
+            Outcome::Failed(description) => {
+                self.memory = Memory::Capturable;
+                let stderr = console::tail(self.dir.path(), VMM_LOG, WORDS_BYTES_MAX).unwrap_or_default();
+                let message = last_words(&String::from_utf8_lossy(&stderr));
+                Err(VmmError::CaptureFailed { description, message })
+            }
+            Outcome::Late { settled } => {
+                if settled {
+                    self.memory = Memory::Capturable;
+                }
+                Err(VmmError::CaptureTimedOut { within: target.within, settled })
+            }
+        }
+    }
+
+    fn restored(&self) -> Option<RestoreTimings> {
+        self.restored
     }
 
     fn stop(&mut self, how: Stop) -> Result<VmmExit, VmmError> {
@@ -260,6 +364,25 @@ impl Drop for QemuMachine {
     }
 }
 
+/// Loads a state and looks whether the machine is then as it was captured: not running.
+fn load(qmp: &mut Qmp, state: &File, deadline: Instant) -> Result<(), RestoreFailure> {
+    let failed = |error| match error {
+        QmpError::Closed => RestoreFailure::Lost,
+        QmpError::TimedOut { .. } => RestoreFailure::TimedOut(UP_WITHIN),
+        other => RestoreFailure::Refused(other.to_string()),
+    };
+    match migrate::load(qmp, state.as_fd(), deadline).map_err(failed)? {
+        Outcome::Completed => {}
+        Outcome::Failed(words) => return Err(RestoreFailure::Refused(words)),
+        Outcome::Late { .. } => return Err(RestoreFailure::TimedOut(UP_WITHIN)),
+    }
+    // A machine that is captured after a failed attempt has the second of these states.
+    match migrate::run_state(qmp, deadline).map_err(failed)?.as_str() {
+        "paused" | "postmigrate" => Ok(()),
+        other => Err(RestoreFailure::NotPaused(other.to_owned())),
+    }
+}
+
 /// Takes the connection of a process that is about to come up.
 fn accept(listener: &UnixListener, pidfd: BorrowedFd<'_>, deadline: Instant) -> Result<UnixStream, VmmError> {
     let failed = |source| VmmError::System { action: "wait for", source };
@@ -282,7 +405,6 @@ fn accept(listener: &UnixListener, pidfd: BorrowedFd<'_>, deadline: Instant) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd as _;
 
     #[test]
     fn a_monitor_that_does_not_answer_in_time_is_told_with_the_time_it_had() {

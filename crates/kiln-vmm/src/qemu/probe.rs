@@ -1,10 +1,11 @@
 //! What an installed QEMU can do, asked by one short run of it without a machine.
 
-use crate::vmm::{BoardSupport, Capabilities, Version, VmmError};
+use crate::vmm::{BoardSupport, Capabilities, CaptureSupport, Version, VmmError};
+use kiln_core::Digest;
 use kiln_core::arch::Arch;
 use kiln_core::variant::{Board, VCPUS_MAX};
 use kiln_sys::kvm::{self, KvmVerdict};
-use kiln_sys::{Cancel, IoError, Tool};
+use kiln_sys::{Cancel, IoError, Tool, fs};
 use serde::Deserialize;
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +16,9 @@ const COMMANDS: &str = r#"{"execute":"qmp_capabilities","id":0}
 {"execute":"query-version","id":1}
 {"execute":"query-machines","id":2}
 {"execute":"qom-list-types","arguments":{"implements":"accel"},"id":3}
-{"execute":"quit","id":4}
+{"execute":"query-migrate-capabilities","id":4}
+{"execute":"qom-list-properties","arguments":{"typename":"memory-backend-file"},"id":5}
+{"execute":"quit","id":6}
 "#;
 
 const BOARDS: [Board; 3] = [Board::Pc, Board::Q35, Board::Microvm];
@@ -76,6 +79,11 @@ struct TypeAnswer {
     name: String,
 }
 
+#[derive(Deserialize)]
+struct CapabilityAnswer {
+    capability: String,
+}
+
 fn read(stdout: &[u8], name: &str, program: &Path, kvm: &KvmVerdict) -> Result<Capabilities, VmmError> {
     fn answer<T: serde::de::DeserializeOwned>(answers: &[Answer], id: u64) -> Option<T> {
         let answer = answers.iter().find(|answer| answer.id == Some(id))?;
@@ -99,7 +107,37 @@ fn read(stdout: &[u8], name: &str, program: &Path, kvm: &KvmVerdict) -> Result<C
         has_kvm: accelerators.iter().any(|accelerator| accelerator.name == "kvm-accel"),
         kvm: kvm.clone(),
         tsc_khz: kvm::tsc_khz(),
+        capture: capture(answer(&answers, 4), answer(&answers, 5)),
+        host_cpu: host_cpu(),
     })
+}
+
+/// Returns what QEMU can do with captured machines. One that does not answer these questions cannot capture.
+fn capture(
+    capabilities: Option<Vec<CapabilityAnswer>>,
+    properties: Option<Vec<TypeAnswer>>,
+) -> Option<CaptureSupport> {
+    let is_there = capabilities?.iter().any(|answer| answer.capability == "x-ignore-shared");
+    // With the property, a file that is opened for reading only can back memory that is written to.
+    let reads_memory_only = properties.is_some_and(|all| all.iter().any(|property| property.name == "rom"));
+    is_there.then_some(CaptureSupport { reads_memory_only })
+}
+
+/// Returns the host's processor: its model in words and numbers and a digest of its features, or nothing where the
+/// system does not say.
+fn host_cpu() -> String {
+    const CPUINFO_BYTES_MAX: usize = 16 << 20;
+    const FIELDS: [&str; 5] = ["vendor_id", "cpu family", "model", "model name", "stepping"];
+    let Ok(text) = fs::read_text_limited(Path::new("/proc/cpuinfo"), CPUINFO_BYTES_MAX) else {
+        return String::new();
+    };
+    let value = |field: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(name, _)| name.trim() == field).map(|(_, value)| value.trim())
+    };
+    let mut words: Vec<String> = FIELDS.into_iter().filter_map(value).map(str::to_owned).collect();
+    words.extend(value("flags").map(|flags| Digest::of(flags.as_bytes()).to_string()));
+    words.join(" / ")
 }
 
 fn support(board: Board, cpu_max: u32) -> BoardSupport {
@@ -121,6 +159,8 @@ pub(crate) fn capabilities_of_a_fake() -> Capabilities {
         has_kvm: false,
         kvm: KvmVerdict::Unavailable { reason: "a fake has no /dev/kvm".to_owned() },
         tsc_khz: Some(2_000_000),
+        capture: Some(CaptureSupport { reads_memory_only: false }),
+        host_cpu: "fake".to_owned(),
     }
 }
 
@@ -143,13 +183,16 @@ mod tests {
 {"return": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "id": 1}
 {"return": [{"name": "pc-i440fx-7.2", "cpu-max": 255, "x": 1}, {"name": "microvm", "cpu-max": 288}, {"name": "pc", "cpu-max": 1}], "id": 2}
 {"return": [{"name": "tcg-accel"}, {"name": "qtest-accel"}], "id": 3}
-{"return": {}, "id": 4}
+{"return": [{"capability": "events", "state": false}, {"capability": "x-ignore-shared", "state": false}], "id": 4}
+{"return": [{"name": "share", "type": "bool"}, {"name": "readonly", "type": "bool"}], "id": 5}
+{"return": {}, "id": 6}
 {"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-qmp-quit"}}
 "#,
         )
         .unwrap();
         assert_eq!(caps.version.to_string(), "7.2.22");
         assert!(!caps.has_kvm);
+        assert_eq!(caps.capture, Some(CaptureSupport { reads_memory_only: false }));
         assert!(caps.board(Board::Q35).is_none());
         assert_eq!(caps.board(Board::Pc).unwrap().vcpus_max, VCPUS_MAX);
         assert_eq!(caps.board(Board::Microvm).unwrap().disks_max, 8);

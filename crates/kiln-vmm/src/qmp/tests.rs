@@ -104,6 +104,57 @@ fn a_command_that_is_not_answered_times_out_and_the_next_is_not_confused() {
 }
 
 #[test]
+fn a_descriptor_arrives_with_its_command() {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    use std::io::{IoSliceMut, Seek as _, SeekFrom};
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut out = theirs.try_clone().unwrap();
+    out.write_all(GREETING.as_bytes()).unwrap();
+    out.write_all(b"{\"return\": {}, \"id\": 1}\n{\"return\": {}, \"id\": 2}\n").unwrap();
+    let mut qmp = Qmp::open(ours, SOON).unwrap();
+    BufReader::with_capacity(1, theirs.try_clone().unwrap()).lines().next().unwrap().unwrap();
+    let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+    let mut file = kiln_sys::fs::create_new(&scratch.path().join("state")).unwrap();
+    qmp.execute_with_fd("getfd", Some(json!({"fdname": "state"})), file.as_fd(), SOON).unwrap();
+    let mut line = [0; 256];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got =
+        recvmsg(&theirs, &mut [IoSliceMut::new(&mut line)], &mut ancillary, RecvFlags::empty()).unwrap();
+    let command: Value = serde_json::from_slice(&line[..got.bytes]).unwrap();
+    assert_eq!(command, json!({"execute": "getfd", "arguments": {"fdname": "state"}, "id": 2}));
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    let [fd] = <[std::os::fd::OwnedFd; 1]>::try_from(fds).unwrap();
+    std::fs::File::from(fd).write_all(b"through").unwrap();
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "through");
+}
+
+#[test]
+fn an_event_is_awaited_and_the_others_stay() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(GREETING.as_bytes()).unwrap();
+    theirs.write_all(b"{\"return\": {}, \"id\": 1}\n").unwrap();
+    let mut qmp = Qmp::open(ours, SOON).unwrap();
+    assert!(!qmp.await_event("B", Instant::now()).unwrap());
+    theirs.write_all(b"{\"event\": \"A\"}\n{\"event\": \"B\"}\n{\"event\": \"C\"}\n").unwrap();
+    assert!(qmp.await_event("B", Instant::now() + SOON).unwrap());
+    // One that came while another was awaited.
+    assert!(qmp.await_event("A", Instant::now()).unwrap());
+    let left: Vec<String> = qmp.take_events().unwrap().into_iter().map(|event| event.name).collect();
+    assert_eq!(left, ["C"]);
+    drop(theirs);
+    assert!(matches!(qmp.await_event("B", Instant::now() + SOON), Err(QmpError::Closed)));
+}
+
+#[test]
 fn events_are_bounded() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut out = theirs.try_clone().unwrap();

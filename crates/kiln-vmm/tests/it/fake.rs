@@ -48,7 +48,7 @@ fn cause(behaviour: Behaviour) -> EndCause {
 fn the_fake_conforms() {
     let (dir, fake) = fake(Behaviour::Boots);
     conformance::all(&fake, dir.path());
-    assert_eq!(fake.vmm.launched(), conformance::TESTS.len());
+    assert!(fake.vmm.launched() >= conformance::TESTS.len());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use kiln_core::machine::Network;
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_core::variant::MachineShape;
-use kiln_vmm::{AcceleratorChoice, ChannelName, Mac, MachineSpec};
+use kiln_vmm::{AcceleratorChoice, ChannelName, Mac, MachineSpec, MemoryBacking};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub(crate) enum After {
     /// Waits for the power button of the board `pc`, then powers off.
     WaitForButton,
+    /// Counts in its memory, with the letters a to p in turn on the console, until the button is pressed.
+    Count,
     /// Ends by a triple fault, as a kernel with `reboot=t` does.
     Reset,
 }
@@ -40,6 +42,27 @@ const CODE: [u8; 64] = [
     0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4, 0xeb, 0xfd,
 ];
 
+/// ```text
+///     mov  esi, BASE + 0x100
+/// 1:  lodsb; test al,al; jz 2f; mov dx,0x3f8; out dx,al; jmp 1b
+/// 2:  mov dx,0x602; mov ax,0x100; out dx,ax         enable the power button
+///     mov edi, BASE + 0x7000
+/// 3:  mov dx,0x600; in ax,dx; test ah,1; jnz 4f     until it is pressed
+///     inc dword [edi]; mov eax,[edi]                count in memory
+///     test eax,0xfff; jnz 3b
+///     shr eax,12; and al,15; add al,'a'             a letter every 4096, a to p
+///     mov dx,0x3f8; out dx,al; jmp 3b
+/// 4:  mov dx,0x604; mov ax,0x2000; out dx,ax        soft off
+/// 5:  hlt; jmp 5b
+/// ```
+const COUNTING_CODE: [u8; 81] = [
+    0xbe, 0x00, 0x01, 0x00, 0x01, 0xac, 0x84, 0xc0, 0x74, 0x07, 0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf4,
+    0x66, 0xba, 0x02, 0x06, 0x66, 0xb8, 0x00, 0x01, 0x66, 0xef, 0xbf, 0x00, 0x70, 0x00, 0x01, 0x66, 0xba,
+    0x00, 0x06, 0x66, 0xed, 0xf6, 0xc4, 0x01, 0x75, 0x19, 0xff, 0x07, 0x8b, 0x07, 0xa9, 0xff, 0x0f, 0x00,
+    0x00, 0x75, 0xea, 0xc1, 0xe8, 0x0c, 0x24, 0x0f, 0x04, 0x61, 0x66, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xdc,
+    0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x20, 0x66, 0xef, 0xf4, 0xeb, 0xfd,
+];
+
 /// Returns a 32-bit ELF file with a PVH entry that greets with `text`.
 fn elf(after: After, text: &str) -> Vec<u8> {
     const HEADER: u32 = 52;
@@ -60,7 +83,7 @@ fn elf(after: After, text: &str) -> Vec<u8> {
     out.extend(b"Xen\0");
     word(&mut out, &[BASE]);
     out.resize(CODE_OFFSET, 0);
-    out.extend(CODE);
+    out.extend(if matches!(after, After::Count) { COUNTING_CODE.as_slice() } else { CODE.as_slice() });
     out.resize(CODE_OFFSET + TEXT_OFFSET, 0);
     out.extend(text.as_bytes());
     out.extend([0, u8::from(matches!(after, After::Reset))]);
@@ -91,5 +114,7 @@ pub(crate) fn spec(kernel: &Path) -> MachineSpec {
         mac: Mac::local([0, 0, 1]),
         accelerator: AcceleratorChoice::Auto,
         channel: ChannelName::default(),
+        memory: MemoryBacking::Anonymous,
+        restore: None,
     }
 }

@@ -40,22 +40,22 @@ impl Subject for Qemu {
     }
 }
 
-fn signal_process(pid: u32, signal: i32) {
+pub(crate) fn signal_process(pid: u32, signal: i32) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
 }
 
-fn vmm() -> QemuVmm {
+pub(crate) fn vmm() -> QemuVmm {
     let kvm = KvmVerdict::Unavailable { reason: "not tried in this test".to_owned() };
     QemuVmm::new(Toolbox::default(), kvm)
 }
 
-fn scratch() -> ScratchDir {
+pub(crate) fn scratch() -> ScratchDir {
     ScratchDir::new(&std::env::temp_dir()).unwrap()
 }
 
-fn launch(spec: &MachineSpec, dir: &Path) -> Result<Box<dyn Machine>, VmmError> {
+pub(crate) fn launch(spec: &MachineSpec, dir: &Path) -> Result<Box<dyn Machine>, VmmError> {
     let vmm = vmm();
     let checked = vmm.check(spec, &vmm.probe()?).expect("the machine can be made");
     vmm.launch(checked, &RuntimeDir::new(dir)?)
@@ -87,6 +87,10 @@ conformance_tests! {
     a_kill_from_outside_is_reported_as_a_signal
     pausing_and_resuming_leave_the_machine_alive
     a_wait_ends_when_woken_or_late
+    restored_machines_go_on_and_share_a_file_they_do_not_change
+    a_failed_capture_leaves_a_machine_that_goes_on
+    a_state_that_is_none_is_refused_with_words
+    what_cannot_be_restored_is_refused_before_it_runs
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::*;
 use crate::AcceleratorChoice;
-use crate::spec::{ChannelName, DiskFormat, Mac, MachineSpec};
+use crate::snapshot::RestoreState;
+use crate::spec::{ChannelName, DiskFormat, Mac};
 use kiln_core::arch::Arch;
 use kiln_core::machine::Forward;
 use kiln_core::revision::ArtifactFormat;
@@ -20,11 +21,14 @@ fn checked(board: Board, machine_type: &str, accelerator: Accelerator) -> Checke
             mac: Mac::local([0, 0, 1]),
             accelerator: AcceleratorChoice::Auto,
             channel: ChannelName::default(),
+            memory: MemoryBacking::Anonymous,
+            restore: None,
         },
         accelerator,
         accelerator_reason: None,
         machine_type: machine_type.to_owned(),
         command_line: "console=ttyS0 panic=-1".to_owned(),
+        reads_memory_only: false,
     }
 }
 
@@ -140,6 +144,60 @@ fn microvm_has_its_devices_on_its_own_bus() {
             "-device virtio-blk-device,id=disk1,drive=block1,serial=data,bus=virtio-mmio-bus.19",
         ]
     );
+}
+
+/// The lines in which two machines differ.
+fn differences(one: &CheckedSpec, other: &CheckedSpec) -> Vec<(String, String)> {
+    let lines = |checked| text(checked).lines().map(str::to_owned).collect::<Vec<_>>();
+    let (one, other) = (lines(one), lines(other));
+    assert_eq!(one.len(), other.len());
+    one.into_iter().zip(other).filter(|(one, other)| one != other).collect()
+}
+
+#[test]
+fn a_restored_machine_differs_from_the_captured_one_in_its_memory_and_has_no_kernel() {
+    for (board, machine_type) in [(Board::Pc, "pc-i440fx-7.2"), (Board::Q35, "pc-q35-7.2")] {
+        let mut captured = with_everything(checked(board, machine_type, Accelerator::Tcg));
+        captured.spec.network = Network::None;
+        captured.spec.memory = MemoryBacking::Shared { file: "/s/a,\"b\"".into() };
+        let mut restored = captured.clone();
+        restored.spec.memory = MemoryBacking::Private { file: "/s/a,\"b\"".into() };
+        let shared = r#"-object {"id":"ram0","mem-path":"/s/a,\"b\"","qom-type":"memory-backend-file","share":true,"size":268435456}"#;
+        let private = shared.replace("true", "false");
+        assert_eq!(differences(&captured, &restored), [(shared.to_owned(), private.clone())]);
+        restored.reads_memory_only = true;
+        let read_only = r#"-object {"id":"ram0","mem-path":"/s/a,\"b\"","qom-type":"memory-backend-file","readonly":true,"rom":"off","share":false,"size":268435456}"#;
+        assert_eq!(differences(&captured, &restored), [(shared.to_owned(), read_only.to_owned())]);
+        restored.spec.restore = Some(RestoreState { state_file: "/s/state".into() });
+        let (captured, restored) = (text(&captured), text(&restored));
+        assert!(captured.lines().next().unwrap().ends_with(",memory-backend=ram0"));
+        assert!(
+            captured.contains("\n-device virtio-net-pci,id=net0,mac=52:54:00:00:00:01,romfile=,addr=0x5\n")
+        );
+        assert!(!captured.contains("-netdev") && !captured.contains("-incoming"));
+        assert!(restored.ends_with("\n-incoming defer"));
+        assert!(!["-kernel", "-initrd", "-append"].iter().any(|option| restored.contains(option)));
+    }
+}
+
+#[test]
+fn a_network_device_has_its_place_with_and_without_a_backend() {
+    let mut with = with_everything(checked(Board::Pc, "pc-i440fx-7.2", Accelerator::Tcg));
+    with.spec.memory = MemoryBacking::Private { file: "/s/memory".into() };
+    let mut without = with.clone();
+    without.spec.network = Network::None;
+    let devices = |checked| {
+        text(checked)
+            .lines()
+            .filter(|line| line.starts_with("-device"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let (with, without) = (devices(&with), devices(&without));
+    assert_eq!(with.len(), without.len());
+    for (with, without) in with.iter().zip(&without) {
+        assert_eq!(&with.replace(",netdev=user0", ""), without);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use super::*;
+use crate::snapshot::{MemoryBacking, RestoreState};
 use crate::spec::{ChannelName, DiskFormat, Mac};
-use crate::vmm::Version;
+use crate::vmm::{CaptureSupport, Version};
 use kiln_core::machine::Forward;
 use kiln_core::size::ByteSize;
 use kiln_core::variant::MachineShape;
@@ -39,6 +40,8 @@ fn fixture() -> Fixture {
         mac: Mac::local([0, 0, 1]),
         accelerator: crate::AcceleratorChoice::Auto,
         channel: ChannelName::default(),
+        memory: MemoryBacking::Anonymous,
+        restore: None,
     };
     let caps = Capabilities {
         program: "/usr/bin/qemu-system-x86_64".into(),
@@ -48,6 +51,8 @@ fn fixture() -> Fixture {
         has_kvm: true,
         kvm: KvmVerdict::Emulated { rate: 1_100_000 },
         tsc_khz: None,
+        capture: Some(CaptureSupport { reads_memory_only: false }),
+        host_cpu: String::new(),
     };
     Fixture { dir, spec, caps }
 }
@@ -147,6 +152,50 @@ fn forwards_are_counted_and_unique() {
     let many = u16::try_from(FORWARDS_MAX).unwrap() + 1;
     f.spec.network = user((1..=many).map(|port| forward(port, 80)).collect());
     assert_eq!(f.refusal(), "65 port forwards: at most 64 are possible");
+}
+
+#[test]
+fn memory_in_a_file_is_refused_where_it_cannot_be_captured_or_restored() {
+    let memory = |f: &Fixture, len| {
+        let file = f.dir.path().join(format!("memory-{len}"));
+        touch(&file, len);
+        file
+    };
+    let mut f = fixture();
+    f.spec.memory = MemoryBacking::Shared { file: memory(&f, 0) };
+    f.check().unwrap();
+    f.spec.network = Network::User { forwards: Vec::new(), outbound: true };
+    assert!(f.refusal().starts_with("network is user: a machine that is to be captured has no network"));
+    f.spec.network = Network::None;
+    f.spec.shape.board = Board::Microvm;
+    f.caps.tsc_khz = Some(2_300_000);
+    assert!(f.refusal().starts_with("board is microvm: a machine on it cannot be captured"));
+    f.spec.shape.board = Board::Pc;
+    f.caps.capture = None;
+    assert_eq!(f.refusal(), "memory is shared: qemu 7.2.22 cannot capture machines");
+    f.caps.capture = Some(CaptureSupport { reads_memory_only: true });
+    let state_file = f.dir.path().join("state");
+    touch(&state_file, 1);
+    f.spec.restore = Some(RestoreState { state_file });
+    assert!(f.refusal().starts_with("memory is shared: a restored machine may only read"));
+    f.spec.memory = MemoryBacking::Anonymous;
+    assert!(f.refusal().starts_with("memory is anonymous: a restored machine has"));
+    f.spec.memory = MemoryBacking::Private { file: memory(&f, 4096) };
+    assert!(f.refusal().ends_with("has 4096 bytes, and 268435456 are expected"));
+    f.spec.memory = MemoryBacking::Private { file: memory(&f, f.spec.shape.memory.bytes()) };
+    f.spec.network = Network::User { forwards: Vec::new(), outbound: true };
+    f.spec.kernel = "/no/such/kernel".into();
+    assert!(f.check().unwrap().reads_memory_only);
+    f.spec.restore = None;
+    assert_eq!(f.refusal(), "memory is private: a private memory file needs a state to restore");
+    let mut f = fixture();
+    f.spec.memory = MemoryBacking::Shared { file: memory(&f, 0) };
+    f.spec.shape.memory = ByteSize::from_mib(1 << 20);
+    // A machine of a tebibyte, where the file system has less; otherwise there is nothing to refuse.
+    match f.check() {
+        Err(SpecRejected::MemorySpace { needed, available, .. }) => assert!(available < needed),
+        other => assert!(matches!(other, Ok(_) | Err(SpecRejected::Shape(_))), "{other:?}"),
+    }
 }
 
 #[test]
