@@ -88,14 +88,22 @@ impl<'a> Programs<'a> {
         let spec = Spec::new(request, false);
         let (pid, exited) = exec::start(self.reaper, &spec, null.into(), their_stdout, their_stderr)
             .map_err(|error| HookCause::NotStarted { reason: error.message })?;
+        let ended = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(ended) => Some(ended),
+            Err(Errno::SRCH) => None,
+            Err(error) => {
+                // It cannot be waited for within a limit.
+                let _ = kill_process_group(pid, Signal::KILL);
+                return Err(reason("watch it")(error));
+            }
+        };
         let process = Process::new(pid, None);
         self.stream.set_process(&process);
         Ok(Running {
             pid,
             process,
             exited,
-            // None: it has ended already.
-            ended: pidfd_open(pid, PidfdFlags::empty()).ok(),
+            ended,
             outputs: [Some(File::from(stdout)), Some(File::from(stderr))],
         })
     }
@@ -137,6 +145,7 @@ struct Running {
     pid: Pid,
     process: Arc<Process>,
     exited: Receiver<ExitStatus>,
+    /// Absent when it ended at once.
     ended: Option<OwnedFd>,
     outputs: [Option<File>; 2],
 }
