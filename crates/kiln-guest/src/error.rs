@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::frame::FrameError;
+use crate::hook::HookFailure;
+use crate::identity::{IdentityReport, PartResult};
 
 /// What went wrong inside the guest, named by what a caller can do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +125,21 @@ pub enum SessionError {
         /// The limit.
         limit: usize,
     },
+    /// The agent is of a version that does not do this.
+    #[error("the guest agent does not do {feature:?}")]
+    Lacks {
+        /// What was asked, as the agent would name it among its features.
+        feature: &'static str,
+    },
+    /// A hook of the image failed before a capture; the guest must not be captured.
+    #[error(transparent)]
+    Hook(Box<HookFailure>),
+    /// The guest is not the machine it was to become and must not be handed over.
+    #[error("the guest's identity is not complete: {}", reason(.report))]
+    NotIdentified {
+        /// What became of each part.
+        report: Box<IdentityReport>,
+    },
     /// A frame could not be decoded.
     #[error("undecodable frame from the guest agent")]
     Frame(#[from] FrameError),
@@ -135,6 +152,17 @@ pub enum SessionError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Names the first part that is not as asked.
+fn reason(report: &IdentityReport) -> String {
+    match report.failed() {
+        Some(failed) => match &failed.result {
+            PartResult::Failed { error } => format!("{}: {error}", failed.part),
+            _ => format!("{} was not done", failed.part),
+        },
+        None => "parts are missing in the answer".to_owned(),
+    }
 }
 
 impl SessionError {

@@ -2,7 +2,7 @@
 //!
 //! The host uses [`session::Session`], directly over a [`transport::Transport`] or through a
 //! [`relay::Relay`]; the guest runs [`agent`], started by the `kiln-agent` program. Both sides share
-//! [`frame`] (bytes), [`message`] (payloads) and [`config`] (what the agent reads at boot). The format is
+//! [`frame`] (bytes), [`message`], [`quiesce`] and [`identity`] (payloads) and [`config`] (what the agent reads at boot). The format is
 //! described in `docs/formats/guest-channel.md`.
 
 pub mod agent;
@@ -10,13 +10,18 @@ pub mod config;
 pub mod error;
 mod flow;
 pub mod frame;
+pub mod hook;
+pub mod identity;
 pub mod limits;
 pub mod message;
 pub mod name;
 mod outbox;
 pub mod probe;
+pub mod quiesce;
 pub mod relay;
+pub mod secret;
 pub mod session;
+pub mod token;
 pub mod transport;
 
 pub use error::{ErrorKind, RemoteError, SessionError};

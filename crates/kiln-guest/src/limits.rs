@@ -58,3 +58,45 @@ pub const RELAY_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Bytes queued towards the transport before a sender of data waits.
 pub const OUTBOX_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Fresh random bytes of one identity, at least.
+pub const ENTROPY_BYTES_MIN: usize = 32;
+
+/// Fresh random bytes of one identity, at most.
+pub const ENTROPY_BYTES_MAX: usize = 256;
+
+/// Bytes of a machine's environment, names, values and separators together.
+pub const ENVIRONMENT_BYTES_MAX: usize = 12 * 1024;
+
+/// Secrets of one identity.
+pub const SECRETS_MAX: usize = 64;
+
+/// Bytes of all secrets of one identity.
+pub const SECRETS_BYTES_MAX: usize = 16 * 1024;
+
+/// Hooks of one stage.
+pub const HOOKS_MAX: usize = 64;
+
+/// Time one hook may take when the request does not say.
+pub const HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// Longest time a request may give one hook.
+pub const HOOK_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// Bytes kept of the end of a failed hook's stdout, and of its stderr.
+pub const HOOK_TAIL_BYTES_MAX: usize = 1024;
+
+/// Facts passed on from the hooks of one stage.
+pub const FACTS_MAX: usize = 64;
+
+/// Bytes of one fact's line.
+pub const FACT_LINE_BYTES_MAX: usize = 2 * 1024;
+
+/// Bytes of all facts of one stage.
+pub const FACTS_BYTES_MAX: usize = 16 * 1024;
+
+/// Notes in the answer to one request.
+pub const NOTES_MAX: usize = 8;
+
+/// Bytes of one note, and of a reason in a report.
+pub const NOTE_BYTES_MAX: usize = 512;

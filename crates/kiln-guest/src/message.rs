@@ -10,9 +10,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorKind, RemoteError, SessionError};
 use crate::frame::{Frame, Kind};
+use crate::identity::{Identity, IdentityReport};
 use crate::limits::{ARGV_ENV_BYTES_MAX, FRAME_PAYLOAD_MAX};
 use crate::name::{GuestPath, SignalNumber, UserSpec};
 use crate::probe::{ProbeCheck, Probed};
+use crate::quiesce::{Quiesce, Quiesced};
+use crate::token::Epoch;
+
+/// Names the operation `quiesce` among an agent's features.
+pub const FEATURE_QUIESCE: &str = "quiesce";
+
+/// Names the operation `identity` among an agent's features.
+pub const FEATURE_IDENTITY: &str = "identity";
+
+/// Every feature of this version's agent.
+pub(crate) const FEATURES: [&str; 2] = [FEATURE_QUIESCE, FEATURE_IDENTITY];
 
 /// `HELLO`, behind magic and nonce.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +48,12 @@ pub struct HelloAck {
     pub boot_id: String,
     /// State of the guest.
     pub state: AgentState,
+    /// Operations of the agent that not every agent of this version has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+    /// The restore the guest was last told of, absent before the first. A relay repeats what its own session heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
 }
 
 /// State of the guest as its agent sees it.
@@ -116,6 +134,10 @@ pub enum Request {
         /// Time it may take, at most [`PROBE_TIMEOUT_MAX`](crate::limits::PROBE_TIMEOUT_MAX).
         timeout_ms: u32,
     },
+    /// Makes the guest ready to be captured.
+    Quiesce(Quiesce),
+    /// Makes a restored guest a machine of its own.
+    Identity(Box<Identity>),
     /// Stops the guest.
     Shutdown {
         /// How.
@@ -277,6 +299,12 @@ pub struct Opened {
     /// Answer to `Probe`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probed: Option<Probed>,
+    /// Answer to `Quiesce`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesced: Option<Quiesced>,
+    /// Answer to `Identity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identified: Option<IdentityReport>,
 }
 
 /// What `Configure` did.
@@ -394,11 +422,37 @@ pub(crate) fn to_json<T: Serialize>(message: &T) -> Vec<u8> {
 /// Shortens a text that ends up in a payload, at a character boundary.
 pub(crate) fn clip(text: &str) -> String {
     const TEXT_BYTES_MAX: usize = 8 * 1024;
-    let mut end = text.len().min(TEXT_BYTES_MAX);
+    clip_to(text, TEXT_BYTES_MAX)
+}
+
+/// Shortens a text to a number of bytes, at a character boundary.
+pub(crate) fn clip_to(text: &str, bytes_max: usize) -> String {
+    let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
     text.get(..end).unwrap_or_default().to_owned()
+}
+
+/// Makes a guest's text harmless to show: control characters but line ends and tabs are replaced. At most
+/// `bytes_max` bytes of its beginning stay, at a character boundary.
+pub(crate) fn plain(text: &str, bytes_max: usize) -> String {
+    clip_to(&replace_controls(text), bytes_max)
+}
+
+/// As [`plain`], but of its end, and what is not text is replaced too.
+pub(crate) fn plain_tail(bytes: &[u8], bytes_max: usize) -> String {
+    let text = replace_controls(&String::from_utf8_lossy(bytes));
+    let mut start = text.len().saturating_sub(bytes_max);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text.get(start..).unwrap_or_default().to_owned()
+}
+
+fn replace_controls(text: &str) -> String {
+    let kept = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if kept(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 #[cfg(test)]

@@ -45,6 +45,16 @@ pub enum NameError {
         /// The text.
         signal: String,
     },
+    /// A text that breaks the rule of its type.
+    #[error("{what} {text:?} is not {rule}")]
+    NotAllowed {
+        /// The object.
+        what: &'static str,
+        /// The text, shortened.
+        text: String,
+        /// The rule.
+        rule: &'static str,
+    },
 }
 
 /// An absolute UTF-8 path inside the guest, at most [`PATH_BYTES_MAX`] bytes.

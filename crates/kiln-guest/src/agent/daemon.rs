@@ -19,6 +19,7 @@ use rustix::stdio::{dup2_stdin, dup2_stdout};
 use super::channel::Served;
 use super::console::log;
 use super::files::parse_hex;
+use super::machine::Machine;
 use super::reaper::Reaper;
 use super::server::{Platform, Server};
 use super::{configure, power};
@@ -37,14 +38,18 @@ pub(super) const NO_SESSION: &str = "-";
 /// Longest reason.
 const REASON_BYTES_MAX: u64 = 4096;
 
-#[derive(Default)]
 struct DaemonPlatform {
     server: Arc<OnceLock<Arc<Server>>>,
+    machine: Machine,
 }
 
 impl Platform for DaemonPlatform {
     fn configure(&self, request: &Configure) -> Result<Configured, RemoteError> {
         configure::apply(request)
+    }
+
+    fn machine(&self) -> Option<&Machine> {
+        Some(&self.machine)
     }
 
     fn shutdown(&self, mode: ShutdownMode, grace: Duration) {
@@ -74,7 +79,7 @@ fn serve(channel: &str, session: &str, boot_id: &str) -> io::Result<()> {
     let _ = setsid();
     let mut reason = String::new();
     File::from(status).take(REASON_BYTES_MAX).read_to_string(&mut reason)?;
-    let platform = DaemonPlatform::default();
+    let platform = DaemonPlatform { server: Arc::default(), machine: Machine::live() };
     let cell = Arc::clone(&platform.server);
     let server = Server::new(Box::new(platform), Reaper::start()?, boot_id.to_owned(), AgentState::Ready);
     let _ = cell.set(Arc::clone(&server));

@@ -26,6 +26,7 @@ use signal_hook::iterator::Signals;
 use super::boot::{new_boot_id, read_config};
 use super::channel::{Handed, Served};
 use super::console::log;
+use super::machine::Machine;
 use super::process::Process;
 use super::reaper::Reaper;
 use super::server::{Platform, Server, spawn_worker};
@@ -53,11 +54,16 @@ enum Order {
 
 struct GuestPlatform {
     orders: Mutex<Sender<Order>>,
+    machine: Machine,
 }
 
 impl Platform for GuestPlatform {
     fn configure(&self, request: &Configure) -> Result<Configured, RemoteError> {
         configure::apply(request)
+    }
+
+    fn machine(&self) -> Option<&Machine> {
+        Some(&self.machine)
     }
 
     fn shutdown(&self, mode: ShutdownMode, grace: Duration) {
@@ -78,7 +84,7 @@ pub(super) fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let platform = Box::new(GuestPlatform { orders: Mutex::new(orders.clone()) });
+    let platform = Box::new(GuestPlatform { orders: Mutex::new(orders.clone()), machine: Machine::live() });
     let server = Server::new(platform, reaper, boot_id.clone(), AgentState::Booting);
     let Err(reason) = boot(&server, &boot_id, &orders, &taken);
     power::fail(&server, reason)

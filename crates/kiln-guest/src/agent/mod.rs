@@ -14,20 +14,29 @@ mod configure;
 mod console;
 mod daemon;
 mod exec;
+mod facts;
 mod files;
 mod grow;
+mod hooks;
+mod host_keys;
+mod identity;
 mod init;
 mod link;
+mod machine;
 mod modules;
 mod mounts;
 mod netlink;
 mod network;
 mod port;
 mod power;
+mod pretend;
 mod probe;
 mod process;
+mod program;
+mod quiesce;
 mod raw;
 mod reaper;
+mod runtime;
 mod server;
 mod socket;
 mod stream;
@@ -39,6 +48,9 @@ mod vsock;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use machine::Machine;
+use socket::Pretence;
 
 /// Exit code of wrong arguments.
 const EXIT_USAGE: u8 = 2;
@@ -53,11 +65,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             daemon::run(channel, session, boot_id)
         }
         ([Some("serve"), Some("--socket"), _, rest @ ..], [_, _, path, ..]) => {
-            let pretend = rest == [Some("--pretend-configure")];
-            if !pretend && !rest.is_empty() {
-                return usage();
+            let socket = PathBuf::from(path);
+            match (rest, arguments.get(4)) {
+                ([], _) => socket::run(&socket, Pretence::Nothing),
+                ([Some("--pretend-configure")], _) => socket::run(&socket, Pretence::Configure),
+                ([Some("--pretend-root"), _], Some(root)) => {
+                    socket::run(&socket, Pretence::Machine(Machine::pretended(root.into())))
+                }
+                _ => usage(),
             }
-            socket::run(&PathBuf::from(path), pretend)
         }
         // The kernel passes unknown words of its command line to PID 1.
         _ if rustix::process::getpid().is_init() => init::run(),
@@ -66,6 +82,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    console::log("usage: kiln-agent serve --socket PATH [--pretend-configure]");
+    console::log("usage: kiln-agent serve --socket PATH [--pretend-configure | --pretend-root DIR]");
     ExitCode::from(EXIT_USAGE)
 }

@@ -10,6 +10,7 @@ use super::stream::invalid;
 use crate::error::{ErrorKind, RemoteError};
 use crate::limits::DNS_SERVERS_MAX;
 use crate::message::NetworkConfig;
+use crate::token::InterfaceName;
 
 const INTERFACES: &str = "/sys/class/net";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -26,15 +27,27 @@ struct Plan {
     dns: Vec<IpAddr>,
 }
 
-/// Applies a configuration; returns the interface.
-pub(super) fn apply(config: &NetworkConfig, notes: &mut Vec<String>) -> Result<String, RemoteError> {
+/// Applies a configuration to the named interface, else to the one with the hardware address, else to the first;
+/// returns the interface.
+pub(super) fn apply(
+    name: Option<&InterfaceName>,
+    config: &NetworkConfig,
+    notes: &mut Vec<String>,
+) -> Result<String, RemoteError> {
     let plan = parse(config)?;
     let interfaces = interfaces();
-    let chosen = interfaces
-        .iter()
-        .find(|interface| plan.mac.is_some() && interface.mac == plan.mac)
-        .or_else(|| interfaces.first())
-        .ok_or_else(|| RemoteError::new(ErrorKind::NotFound, "the guest has no network interface"))?;
+    let missing = |what: String| RemoteError::new(ErrorKind::NotFound, what);
+    let chosen = match name {
+        Some(name) => interfaces
+            .iter()
+            .find(|interface| interface.name == name.as_str())
+            .ok_or_else(|| missing(format!("the guest has no network interface {name}")))?,
+        None => interfaces
+            .iter()
+            .find(|interface| plan.mac.is_some() && interface.mac == plan.mac)
+            .or_else(|| interfaces.first())
+            .ok_or_else(|| missing("the guest has no network interface".to_owned()))?,
+    };
     let name = &chosen.name;
     let failed = |what: &str| {
         let what = format!("cannot {what} interface {name}");
@@ -94,6 +107,11 @@ fn interfaces() -> Vec<Interface> {
 
 fn index(name: &str) -> Option<u32> {
     read_attribute(&Path::new(INTERFACES).join(name).join("ifindex"))?.parse().ok()
+}
+
+/// Checks a configuration without applying it.
+pub(super) fn check(config: &NetworkConfig) -> Result<(), RemoteError> {
+    parse(config).map(|_| ())
 }
 
 fn parse(config: &NetworkConfig) -> Result<Plan, RemoteError> {

@@ -6,8 +6,7 @@ use std::io;
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 use rustix::process::Signal;
 
-/// Bytes of fresh entropy per request.
-pub(super) const ENTROPY_BYTES: usize = 32;
+use crate::limits::ENTROPY_BYTES_MAX;
 
 const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
 /// `fs/ext4/ext4.h` of Linux.
@@ -18,19 +17,20 @@ const SIGNAL_REALTIME_MAX: i32 = 64;
 
 /// `struct rand_pool_info` with its buffer.
 #[repr(C)]
-#[derive(Debug)]
 struct RandPoolInfo {
     entropy_bits: i32,
     bytes: i32,
-    buffer: [u8; ENTROPY_BYTES],
+    buffer: [u8; ENTROPY_BYTES_MAX],
 }
 
-/// Credits entropy to the kernel's generator and makes it reseed at once.
-pub(super) fn add_entropy(random: &File, buffer: [u8; ENTROPY_BYTES]) -> io::Result<()> {
-    const BYTES: i32 = 32;
-    let info = RandPoolInfo { entropy_bits: BYTES * 8, bytes: BYTES, buffer };
+/// Credits at most [`ENTROPY_BYTES_MAX`] bytes of entropy to the kernel's generator and makes it reseed at once.
+pub(super) fn add_entropy(random: &File, entropy: &[u8]) -> io::Result<()> {
+    let mut buffer = [0; ENTROPY_BYTES_MAX];
+    buffer.get_mut(..entropy.len()).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(entropy);
+    let bytes = i32::try_from(entropy.len()).map_err(io::Error::other)?;
+    let info = RandPoolInfo { entropy_bits: bytes * 8, bytes, buffer };
     #[expect(unsafe_code, reason = "RNDADDENTROPY and RNDRESEEDCRNG have no safe wrapper")]
-    // SAFETY: the kernel reads the two counts and then `bytes` bytes, which is the length of `buffer`; the
+    // SAFETY: the kernel reads the two counts and then `bytes` bytes, which is at most the length of `buffer`; the
     // second request has no argument. Neither is kept after the call.
     unsafe {
         ioctl(random, Setter::<RNDADDENTROPY, RandPoolInfo>::new(info))?;

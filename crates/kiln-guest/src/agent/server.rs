@@ -9,15 +9,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::link::{Link, LinkRead};
+use super::machine::Machine;
+use super::program::Programs;
 use super::reaper::Reaper;
 use super::stream::{AgentStream, InputReader, OutputWriter};
-use super::{exec, files, probe, tree};
+use super::{exec, files, identity, probe, quiesce, tree};
 use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
 use crate::frame::{Decoder, Frame, FrameError, Kind, Nonce};
 use crate::limits::{PROTOCOL_VERSION, STREAMS_MAX};
 use crate::message::{
-    AgentEvent, AgentState, Configure, Configured, ExitStatus, Hello, HelloAck, Opened, Request,
+    AgentEvent, AgentState, Configure, Configured, ExitStatus, FEATURES, Hello, HelloAck, Opened, Request,
     ShutdownMode, clip, to_json,
 };
 use crate::outbox::Outbox;
@@ -33,6 +35,8 @@ const PAUSE_PATIENCE: Duration = Duration::from_secs(1);
 /// What the server can do to the machine it runs on.
 pub(super) trait Platform: Send + Sync {
     fn configure(&self, request: &Configure) -> Result<Configured, RemoteError>;
+    /// Returns what an identity is given to, if there is such a thing.
+    fn machine(&self) -> Option<&Machine>;
     /// Stops the guest, or has it stopped; called in a thread of its own, at most once.
     fn shutdown(&self, mode: ShutdownMode, grace: Duration);
 }
@@ -228,12 +232,15 @@ impl Server {
     fn greet(&self, frame: &Frame, outbox: &Arc<Outbox>) {
         let Some((nonce, json)) = frame.handshake_parts() else { return };
         let Ok(hello) = serde_json::from_slice::<Hello>(json) else { return };
+        let machine = self.platform.machine();
         let mut status = lock(&self.status);
         let ack = HelloAck {
             protocol: PROTOCOL_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: self.boot_id.clone(),
             state: status.state.clone(),
+            features: machine.map(|_| FEATURES.map(str::to_owned).to_vec()).unwrap_or_default(),
+            epoch: machine.and_then(Machine::epoch),
         };
         let ack = Frame::handshake(Kind::HelloAck, &nonce, &to_json(&ack));
         if let Some(session) = &status.session
@@ -309,6 +316,12 @@ impl Server {
         Ok(())
     }
 
+    fn machine(&self) -> Result<&Machine, RemoteError> {
+        self.platform.machine().ok_or_else(|| {
+            RemoteError::new(ErrorKind::Unsupported, "an agent that is a plain process has no identity")
+        })
+    }
+
     fn work(&self, stream: &Arc<AgentStream>, input: mpsc::Receiver<super::stream::Input>, request: Request) {
         let output = || OutputWriter::new(Arc::clone(stream));
         let answer = |opened: Result<Opened, RemoteError>| {
@@ -341,6 +354,18 @@ impl Server {
                     probe::run(&check, Duration::from_millis(timeout_ms.into()))
                         .map(|probed| Opened { probed: Some(probed), ..Opened::default() }),
                 );
+            }
+            Request::Quiesce(request) => {
+                let quiesced = self.machine().and_then(|machine| {
+                    quiesce::apply(machine, &Programs::new(&self.reaper, stream), &request)
+                });
+                answer(quiesced.map(|quiesced| Opened { quiesced: Some(quiesced), ..Opened::default() }));
+            }
+            Request::Identity(request) => {
+                let identified = self.machine().and_then(|machine| {
+                    identity::apply(machine, &Programs::new(&self.reaper, stream), &request)
+                });
+                answer(identified.map(|report| Opened { identified: Some(report), ..Opened::default() }));
             }
             Request::Shutdown { mode, grace_ms } => {
                 // Answered first: the guest may be down before an answer that comes after.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::console::log;
 use super::link::Link;
+use super::machine::Machine;
 use super::reaper::Reaper;
 use super::server::{Platform, Server};
 use crate::error::{ErrorKind, RemoteError};
@@ -19,18 +20,34 @@ use crate::limits::OUTBOX_BYTES_MAX;
 use crate::message::{AgentState, Configure, Configured, ShutdownMode};
 use crate::outbox::Outbox;
 
+/// What a plain process makes believe.
+pub(super) enum Pretence {
+    Nothing,
+    /// `Configure` succeeds and changes nothing.
+    Configure,
+    /// A guest whose root is a directory and whose kernel writes down what it is asked.
+    Machine(Machine),
+}
+
 struct ProcessPlatform {
-    pretend: bool,
+    pretence: Pretence,
     stop: Sender<()>,
 }
 
 impl Platform for ProcessPlatform {
     fn configure(&self, _request: &Configure) -> Result<Configured, RemoteError> {
-        if self.pretend {
+        if matches!(self.pretence, Pretence::Configure) {
             let notes = vec!["nothing was changed: the agent runs as a plain process".to_owned()];
             return Ok(Configured { interface: None, notes });
         }
         Err(RemoteError::new(ErrorKind::Unsupported, "an agent that is a plain process configures nothing"))
+    }
+
+    fn machine(&self) -> Option<&Machine> {
+        match &self.pretence {
+            Pretence::Machine(machine) => Some(machine),
+            _ => None,
+        }
     }
 
     fn shutdown(&self, _mode: ShutdownMode, _grace: Duration) {
@@ -40,10 +57,10 @@ impl Platform for ProcessPlatform {
 }
 
 /// Serves a socket until a client asks for a shutdown.
-pub(super) fn run(path: &Path, pretend: bool) -> ExitCode {
+pub(super) fn run(path: &Path, pretence: Pretence) -> ExitCode {
     let served = UnixListener::bind(path).and_then(|listener| {
         let (stop, stopped) = mpsc::channel();
-        let platform = Box::new(ProcessPlatform { pretend, stop });
+        let platform = Box::new(ProcessPlatform { pretence, stop });
         let server = Server::new(platform, Reaper::start()?, super::boot::new_boot_id(), AgentState::Ready);
         let serving = Arc::clone(&server);
         thread::Builder::new().name("accept".to_owned()).spawn(move || {

@@ -100,6 +100,11 @@ impl AgentStream {
         }
     }
 
+    /// Forgets a process that has ended, when the stream goes on.
+    pub(super) fn clear_process(&self) {
+        lock(&self.process).take();
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }

@@ -76,7 +76,7 @@ impl StreamWriter {
     /// Reports what the agent could not store.
     pub fn finish(mut self) -> Result<(), SessionError> {
         self.stream.port.send_eof()?;
-        self.stream.wait_exit().map(|_| ())
+        self.stream.wait_exit(None).map(|_| ())
     }
 }
 
@@ -87,7 +87,7 @@ impl Write for StreamWriter {
         }
         match self.stream.port.send_stdin(bytes) {
             Ok(Some(count)) => Ok(count),
-            Ok(None) => Err(match self.stream.wait_exit() {
+            Ok(None) => Err(match self.stream.wait_exit(None) {
                 Ok(_) => io::ErrorKind::BrokenPipe.into(),
                 Err(error) => error.into_io(),
             }),

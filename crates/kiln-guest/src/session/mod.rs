@@ -7,6 +7,7 @@
 mod exec;
 mod file;
 mod handshake;
+mod identity;
 mod stream;
 
 use std::collections::HashMap;
@@ -346,12 +347,12 @@ impl Session {
     }
 
     fn open(&self, request: &Request) -> Result<(Stream, Opened), SessionError> {
-        Stream::open(&self.handle, request)
+        Stream::open(&self.handle, request, None)
     }
 
     fn request(&self, request: &Request) -> Result<Opened, SessionError> {
         let (mut stream, opened) = self.open(request)?;
-        stream.wait_exit()?;
+        stream.wait_exit(None)?;
         Ok(opened)
     }
 }

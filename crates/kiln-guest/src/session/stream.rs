@@ -15,7 +15,7 @@ use crate::message::{ExitStatus, Opened, Request, ResetMessage, json_frame, pars
 /// What a stream delivers.
 #[derive(Debug)]
 pub(super) enum Incoming {
-    Opened(Opened),
+    Opened(Box<Opened>),
     Data(Channel, Vec<u8>),
     Exit(ExitStatus),
     Failed(SessionError),
@@ -49,7 +49,7 @@ impl StreamSink for Feed {
         match frame.kind {
             Kind::Opened => match parse_json("the answer to a request does not parse", &frame.payload) {
                 Ok(opened) => {
-                    let _ = self.sender.send(Incoming::Opened(opened));
+                    let _ = self.sender.send(Incoming::Opened(Box::new(opened)));
                 }
                 Err(error) => self.finish(Incoming::Failed(error)),
             },
@@ -162,7 +162,14 @@ impl Drop for Stream {
 }
 
 impl Stream {
-    pub(super) fn open(handle: &Arc<Handle>, request: &Request) -> Result<(Self, Opened), SessionError> {
+    /// Opens a stream and waits for the agent's answer, for [`OPEN_TIMEOUT`] unless there is a deadline.
+    pub(super) fn open(
+        handle: &Arc<Handle>,
+        request: &Request,
+        deadline: Option<Instant>,
+    ) -> Result<(Self, Opened), SessionError> {
+        let begun = Instant::now();
+        let patience = deadline.map_or(OPEN_TIMEOUT, |deadline| deadline.saturating_duration_since(begun));
         // Encoded once before an id is taken, so that a request over the limit leaves nothing behind.
         let mut frame = open_frame(0, request)?;
         let (sender, receiver) = mpsc::channel();
@@ -177,12 +184,12 @@ impl Stream {
         frame.stream = id;
         let stream = Self { port: Arc::new(Port { handle: Arc::clone(handle), feed, id }), receiver };
         handle.inner.send(&frame)?;
-        match stream.receiver.recv_timeout(OPEN_TIMEOUT) {
-            Ok(Incoming::Opened(opened)) => Ok((stream, opened)),
+        match stream.receiver.recv_timeout(patience) {
+            Ok(Incoming::Opened(opened)) => Ok((stream, *opened)),
             Ok(Incoming::Failed(error)) => Err(error),
             Ok(_) => Err(SessionError::Violation { what: "a stream began without an answer" }),
             Err(RecvTimeoutError::Timeout) => {
-                Err(SessionError::Timeout { action: "answering a request", waited: OPEN_TIMEOUT })
+                Err(SessionError::Timeout { action: "answering a request", waited: begun.elapsed() })
             }
             Err(RecvTimeoutError::Disconnected) => Err(handle.inner.lost_error()),
         }
@@ -208,10 +215,16 @@ impl Stream {
     }
 
     /// Waits for the end, dropping data.
-    pub(super) fn wait_exit(&mut self) -> Result<ExitStatus, SessionError> {
+    pub(super) fn wait_exit(&mut self, deadline: Option<Instant>) -> Result<ExitStatus, SessionError> {
+        let begun = Instant::now();
         loop {
-            if let Some(Delivery::Exit(status)) = self.receive(None)? {
-                return Ok(status);
+            match self.receive(deadline)? {
+                Some(Delivery::Exit(status)) => return Ok(status),
+                Some(Delivery::Data(..)) => {}
+                None => {
+                    let waited = begun.elapsed();
+                    return Err(SessionError::Timeout { action: "ending a request", waited });
+                }
             }
         }
     }

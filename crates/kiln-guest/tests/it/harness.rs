@@ -1,5 +1,6 @@
 //! Starts the agent in a directory of its own and cleans up behind it, whatever happens.
 
+use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,10 +27,22 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), &[])
+    }
+
+    /// Starts an agent whose guest is the directory `root`.
+    pub(crate) fn start_pretended() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        Self::start_in(dir, &["--pretend-root".as_ref(), root.as_os_str()])
+    }
+
+    fn start_in(dir: tempfile::TempDir, options: &[&OsStr]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kiln-agent"))
             .args(["serve", "--socket"])
             .arg(dir.path().join("agent.sock"))
+            .args(options)
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

@@ -7,4 +7,5 @@ mod exec;
 mod files;
 mod handshake;
 mod harness;
+mod identity;
 mod relay;

@@ -8,7 +8,7 @@ use kiln_core::variant::{Board, MachineShape};
 use kiln_core::{Arch, ByteSize, Digest, MachineId, RestartPolicy};
 use kiln_sys::tool::ScratchDir;
 use kiln_vmm::fake::Behaviour;
-use kiln_vmm::{AcceleratorChoice, FakeVmm, Mac, MachineSpec, RuntimeDir, Vmm};
+use kiln_vmm::{AcceleratorChoice, FakeVmm, Mac, MachineSpec, MemoryBacking, RuntimeDir, Vmm};
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
@@ -158,6 +158,8 @@ fn spec(dir: &ScratchDir) -> MachineSpec {
         disks: Vec::new(),
         network: Network::None,
         mac: Mac::local([1, 2, 3]),
+        memory: MemoryBacking::Anonymous,
+        restore: None,
         accelerator: AcceleratorChoice::Tcg,
         channel: "kiln.agent.0".parse().unwrap(),
     }

@@ -1,0 +1,101 @@
+//! `/run/kiln`: what a guest is told about itself, as files.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::files;
+use super::machine::Machine;
+use crate::error::RemoteError;
+use crate::secret::SecretValue;
+use crate::token::{Epoch, MachineId, SecretName, VariableName};
+
+const DIRECTORY: &str = "run/kiln";
+const SECRETS: &str = "run/kiln/secrets";
+const EPOCH: &str = "run/kiln/epoch";
+const ENVIRONMENT: &str = "run/kiln/env";
+const MACHINE_ID: &str = "etc/machine-id";
+const DBUS_MACHINE_ID: &str = "var/lib/dbus/machine-id";
+
+/// Writes `/etc/machine-id`, and D-Bus's copy where that is a file of its own.
+pub(super) fn write_machine_id(machine: &Machine, id: &MachineId) -> Result<(), RemoteError> {
+    let text = format!("{id}\n");
+    write(&machine.path(MACHINE_ID), text.as_bytes(), 0o444)?;
+    let copy = machine.path(DBUS_MACHINE_ID);
+    if fs::symlink_metadata(&copy).is_ok_and(|found| found.is_file()) {
+        write(&copy, text.as_bytes(), 0o444)?;
+    }
+    Ok(())
+}
+
+/// Writes the name of this restore.
+pub(super) fn write_epoch(machine: &Machine, epoch: &Epoch) -> Result<(), RemoteError> {
+    make_directory(&machine.path(DIRECTORY), 0o755)?;
+    write(&machine.path(EPOCH), format!("{epoch}\n").as_bytes(), 0o444)
+}
+
+/// Writes the environment, as `NAME=value` with a zero byte behind each.
+pub(super) fn write_environment(
+    machine: &Machine,
+    environment: &BTreeMap<VariableName, String>,
+) -> Result<(), RemoteError> {
+    let text: String = environment.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
+    make_directory(&machine.path(DIRECTORY), 0o755)?;
+    write(&machine.path(ENVIRONMENT), text.as_bytes(), 0o600)
+}
+
+/// Writes the secrets, in memory, and removes those of a former life.
+pub(super) fn write_secrets(
+    machine: &Machine,
+    secrets: &BTreeMap<SecretName, SecretValue>,
+) -> Result<(), RemoteError> {
+    let parent = machine.path(DIRECTORY);
+    let directory = machine.path(SECRETS);
+    make_directory(&parent, 0o755)?;
+    make_directory(&directory, 0o700)?;
+    let device = |path: &Path| {
+        fs::symlink_metadata(path)
+            .map(|found| found.dev())
+            .map_err(|error| RemoteError::from_io(format!("cannot stat {}", path.display()), &error))
+    };
+    // `/run` may be a disk, and a disk is captured.
+    if device(&directory)? == device(&parent)? {
+        machine.kernel.mount_memory(&directory)?;
+    }
+    // Those of a former life go first: when this fails half-way, none of them is left.
+    for former in list(&directory)? {
+        let known = former.file_name().and_then(|name| name.to_str()?.parse::<SecretName>().ok());
+        if !known.is_some_and(|name| secrets.contains_key(&name)) {
+            fs::remove_file(&former).map_err(|error| {
+                RemoteError::from_io(format!("cannot remove {}", former.display()), &error)
+            })?;
+        }
+    }
+    for (name, value) in secrets {
+        write(&directory.join(name.as_str()), value.bytes(), 0o400)?;
+    }
+    Ok(())
+}
+
+fn list(directory: &Path) -> Result<Vec<PathBuf>, RemoteError> {
+    fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+        .map_err(|error| RemoteError::from_io(format!("cannot list {}", directory.display()), &error))
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), RemoteError> {
+    let made = DirBuilder::new().mode(mode).recursive(true).create(path);
+    made.and_then(|()| {
+        // A link would lead elsewhere.
+        if fs::symlink_metadata(path)?.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
+    })
+    .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+    .map_err(|error| RemoteError::from_io(format!("cannot make {}", path.display()), &error))
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), RemoteError> {
+    files::replace(path, bytes, mode)
+        .map_err(|error| RemoteError::from_io(format!("cannot write {}", path.display()), &error))
+}
