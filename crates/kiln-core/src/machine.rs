@@ -57,6 +57,15 @@ pub struct MachineRecord {
     /// The snapshot it began as, whose disk and memory it continues; none for one that was booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Digest>,
+    /// Whether it begins as its snapshot or not at all: otherwise a restore that fails becomes a boot.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub must_restore: bool,
+    /// What becomes of a restored guest that is not made a machine of its own.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub identity: IdentityPolicy,
+    /// Whether its memory is in a file, so that it can be captured.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub capturable: bool,
     /// Whether the machine is removed when it ends.
     pub remove_on_exit: bool,
     /// How long it runs at most after each start by somebody, in milliseconds; none means without end.
@@ -71,6 +80,43 @@ pub struct MachineRecord {
 
 fn is_no_restart(policy: &RestartPolicy) -> bool {
     *policy == RestartPolicy::No
+}
+
+/// What becomes of a restored guest that is not made a machine of its own: with fresh random numbers, clock, names and
+/// keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum IdentityPolicy {
+    /// It ends: nobody gets it.
+    #[default]
+    Require,
+    /// It is handed over, and the reason told.
+    Try,
+    /// Nothing is tried: it stays what the captured machine was.
+    Skip,
+}
+
+impl FromStr for IdentityPolicy {
+    type Err = InvalidIdentityPolicy;
+
+    fn from_str(text: &str) -> Result<Self, InvalidIdentityPolicy> {
+        match text {
+            "require" => Ok(Self::Require),
+            "try" => Ok(Self::Try),
+            "skip" => Ok(Self::Skip),
+            _ => Err(InvalidIdentityPolicy(crate::text::clip(text))),
+        }
+    }
+}
+
+/// A text that names no policy of identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is none of require, try, skip")]
+pub struct InvalidIdentityPolicy(String);
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How a machine's private disk was made.
@@ -327,6 +373,9 @@ pub struct MachineStatus {
     /// How often its restart policy started it since somebody did.
     #[serde(default)]
     pub restarts: u32,
+    /// Whether it was restored when it was last started, and did not boot.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub restored: bool,
 }
 
 impl Serialize for MachineStatus {
@@ -366,6 +415,7 @@ impl MachineStatus {
             paused_unix_ms: None,
             expires_unix_ms: None,
             restarts: 0,
+            restored: false,
         }
     }
 }

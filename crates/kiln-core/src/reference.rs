@@ -62,6 +62,11 @@ pub enum InvalidReference {
 }
 
 impl Reference {
+    /// Refers to a revision by its digest.
+    pub fn of_digest(id: Digest) -> Self {
+        Self { revision: RevisionSelector::Digest(id), variant: None }
+    }
+
     /// Returns the template the reference names, where it names one.
     pub fn template(&self) -> Option<&TemplateName> {
         match &self.revision {

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The control socket, in the machine's directory.
@@ -17,6 +17,9 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// How long a supervisor may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a supervisor may take to capture a machine.
+const CAPTURE_WITHIN: Duration = Duration::from_secs(120);
 
 /// What a command asks of a supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +39,11 @@ pub enum Ask {
     Pause,
     /// To let them go on.
     Resume,
+    /// To capture the machine and end it. Its files are moved away: `memory`, `state`, the disks.
+    Capture {
+        /// A directory below the store's `staging`, on the same file system.
+        into: PathBuf,
+    },
 }
 
 /// What a supervisor answers.
@@ -48,6 +56,11 @@ pub enum Answer {
         /// Whether it was so before anybody asked.
         #[serde(default, skip_serializing_if = "is_false")]
         already: bool,
+    },
+    /// The machine was captured.
+    Captured {
+        /// Microseconds from the command to stop the guest until its state was written.
+        paused_us: u64,
     },
     /// It is not.
     Refused {
@@ -79,8 +92,11 @@ pub enum Report {
     Started {
         /// The accelerator in use.
         accelerator: String,
-        /// Why that one.
+        /// Why that one, or why it booted; empty when there is nothing to say.
         reason: String,
+        /// Whether it was restored from a snapshot, and did not boot.
+        #[serde(default)]
+        restored: bool,
     },
     /// The guest is ready.
     Ready {
@@ -109,6 +125,24 @@ pub fn ask_for(dir: &Path, name: &str, question: &Ask) -> EngineResult<bool> {
     ask_over(&mut stream, &dir.join(CONTROL_SOCKET), name, question)
 }
 
+/// Connects to a machine's supervisor and has the machine captured; returns the microseconds the guest stood still for it.
+pub fn ask_capture(dir: &Path, name: &str, into: &Path) -> EngineResult<u64> {
+    let path = dir.join(CONTROL_SOCKET);
+    let mut stream = socket::connect(dir, CONTROL_SOCKET)?;
+    stream.set_read_timeout(Some(CAPTURE_WITHIN)).at("use", &path)?;
+    write_line(&mut stream, &Ask::Capture { into: into.to_owned() }).at("write to", &path)?;
+    match read_line(&mut stream).at("read from", &path)? {
+        Answer::Captured { paused_us } => Ok(paused_us),
+        Answer::Refused { reason } => Err(EngineError::NotCaptured { name: name.to_owned(), reason }),
+        Answer::Ok { .. } => Err(strange(name)),
+    }
+}
+
+fn strange(name: &str) -> EngineError {
+    let reason = "it answers something that was not asked".to_owned();
+    EngineError::SupervisorRefused { name: name.to_owned(), reason }
+}
+
 /// Asks over a connection, which has no time limit any more once the answer is there. `path` is for errors.
 fn ask_over(stream: &mut UnixStream, path: &Path, name: &str, question: &Ask) -> EngineResult<bool> {
     stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", path)?;
@@ -119,6 +153,7 @@ fn ask_over(stream: &mut UnixStream, path: &Path, name: &str, question: &Ask) ->
             Ok(already)
         }
         Answer::Refused { reason } => Err(EngineError::SupervisorRefused { name: name.to_owned(), reason }),
+        Answer::Captured { .. } => Err(strange(name)),
     }
 }
 
@@ -173,6 +208,7 @@ fn await_ready_over(
     stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", path)?;
     match read_line(stream) {
         Ok(Answer::Ok { .. }) => Ok(Told::Ready),
+        Ok(Answer::Captured { .. }) => Err(strange(name)),
         Ok(Answer::Refused { reason }) => {
             Err(EngineError::SupervisorRefused { name: name.to_owned(), reason })
         }

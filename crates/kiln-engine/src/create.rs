@@ -1,8 +1,12 @@
 //! Making machines: a revision, a private disk and a record, published in one step.
 
 use crate::progress::{Progress, Reporter, waiting};
+use crate::restore::RestoreChoice;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::machine::{MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX, RECORD_VERSION};
+use kiln_core::machine::{
+    CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX,
+    RECORD_VERSION,
+};
 use kiln_core::variant::MachineShape;
 use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, RestartPolicy, TemplateName};
 use kiln_store::{CloneChoice, CloneRequest, MachineEntry, Revision, StoreError};
@@ -40,6 +44,12 @@ pub struct CreateRequest {
     pub disk: Option<ByteSize>,
     /// How its disk is made.
     pub clone: CloneChoice,
+    /// Whether it begins as a snapshot.
+    pub restore: RestoreChoice,
+    /// What becomes of a restored guest that is not made a machine of its own.
+    pub identity: IdentityPolicy,
+    /// Whether it is to be captured: its memory is in a file, and it boots.
+    pub capturable: bool,
     /// Whether it is removed when it ends.
     pub remove_on_exit: bool,
     /// How long it runs at most after each start; none means without end.
@@ -127,21 +137,7 @@ impl Engine {
             board: request.board.unwrap_or(base.board),
         }
         .checked()?;
-        let clone = CloneRequest {
-            digest: rootfs.digest,
-            size: rootfs.size,
-            dir,
-            stem: DISK_STEM,
-            choice: request.clone,
-        };
-        let clone = self.store.clone_grown(&clone, request.disk.unwrap_or(rootfs.size), &self.cancel)?;
-        if let Some(size) = shape.data_disk {
-            let path = dir.join(DATA_DISK_FILE);
-            let disk = fs::create_new(&path)?;
-            disk.set_len(size.bytes()).at("set the length of", &path)?;
-            disk.sync_all().at("sync", &path)?;
-        }
-        Ok(MachineRecord {
+        let mut record = MachineRecord {
             version: RECORD_VERSION,
             name: request.name.clone().map_or_else(|| self.free_name(None), Ok)?,
             id,
@@ -158,14 +154,37 @@ impl Engine {
             ready: manifest.ready.clone(),
             network: request.network.clone(),
             accelerator: request.accelerator.clone(),
-            clone,
+            clone: CloneRecord { artifact: rootfs.digest, size: rootfs.size, method: CloneMethod::Copy },
             snapshot: None,
+            must_restore: matches!(request.restore, RestoreChoice::Require | RestoreChoice::Exactly(_)),
+            identity: request.identity,
+            capturable: request.capturable,
             remove_on_exit: request.remove_on_exit,
             ttl_ms: request.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             restart: request.restart,
             created_unix_ms: clock::now_unix_ms(),
             shape,
-        })
+        };
+        if let Some(snapshot) = self.choose_snapshot(request, &record, reporter)? {
+            record.clone = self.clone_snapshot(&snapshot.manifest, dir, request.clone)?;
+            record.snapshot = Some(snapshot.id);
+            return Ok(record);
+        }
+        let clone = CloneRequest {
+            digest: rootfs.digest,
+            size: rootfs.size,
+            dir,
+            stem: DISK_STEM,
+            choice: request.clone,
+        };
+        record.clone = self.store.clone_grown(&clone, request.disk.unwrap_or(rootfs.size), &self.cancel)?;
+        if let Some(size) = record.shape.data_disk {
+            let path = dir.join(DATA_DISK_FILE);
+            let disk = fs::create_new(&path)?;
+            disk.set_len(size.bytes()).at("set the length of", &path)?;
+            disk.sync_all().at("sync", &path)?;
+        }
+        Ok(record)
     }
 
     fn refuse_taken(&self, name: &MachineName) -> EngineResult<()> {

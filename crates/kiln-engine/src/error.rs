@@ -107,6 +107,22 @@ pub enum EngineError {
         /// How long was waited.
         within: std::time::Duration,
     },
+    /// A machine that must begin as a snapshot cannot.
+    #[error("`{reference}` cannot be restored: {reason}")]
+    NotRestorable {
+        /// What was to be restored.
+        reference: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A machine could not be captured.
+    #[error("machine `{name}` could not be captured: {reason}")]
+    NotCaptured {
+        /// The machine.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// The supervisor gave no sign of life.
     #[error("the supervisor of machine `{name}` ended before it reported{}", said(log))]
     SupervisorDied {

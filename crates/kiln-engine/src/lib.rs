@@ -4,6 +4,7 @@
 pub mod adopt;
 pub mod bench;
 pub mod build;
+pub mod capture;
 pub mod clone;
 pub mod collect;
 pub mod control;
@@ -19,6 +20,8 @@ pub mod machines;
 pub mod pause;
 pub mod progress;
 pub mod ready;
+pub mod restore;
+mod spec;
 pub mod start;
 pub mod supervisor;
 pub mod templates;

@@ -38,6 +38,8 @@ pub struct Started {
     pub ready_after_ms: u64,
     /// The accelerator in use.
     pub accelerator: String,
+    /// Whether it was restored from a snapshot, and did not boot.
+    pub restored: bool,
     reports: BufReader<ChildStdout>,
 }
 
@@ -94,13 +96,19 @@ impl Engine {
         })?;
         let stdout =
             child.stdout().ok_or(EngineError::SupervisorDied { name: name.clone(), log: String::new() })?;
-        let mut started =
-            Started { name, ready_after_ms: 0, accelerator: String::new(), reports: BufReader::new(stdout) };
+        let mut started = Started {
+            name,
+            ready_after_ms: 0,
+            accelerator: String::new(),
+            restored: false,
+            reports: BufReader::new(stdout),
+        };
         let mut start_lock = Some(start_lock);
         loop {
             match started.next_report(self) {
                 Ok(Some(Report::Supervising)) => start_lock = None,
-                Ok(Some(Report::Started { accelerator, reason })) => {
+                Ok(Some(Report::Started { accelerator, reason, restored })) => {
+                    started.restored = restored;
                     if !reason.is_empty() {
                         reporter.progress(Progress::Note {
                             text: format!("accelerator {accelerator}: {reason}"),

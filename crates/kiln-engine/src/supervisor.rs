@@ -14,21 +14,22 @@ mod probe;
 
 use crate::control::{CONTROL_SOCKET, Report, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
+use crate::spec::{MEMORY_FILE, SpecFiles, bad};
 use crate::{Engine, EngineError, EngineResult};
 use desk::{Desk, News};
 use kiln_core::MachineId;
-use kiln_core::machine::{CloneMethod, CloneRecord, MachineRecord, MachineStatus};
+use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Phase};
 use kiln_core::text::chain;
 use kiln_guest::message::{Configure, ShutdownMode};
-use kiln_guest::transport;
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
 use kiln_sys::process::poll_within;
 use kiln_sys::{IoResultExt as _, clock, fs};
 use kiln_vmm::{
-    AcceleratorChoice, Capabilities, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, Machine, MachineSpec,
-    MemoryBacking, QemuVmm, RuntimeDir, Vmm, Waited,
+    Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm, RuntimeDir, Stop,
+    Vmm, VmmExit, Waited, holds_open,
 };
+use life::capture::CaptureError;
 pub(crate) use life::last_lines;
 use life::{GRACE, Launched, Life, World};
 use rustix::event::{PollFd, PollFlags};
@@ -38,6 +39,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The state of a captured machine's processors and devices, beside its memory and disks.
+pub(crate) const STATE_FILE: &str = "state";
+/// Time a machine monitor has to write it.
+const CAPTURE_WITHIN: Duration = Duration::from_secs(60);
 /// Held by a machine's supervisor for as long as it lives.
 pub const SUPERVISOR_LOCK: &str = "supervisor.lock";
 
@@ -56,7 +61,13 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
     clients::listen(&dir, &desk)?;
     report(&Report::Supervising);
     let runtime = RuntimeDir::new(&dir)?;
-    let host = Host { engine, dir: runtime.clone(), record: record.clone(), desk: Arc::clone(&desk) };
+    let host = Host {
+        engine,
+        dir: runtime.clone(),
+        record: record.clone(),
+        desk: Arc::clone(&desk),
+        is_new: status.phase == Phase::Created,
+    };
     let remove_on_exit = record.remove_on_exit;
     let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
     watch_signals(&desk)?;
@@ -100,23 +111,28 @@ struct Host<'a> {
     dir: RuntimeDir,
     record: MachineRecord,
     desk: Arc<Desk>,
+    /// Whether the machine was never started.
+    is_new: bool,
 }
 
 impl World for Host<'_> {
     fn launch(&mut self) -> EngineResult<Launched> {
-        self.dir.clear()?;
-        let (vmm, caps) = self.engine.qemu(self.record.arch)?;
-        let checked = vmm.check(&self.spec()?, &caps).map_err(|error| EngineError::SupervisorRefused {
-            name: self.record.name.to_string(),
-            reason: chain(&error),
-        })?;
-        let accelerator = checked.accelerator().as_str().to_owned();
-        let reason = checked.accelerator_reason().unwrap_or_default().to_owned();
-        Ok(Launched { machine: vmm.launch(checked, &self.dir)?, accelerator, reason })
+        // Its disk and its memory fit only until the machine has written to the disk.
+        if !std::mem::take(&mut self.is_new) || self.record.snapshot.is_none() {
+            return self.launch_as(false);
+        }
+        match self.launch_as(true) {
+            Err(error) if !self.record.must_restore => {
+                let mut launched = self.launch_as(false)?;
+                launched.reason = format!("it booted, since it could not be restored: {}", chain(&error));
+                Ok(launched)
+            }
+            other => other,
+        }
     }
 
-    fn attend(&mut self, run: u32, begun: Instant) -> EngineResult<()> {
-        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun)
+    fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()> {
+        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, restored)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -135,6 +151,24 @@ impl World for Host<'_> {
             // A guest whose clock cannot be set goes on with the one it has.
             let _ = session.configure(Configure { clock_unix_ns, ..Configure::default() });
         });
+    }
+
+    fn capture(
+        &mut self,
+        machine: &mut dyn Machine,
+        into: &Path,
+    ) -> Result<(Captured, VmmExit), CaptureError> {
+        let captured = self.write_state(machine, into).map_err(|error| {
+            match machine.resume() {
+                Ok(()) => CaptureError::GoesOn(error),
+                // The first error says more than that the machine does not go on.
+                Err(_) => CaptureError::Lost(error),
+            }
+        })?;
+        // Its end has its disks written.
+        let exit = machine.stop(Stop::Now).map_err(|error| CaptureError::Lost(error.into()))?;
+        self.move_files(into).map_err(CaptureError::Lost)?;
+        Ok((captured, exit))
     }
 
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()> {
@@ -169,63 +203,80 @@ impl World for Host<'_> {
 }
 
 impl Host<'_> {
-    fn spec(&self) -> EngineResult<MachineSpec> {
+    /// Returns what QEMU is asked for; `restore` says that the machine begins as its snapshot.
+    fn spec(&self, restore: bool) -> EngineResult<MachineSpec> {
         let store = &self.engine.store;
         let record = &self.record;
         let manifest = store.revision(&record.revision)?.manifest;
-        let mut used = vec![Some(record.kernel), record.initrd];
-        if record.clone.method == CloneMethod::Overlay {
-            used.push(Some(record.clone.artifact));
-        }
+        let ensure = |digest, size| store.ensure_artifact(digest, size, &self.engine.cancel, &mut |_| {});
+        let used = [Some(record.kernel), record.initrd, Some(record.clone.artifact)];
         for artifact in manifest.artifacts.iter().filter(|artifact| used.contains(&Some(artifact.digest))) {
-            store.ensure_artifact(&artifact.digest, artifact.size, &self.engine.cancel, &mut |_| {})?;
+            ensure(&artifact.digest, artifact.size)?;
         }
-        let bad = |reason: String| EngineError::SupervisorRefused { name: record.name.to_string(), reason };
-        let disks = self.disks().map_err(|error| bad(chain(&error)))?;
-        let accelerator: AcceleratorChoice =
-            record.accelerator.parse().map_err(|error| bad(chain(&error)))?;
-        let channel: ChannelName = transport::AGENT_PORT_NAME.parse().map_err(|error| bad(chain(&error)))?;
-        let mut mac = [0; 3];
-        mac.copy_from_slice(&kiln_core::Digest::of(record.id.as_str().as_bytes()).as_bytes()[..3]);
-        Ok(MachineSpec {
-            shape: record.shape.clone(),
-            arch: record.arch,
-            kernel: store.artifact_path(&record.kernel),
-            kernel_format: record.kernel_format,
-            initrd: record.initrd.map(|digest| store.artifact_path(&digest)),
-            boot_args: record.boot_args.clone(),
-            disks,
-            network: record.network.clone(),
-            mac: Mac::local(mac),
-            accelerator,
-            channel,
-            memory: MemoryBacking::Anonymous,
-            restore: None,
-        })
+        let snapshot = record.snapshot.map(|id| store.snapshot(&id)).transpose()?.map(|of| of.manifest);
+        if let (Some(snapshot), CloneMethod::Overlay) = (&snapshot, record.clone.method) {
+            ensure(&snapshot.disk.digest, snapshot.disk.size)?;
+        }
+        let mut files = SpecFiles::of_boot(self.engine, record, self.dir.path())?;
+        if restore {
+            let memory = snapshot.as_ref().and_then(|snapshot| snapshot.memory.as_ref());
+            let ram = memory.and_then(|memory| memory.ram);
+            let (Some(memory), Some(ram)) = (memory, ram) else {
+                return Err(bad(record, "its snapshot has no memory".to_owned()));
+            };
+            ensure(&ram.digest, ram.size)?;
+            ensure(&memory.state.digest, memory.state.size)?;
+            let path = |digest| store.artifact_path(digest);
+            files = files.restored(path(&ram.digest), path(&memory.state.digest));
+        } else if let MemoryBacking::Shared { file } = &files.memory {
+            // What an earlier run left is nobody's.
+            fs::remove_file(file)?;
+            drop(fs::create_new(file)?);
+        }
+        self.engine.machine_spec(record, files)
     }
 
-    fn disks(&self) -> Result<Vec<Disk>, InvalidSerial> {
-        let CloneRecord { artifact, method, .. } = &self.record.clone;
-        let root = Disk {
-            path: self.dir.path().join(DISK_STEM).with_extension(method.extension()),
-            format: match method {
-                CloneMethod::Overlay => {
-                    DiskFormat::Qcow2Over { backing: self.engine.store.artifact_path(artifact) }
-                }
-                _ => DiskFormat::Raw,
-            },
-            read_only: false,
-            serial: "root".parse()?,
-        };
-        let data = self.record.shape.data_disk.map(|_| {
-            Ok(Disk {
-                path: self.dir.path().join(DATA_DISK_FILE),
-                format: DiskFormat::Raw,
-                read_only: false,
-                serial: "data".parse()?,
-            })
-        });
-        std::iter::once(Ok(root)).chain(data).collect()
+    /// Stops the guest and writes the state of its processors and devices.
+    fn write_state(&self, machine: &mut dyn Machine, into: &Path) -> EngineResult<Captured> {
+        let staging = fs::canonicalize(&self.engine.store.root().join("staging"))?;
+        if !fs::canonicalize(into)?.starts_with(&staging) {
+            let reason = format!("{} is not in {}", into.display(), staging.display());
+            return Err(EngineError::NotCaptured { name: self.record.name.to_string(), reason });
+        }
+        let state = fs::create_new(&into.join(STATE_FILE))?;
+        Ok(machine.capture(CaptureTarget { state: &state, within: CAPTURE_WITHIN })?)
+    }
+
+    /// Moves what the captured machine consists of.
+    fn move_files(&self, into: &Path) -> EngineResult<()> {
+        let dir = self.dir.path();
+        let disk = Path::new(DISK_STEM).with_extension(self.record.clone.method.extension());
+        let data = self.record.shape.data_disk.map(|_| Path::new(DATA_DISK_FILE));
+        for file in [Path::new(MEMORY_FILE), &disk].into_iter().chain(data) {
+            fs::rename(&dir.join(file), &into.join(file))?;
+        }
+        Ok(())
+    }
+
+    fn launch_as(&self, restore: bool) -> EngineResult<Launched> {
+        self.dir.clear()?;
+        let (vmm, caps) = self.engine.qemu(self.record.arch)?;
+        let checked =
+            vmm.check(&self.spec(restore)?, &caps).map_err(|error| bad(&self.record, chain(&error)))?;
+        let accelerator = checked.accelerator().as_str().to_owned();
+        let reason = checked.accelerator_reason().unwrap_or_default().to_owned();
+        let root = checked.spec().disks.first().map(|disk| disk.path.clone());
+        let mut machine = vmm.launch(checked, &self.dir)?;
+        if restore {
+            // QEMU does not find out that it was given another disk than the captured machine's.
+            if let Some(root) = root
+                && !holds_open(machine.pid(), &root)?
+            {
+                return Err(bad(&self.record, format!("{} is not the disk it opened", root.display())));
+            }
+            machine.resume()?;
+        }
+        Ok(Launched { machine, accelerator, reason, restored: restore })
     }
 }
 

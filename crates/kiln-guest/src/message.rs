@@ -264,7 +264,8 @@ pub struct NetworkConfig {
     /// Selects the interface that has this address; when none has, the first one gets it.
     #[serde(default)]
     pub mac: Option<String>,
-    /// Address and prefix length, as `10.0.2.15/24`.
+    /// Address and prefix length, as `10.0.2.15/24`; empty for an interface that is to have a hardware address only.
+    #[serde(default)]
     pub address: String,
     /// Default gateway.
     #[serde(default)]

@@ -89,6 +89,23 @@ pub fn append(path: &Path) -> IoResult<File> {
     rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("open", path)
 }
 
+/// Returns whether this process may open a file for writing, as far as its mode and flags tell.
+///
+/// # Errors
+/// When there is no such file, or it cannot be asked.
+pub fn may_write(path: &Path) -> IoResult<bool> {
+    match rustix::fs::access(path, rustix::fs::Access::WRITE_OK) {
+        Ok(()) => Ok(true),
+        Err(
+            rustix::io::Errno::ACCESS
+            | rustix::io::Errno::PERM
+            | rustix::io::Errno::ROFS
+            | rustix::io::Errno::TXTBSY,
+        ) => Ok(false),
+        Err(error) => Err(error).at("ask about", path),
+    }
+}
+
 /// Creates a directory and its parents, for the owner only; one that is there is fine.
 pub fn create_dir_all(path: &Path) -> IoResult<()> {
     use std::os::unix::fs::DirBuilderExt as _;

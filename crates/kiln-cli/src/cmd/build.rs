@@ -1,11 +1,13 @@
 //! `kiln build`.
 
 use super::Context;
+use super::snapshot::Captured;
 use crate::error::CliResult;
 use crate::output;
 use clap::Args;
 use kiln_core::Digest;
 use kiln_engine::build::{BuildOptions, find_recipe};
+use kiln_engine::capture::SnapshotRequest;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +20,7 @@ Equal inputs are baked once: a second build is a cache hit.
 Examples:
   kiln build
   kiln build images/web
+  kiln build --snapshot images/web
   kiln build --explain
   id=$(kiln build -q)")]
 pub(crate) struct BuildArgs {
@@ -30,6 +33,9 @@ pub(crate) struct BuildArgs {
     /// Print what goes into the cache key, and bake nothing
     #[arg(long)]
     explain: bool,
+    /// Boot it once, and capture it when it is ready: later runs begin there instead of booting
+    #[arg(long)]
+    snapshot: bool,
     /// Print an object of JSON
     #[arg(long)]
     json: bool,
@@ -44,6 +50,8 @@ struct Built {
     template: String,
     cached: bool,
     elapsed_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<Captured>,
 }
 
 #[derive(Serialize)]
@@ -77,12 +85,24 @@ pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
         let span = output::span(report.elapsed_ms);
         output::tell(&format!("{}:latest {how} in {span}{tag}", report.template));
     }
+    let mut snapshot = None;
+    if args.snapshot {
+        let reporter = context.reporter(args.quiet);
+        let request = SnapshotRequest::of_revision(report.revision);
+        let captured = context.engine.snapshot_template(&request, &reporter)?;
+        drop(reporter);
+        if !args.quiet {
+            super::snapshot::tell_captured(&captured);
+        }
+        snapshot = Some(Captured::from(captured));
+    }
     if args.json {
         output::json(Built {
             revision: report.revision,
             template: report.template.to_string(),
             cached: report.cached,
             elapsed_ms: report.elapsed_ms,
+            snapshot,
         });
     } else {
         output::line(&report.revision.to_string());

@@ -22,6 +22,7 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod show;
+pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod supervise;

@@ -8,12 +8,13 @@ use crate::output;
 use crate::progress::ProgressMode;
 use crate::terminal;
 use clap::{Args, ValueEnum};
-use kiln_core::machine::{EndCause, Forward, Network};
+use kiln_core::machine::{EndCause, Forward, IdentityPolicy, Network};
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, MachineName, Reference, RestartPolicy, TimeSpan};
 use kiln_engine::EngineError;
 use kiln_engine::create::CreateRequest;
 use kiln_engine::machines::ConsoleReader;
+use kiln_engine::restore::RestoreChoice;
 use kiln_engine::start::{Ownership, Started};
 use kiln_guest::message::ExecRequest;
 use kiln_store::MachineEntry;
@@ -45,6 +46,26 @@ enum BoardName {
     Pc,
     Q35,
     Microvm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Restore {
+    /// As a snapshot where one fits, else by a boot
+    Auto,
+    /// By a boot
+    Never,
+    /// As a snapshot, or not at all
+    Require,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Identity {
+    /// It ends
+    Require,
+    /// It is handed over as it is
+    Try,
+    /// Nothing is tried: it stays what was captured
+    Skip,
 }
 
 #[derive(Debug, Args)]
@@ -96,6 +117,12 @@ pub(crate) struct RunArgs {
     /// How its private disk is made
     #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
     clone: CloneBy,
+    /// How it begins
+    #[arg(long, value_enum, default_value = "auto")]
+    restore: Restore,
+    /// What becomes of a restored guest that cannot be given names, keys and random numbers of its own
+    #[arg(long, value_enum, default_value = "require", hide = true)]
+    identity: Identity,
     /// Stop it when it has run so long since its start, such as 90s, 10m or 2h
     #[arg(long, value_name = "TIME")]
     ttl: Option<TimeSpan>,
@@ -150,6 +177,17 @@ impl RunArgs {
             }),
             clone: self.clone.into(),
             disk: self.disk,
+            restore: match self.restore {
+                Restore::Auto => RestoreChoice::Auto,
+                Restore::Never => RestoreChoice::Never,
+                Restore::Require => RestoreChoice::Require,
+            },
+            identity: match self.identity {
+                Identity::Require => IdentityPolicy::Require,
+                Identity::Try => IdentityPolicy::Try,
+                Identity::Skip => IdentityPolicy::Skip,
+            },
+            capturable: false,
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
             restart: self.restart.unwrap_or_default(),
@@ -195,7 +233,8 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
     let started = context.engine.start_created(created, ownership, &reporter)?;
     drop(reporter);
     if args.detach {
-        let how = format!("ready in {} ({})", output::span(started.ready_after_ms), started.accelerator);
+        let from = if started.restored { "restored" } else { "ready" };
+        let how = format!("{from} in {} ({})", output::span(started.ready_after_ms), started.accelerator);
         output::tell(&format!("{} is {how}", started.name));
         echo(&started.name);
         return Ok(ExitCode::SUCCESS);

@@ -3,14 +3,20 @@
 use super::desk::{Desk, News};
 use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
-use kiln_core::machine::{MachineRecord, Network};
+use crate::spec::mac_of;
+use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
 use kiln_core::ready::ReadyProbe;
 use kiln_core::text::tail;
+use kiln_guest::identity::{Identity, IdentityNetwork, PartResult};
 use kiln_guest::message::{AgentEvent, AgentState, Configure, NetworkConfig};
+use kiln_guest::name::NameError;
 use kiln_guest::relay::Relay;
+use kiln_guest::secret::Entropy;
+use kiln_guest::token::{Epoch, Hostname, MachineId};
 use kiln_guest::{Session, SessionError};
 use kiln_sys::{IoResult, IoResultExt as _, clock, socket};
 use kiln_vmm::AGENT_SOCKET;
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// Time to readiness where the recipe has no probe.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// Time a restored guest has to become a machine of its own, hooks included.
+const IDENTIFY_WITHIN: Duration = Duration::from_secs(60);
 /// Characters of the reason why a machine is not ready: a part of it may be the guest's own words.
 const REASON_CHARS_MAX: usize = 1000;
 /// The guest's end of the machine monitor's user-mode network, fixed by QEMU's defaults.
@@ -33,8 +41,9 @@ pub(super) fn attend(
     desk: &Arc<Desk>,
     run: u32,
     begun: Instant,
+    restored: bool,
 ) -> EngineResult<()> {
-    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun };
+    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, restored };
     // Connected to here, where the socket is this run's for certain.
     let stream = socket::connect(dir, AGENT_SOCKET);
     std::thread::Builder::new()
@@ -49,6 +58,7 @@ struct Attendant {
     desk: Arc<Desk>,
     run: u32,
     begun: Instant,
+    restored: bool,
 }
 
 /// Why a guest is not ready.
@@ -110,6 +120,13 @@ impl Attendant {
             other => other?,
         };
         let events = session.events();
+        if self.restored {
+            // Nobody reaches a guest that is not a machine of its own yet.
+            self.identify(&session, deadline)?;
+            self.desk.set_relay(self.run, Relay::new(session.clone()));
+            self.probe(&session, &events, deadline)?;
+            return Ok(events);
+        }
         self.desk.set_relay(self.run, Relay::new(session.clone()));
         match session.wait_ready(deadline) {
             Err(SessionError::Timeout { .. }) => return Err(late("the guest did not finish booting")),
@@ -119,6 +136,53 @@ impl Attendant {
         session.configure(self.identity())?;
         self.probe(&session, &events, deadline)?;
         Ok(events)
+    }
+
+    /// Makes a restored guest a machine of its own.
+    fn identify(&self, session: &Session, deadline: Instant) -> Result<(), Unready> {
+        if self.record.identity == IdentityPolicy::Skip {
+            return Ok(());
+        }
+        let identity = self.new_identity().map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
+        let error = match session.identify(identity, deadline.min(Instant::now() + IDENTIFY_WITHIN)) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_lost() => return Err(Unready::Ended),
+            Err(error) => error,
+        };
+        if self.record.identity == IdentityPolicy::Try {
+            return Ok(());
+        }
+        let reason = match &error {
+            SessionError::NotIdentified { report } => match report.failed() {
+                Some(part) => format!("{}: {}", part.part, result_words(&part.result)),
+                None => kiln_core::text::chain(&error),
+            },
+            _ => kiln_core::text::chain(&error),
+        };
+        Err(Unready::Never(format!("the restored guest could not be made a machine of its own: {reason}")))
+    }
+
+    /// Returns who a restored guest is from now on.
+    fn new_identity(&self) -> Result<Identity, NameError> {
+        let record = &self.record;
+        let mac = Some(mac_of(record).to_string());
+        let (address, gateway, dns) = match record.network {
+            Network::User { .. } => (USER_ADDRESS, Some(USER_GATEWAY.to_owned()), vec![USER_DNS.to_owned()]),
+            // Its device is connected to nothing, and has an address of its own all the same.
+            _ => ("", None, Vec::new()),
+        };
+        let config = NetworkConfig { mac, address: address.to_owned(), gateway, dns };
+        let machine_id = kiln_core::Digest::of(format!("machine-id {}", record.id).as_bytes()).hex();
+        Ok(Identity {
+            clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
+            hostname: Some(Hostname::new(record.name.as_str())?),
+            machine_id: Some(MachineId::new(&machine_id[..32])?),
+            network: Some(IdentityNetwork { interface: None, config }),
+            ssh_host_keys: true,
+            environment: Some(BTreeMap::new()),
+            secrets: Some(BTreeMap::new()),
+            ..Identity::new(Epoch::new(random_uuid())?, Entropy::new(clock::random::<64>().to_vec())?)
+        })
     }
 
     /// Returns what makes this machine itself.
@@ -173,6 +237,24 @@ impl Attendant {
             }
         }
     }
+}
+
+/// Returns what became of a part, in words; they may be the guest's own.
+fn result_words(result: &PartResult) -> String {
+    match result {
+        PartResult::Failed { error } => error.message.clone(),
+        PartResult::Skipped { after } => format!("not done, since the {after} failed"),
+        _ => "it is not known what became of it".to_owned(),
+    }
+}
+
+/// Returns a random UUID (version 4).
+fn random_uuid() -> String {
+    let mut bytes = clock::random::<16>();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
 /// Returns the time a machine has to become ready, from its supervisor's start.

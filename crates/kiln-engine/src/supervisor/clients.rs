@@ -11,9 +11,9 @@ use kiln_sys::{IoResultExt as _, socket};
 use rustix::event::{PollFd, PollFlags};
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{RecvError, RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// How long a client may take to ask.
@@ -52,6 +52,7 @@ fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
         }
         Ask::Pause => write_line(&mut stream, &command(desk, News::Pause)),
         Ask::Resume => write_line(&mut stream, &command(desk, News::Resume)),
+        Ask::Capture { into } => write_line(&mut stream, &capture(desk, into)),
         Ask::Ready => match desk.wait_ready(&stream)? {
             true => write_line(&mut stream, &Answer::ok()),
             false => Ok(()),
@@ -81,6 +82,19 @@ fn command(desk: &Desk, news: impl FnOnce(Reply) -> News) -> Answer {
         Ok(Err(reason)) => Answer::Refused { reason },
         Err(RecvTimeoutError::Timeout) => refused("the machine monitor has not answered yet"),
         Err(RecvTimeoutError::Disconnected) => refused("it has ended"),
+    }
+}
+
+/// Has the machine captured by the thread that drives it.
+fn capture(desk: &Desk, into: PathBuf) -> Answer {
+    let (reply, said) = channel();
+    desk.post(News::Capture { into, reply });
+    match said.recv() {
+        Ok(Ok(captured)) => {
+            Answer::Captured { paused_us: u64::try_from(captured.paused.as_micros()).unwrap_or(u64::MAX) }
+        }
+        Ok(Err(reason)) => Answer::Refused { reason },
+        Err(RecvError) => Answer::Refused { reason: "it has ended".to_owned() },
     }
 }
 

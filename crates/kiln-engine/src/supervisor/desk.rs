@@ -6,10 +6,12 @@ use kiln_guest::Session;
 use kiln_guest::relay::Relay;
 use kiln_sys::IoResultExt as _;
 use kiln_sys::process::poll_within;
+use kiln_vmm::Captured;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,6 +42,8 @@ pub(super) enum News {
     Pause(Reply),
     /// Somebody wants them to go on.
     Resume(Reply),
+    /// Somebody wants the machine captured, its files in this directory, and ended.
+    Capture { into: PathBuf, reply: Sender<Result<Captured, String>> },
 }
 
 /// Says whether it was so already, or why it cannot be.

@@ -5,17 +5,20 @@
 //! A life has one *run* of the machine monitor after another, with a pause between them that doubles. Until the guest
 //! was ready once, an end is final by every policy: whoever started the machine is told.
 
+pub(super) mod capture;
 mod pause;
 
 use super::backoff::Backoff;
 use super::desk::{Desk, News};
 use crate::control::Report;
 use crate::{EngineError, EngineResult};
+use capture::CaptureError;
 use kiln_core::machine::{EndCause, MachineRecord, MachineStatus, Phase};
 use kiln_core::text::chain;
 use kiln_vmm::lifecycle::{self, Event};
-use kiln_vmm::{Machine, Stop, VmmExit, Waited};
+use kiln_vmm::{Captured, Machine, Stop, VmmExit, Waited};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +35,8 @@ pub(super) struct Launched {
     pub(super) accelerator: String,
     /// Why that one; empty when there is nothing to say.
     pub(super) reason: String,
+    /// Whether it was restored from a snapshot, and did not boot.
+    pub(super) restored: bool,
 }
 
 /// What a life needs of the world around it.
@@ -40,13 +45,20 @@ pub(super) trait World {
     fn launch(&mut self) -> EngineResult<Launched>;
 
     /// Begins to attend to the agent of the given run, which began at `begun`; what it says arrives at the desk.
-    fn attend(&mut self, run: u32, begun: Instant) -> EngineResult<()>;
+    fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()>;
 
     /// Asks the guest to power off within `grace`; false when there is no agent to ask.
     fn power_off(&mut self, grace: Duration) -> bool;
 
     /// Sets the guest's clock, which stood while its processors did.
     fn set_clock(&mut self);
+
+    /// Captures the machine and ends it; its files are in the directory then. After an error it is as it was.
+    fn capture(
+        &mut self,
+        machine: &mut dyn Machine,
+        into: &Path,
+    ) -> Result<(Captured, VmmExit), CaptureError>;
 
     /// Keeps the status.
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()>;
@@ -193,12 +205,13 @@ impl<W: World> Life<W> {
     }
 
     fn launch(&mut self) -> EngineResult<Box<dyn Machine>> {
-        let Launched { machine, accelerator, reason } = self.world.launch()?;
+        let Launched { machine, accelerator, reason, restored } = self.world.launch()?;
         self.status.vmm_pid = Some(machine.pid());
         self.status.accelerator = Some(accelerator.clone());
+        self.status.restored = restored;
         self.take(&Event::VmmStarted)?;
-        self.world.report(&Report::Started { accelerator, reason });
-        self.world.attend(self.desk.run(), self.begun)?;
+        self.world.report(&Report::Started { accelerator, reason, restored });
+        self.world.attend(self.desk.run(), self.begun, restored)?;
         Ok(machine)
     }
 
@@ -269,6 +282,7 @@ impl<W: World> Life<W> {
             }
             News::Pause(reply) => reply.give(self.pause(machine)),
             News::Resume(reply) => reply.give(self.resume(machine)),
+            News::Capture { into, reply } => return self.capture(machine, &into, &reply),
             News::EntrypointExited { .. } => {}
         }
         Ok(None)
@@ -317,6 +331,10 @@ impl<W: World> Life<W> {
                     }
                     News::OwnerLost => return Ok(Some(EndCause::ClientLost)),
                     News::Pause(reply) | News::Resume(reply) => reply.give(Err("it is starting".to_owned())),
+                    News::Capture { reply, .. } => {
+                        // Whoever asked may have gone.
+                        let _ = reply.send(Err("it is starting".to_owned()));
+                    }
                     // Of the run that is over.
                     News::Ready | News::NeverReady { .. } | News::EntrypointExited { .. } => {}
                 }

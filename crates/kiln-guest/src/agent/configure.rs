@@ -30,7 +30,7 @@ pub(super) fn apply(request: &Configure) -> Result<Configured, RemoteError> {
         configured.notes.push(error.message);
     }
     if let Some(network) = &request.network {
-        configured.interface = Some(network::apply(None, network, &mut configured.notes)?);
+        configured.interface = network::apply(None, network, &mut configured.notes)?;
     }
     Ok(configured)
 }

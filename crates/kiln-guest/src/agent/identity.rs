@@ -77,8 +77,8 @@ fn apply_part(
         }
         Part::Network => match &request.network {
             Some(network) => {
-                report.interface = Some(kernel.set_network(network, &mut report.notes)?);
-                Some(())
+                report.interface = kernel.set_network(network, &mut report.notes)?;
+                report.interface.as_ref().map(|_| ())
             }
             None => None,
         },

@@ -22,7 +22,11 @@ pub(super) trait Kernel: Send + Sync {
     fn set_clock(&self, unix_ns: u64) -> Result<i64, RemoteError>;
     fn set_hostname(&self, name: &Hostname) -> Result<(), RemoteError>;
     /// Configures an interface; returns its name.
-    fn set_network(&self, config: &IdentityNetwork, notes: &mut Vec<String>) -> Result<String, RemoteError>;
+    fn set_network(
+        &self,
+        config: &IdentityNetwork,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<String>, RemoteError>;
     /// Mounts memory on an empty directory, for root alone.
     fn mount_memory(&self, directory: &Path) -> Result<(), RemoteError>;
     /// Writes every filesystem.
@@ -96,7 +100,11 @@ impl Kernel for LiveKernel {
         configure::set_hostname(name)
     }
 
-    fn set_network(&self, config: &IdentityNetwork, notes: &mut Vec<String>) -> Result<String, RemoteError> {
+    fn set_network(
+        &self,
+        config: &IdentityNetwork,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<String>, RemoteError> {
         network::apply(config.interface.as_ref(), &config.config, notes)
     }
 

@@ -22,20 +22,24 @@ pub(super) type Mac = [u8; 6];
 #[derive(Debug)]
 struct Plan {
     mac: Option<Mac>,
-    address: Address,
+    /// None for an interface that is to have a hardware address only.
+    address: Option<Address>,
     gateway: Option<IpAddr>,
     dns: Vec<IpAddr>,
 }
 
 /// Applies a configuration to the named interface, else to the one with the hardware address, else to the first;
-/// returns the interface.
+/// returns the interface. A hardware address alone is given to the interface there is, if there is one.
 pub(super) fn apply(
     name: Option<&InterfaceName>,
     config: &NetworkConfig,
     notes: &mut Vec<String>,
-) -> Result<String, RemoteError> {
+) -> Result<Option<String>, RemoteError> {
     let plan = parse(config)?;
     let interfaces = interfaces();
+    if plan.address.is_none() && interfaces.is_empty() {
+        return Ok(None);
+    }
     let missing = |what: String| RemoteError::new(ErrorKind::NotFound, what);
     let chosen = match name {
         Some(name) => interfaces
@@ -65,15 +69,16 @@ pub(super) fn apply(
         netlink.set_down(chosen.index).map_err(failed("stop"))?;
         netlink.set_mac(chosen.index, mac).map_err(failed("set the hardware address of"))?;
     }
+    let Some(address) = plan.address else { return Ok(Some(name.clone())) };
     netlink.set_up(chosen.index).map_err(failed("start"))?;
-    netlink.set_address(chosen.index, plan.address).map_err(failed("set the address of"))?;
+    netlink.set_address(chosen.index, address).map_err(failed("set the address of"))?;
     if let Some(gateway) = plan.gateway {
         netlink.set_default_route(chosen.index, gateway).map_err(failed("set the default route of"))?;
     }
     if !plan.dns.is_empty() {
         write_resolv_conf(&plan.dns, notes)?;
     }
-    Ok(name.clone())
+    Ok(Some(name.clone()))
 }
 
 /// Starts the loopback interface, where the guest has one: what a machine without a network talks over too.
@@ -121,14 +126,23 @@ fn parse(config: &NetworkConfig) -> Result<Plan, RemoteError> {
             Some(parse_mac(text).ok_or_else(|| invalid(format!("hardware address {text:?} is not valid")))?)
         }
     };
-    let address = parse_address(&config.address)
-        .ok_or_else(|| invalid(format!("address {:?} is not valid", config.address)))?;
+    let parsed = || {
+        parse_address(&config.address)
+            .ok_or_else(|| invalid(format!("address {:?} is not valid", config.address)))
+    };
+    let address = (!config.address.is_empty()).then(parsed).transpose()?;
     let ip = |what: &str, text: &String| {
         text.parse::<IpAddr>().map_err(|_| invalid(format!("{what} {text:?} is not valid")))
     };
     let gateway = config.gateway.as_ref().map(|text| ip("gateway", text)).transpose()?;
-    if gateway.is_some_and(|gateway| gateway.is_ipv4() != address.ip.is_ipv4()) {
-        return Err(invalid("gateway and address are of different kinds"));
+    match &address {
+        Some(address) if gateway.is_some_and(|gateway| gateway.is_ipv4() != address.ip.is_ipv4()) => {
+            return Err(invalid("gateway and address are of different kinds"));
+        }
+        None if mac.is_none() || gateway.is_some() || !config.dns.is_empty() => {
+            return Err(invalid("an interface without an address has a hardware address and nothing else"));
+        }
+        _ => {}
     }
     if config.dns.len() > DNS_SERVERS_MAX {
         return Err(invalid(format!("more than {DNS_SERVERS_MAX} dns servers")));

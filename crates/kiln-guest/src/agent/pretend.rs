@@ -54,11 +54,15 @@ impl Kernel for PretendedKernel {
         self.say(&format!("hostname {name}"))
     }
 
-    fn set_network(&self, config: &IdentityNetwork, _notes: &mut Vec<String>) -> Result<String, RemoteError> {
+    fn set_network(
+        &self,
+        config: &IdentityNetwork,
+        _notes: &mut Vec<String>,
+    ) -> Result<Option<String>, RemoteError> {
         network::check(&config.config)?;
         let name = config.interface.as_ref().map_or("eth0", |name| name.as_str());
         self.say(&format!("network {name} {}", config.config.address))?;
-        Ok(name.to_owned())
+        Ok(Some(name.to_owned()))
     }
 
     fn mount_memory(&self, _directory: &Path) -> Result<(), RemoteError> {

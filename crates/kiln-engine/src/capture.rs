@@ -1,0 +1,248 @@
+//! Snapshots of templates: a machine is booted from a revision, warmed until it is ready, captured, and gone. The revision's
+//! own artifacts never change, and a capture that fails leaves nothing.
+
+use crate::control::ask_capture;
+use crate::create::{CreateRequest, DATA_DISK_FILE, DISK_STEM};
+use crate::progress::{Progress, Reporter, waiting};
+use crate::restore::RestoreChoice;
+use crate::spec::{MEMORY_FILE, SpecFiles};
+use crate::start::Ownership;
+use crate::supervisor::STATE_FILE;
+use crate::{Engine, EngineError, EngineResult};
+use kiln_core::machine::{CloneMethod, IdentityPolicy, MachineRecord, Network};
+use kiln_core::restart::RestartPolicy;
+use kiln_core::snapshot::{
+    SNAPSHOT_RECORD_VERSION, SNAPSHOT_VERSION, SnapshotFile, SnapshotKeep, SnapshotManifest, SnapshotMemory,
+    SnapshotRecord,
+};
+use kiln_core::variant::Board;
+use kiln_core::{ByteSize, Digest, Reference, VariantName};
+use kiln_guest::message::ExecRequest;
+use kiln_guest::quiesce::Quiesce;
+use kiln_store::{CloneChoice, IngestFrom, Staging, StoreError};
+use kiln_sys::clock;
+use kiln_sys::lock::Share;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Time the hooks before a capture and the writing of the guest's file systems may take.
+const QUIESCE_WITHIN: Duration = Duration::from_secs(120);
+/// Time a warm-up command may take.
+const WARM_UP_WITHIN: Duration = Duration::from_secs(600);
+/// Bytes of a warm-up command's output that are kept.
+const WARM_UP_OUTPUT_MAX: usize = 16 << 10;
+/// Free memory file space that a machine to be captured needs beside its memory, in bytes.
+const CAPTURE_SPACE: u64 = 64 << 20;
+
+/// What is to be captured.
+#[derive(Debug, Clone)]
+pub struct SnapshotRequest {
+    /// The revision, by reference; a variant's shape counts.
+    pub reference: Reference,
+    /// For how long the snapshot stays.
+    pub keep: SnapshotKeep,
+    /// Its name.
+    pub name: Option<VariantName>,
+    /// Memory, where not as the template says.
+    pub memory: Option<ByteSize>,
+    /// Processors, where not as the template says.
+    pub vcpus: Option<u32>,
+    /// The board, where not as the template says.
+    pub board: Option<Board>,
+    /// The accelerator: `auto`, `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Commands that are run in the ready guest, one after the other, before it is captured.
+    pub warm_up: Vec<Vec<String>>,
+    /// Whether the guest drops clean caches before the capture: a smaller snapshot, and slower first reads.
+    pub drop_caches: bool,
+}
+
+impl SnapshotRequest {
+    /// Asks for what a build makes: a snapshot of the template's own shape that stays as long as its revision.
+    pub fn of_revision(revision: Digest) -> Self {
+        Self {
+            reference: Reference::of_digest(revision),
+            keep: SnapshotKeep::Revision,
+            name: None,
+            memory: None,
+            vcpus: None,
+            board: None,
+            accelerator: "auto".to_owned(),
+            warm_up: Vec::new(),
+            drop_caches: false,
+        }
+    }
+}
+
+/// A snapshot that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotReport {
+    /// Its id.
+    pub id: Digest,
+    /// Milliseconds from the start of the machine until it was ready.
+    pub ready_after_ms: u64,
+    /// How long the guest stood still for the capture, in microseconds.
+    pub paused_us: u64,
+    /// How long writing the guest's file systems and its hooks took, in milliseconds.
+    pub quiesce_ms: u64,
+    /// How long it took from the capture until the snapshot was published, in milliseconds.
+    pub publish_ms: u64,
+    /// What its memory takes up on disk.
+    pub memory: ByteSize,
+    /// What the state of its devices takes up.
+    pub state: ByteSize,
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Engine {
+    /// Boots a machine from a revision, waits until it is ready, and captures it.
+    ///
+    /// # Errors
+    /// As those of making and starting a machine, with the console's and the probe's last words; [`EngineError::NotCaptured`]. The
+    /// revision is as it was then, and the machine is gone.
+    pub fn snapshot_template(
+        &self,
+        request: &SnapshotRequest,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<SnapshotReport> {
+        let create = CreateRequest {
+            reference: request.reference.clone(),
+            name: None,
+            vcpus: request.vcpus,
+            memory: request.memory,
+            network: Network::None,
+            accelerator: request.accelerator.clone(),
+            board: request.board,
+            disk: None,
+            clone: self.raw_clone(&request.reference)?,
+            restore: RestoreChoice::Never,
+            identity: IdentityPolicy::Skip,
+            capturable: true,
+            remove_on_exit: true,
+            ttl: None,
+            restart: RestartPolicy::default(),
+        };
+        let created = self.create(&create, reporter)?;
+        let record = created.entry.record.clone();
+        self.store.need_space(record.shape.memory.bytes().saturating_add(CAPTURE_SPACE))?;
+        let mut started = self.start_created(created, Ownership::Owned, reporter)?;
+        let begun = Instant::now();
+        let name = record.name.as_str();
+        self.warm_up(name, &request.warm_up, reporter)?;
+        let quiesce_begun = Instant::now();
+        self.quiesce(name, request.drop_caches)?;
+        let quiesce_ms = millis(quiesce_begun);
+        let staging = self.store.stage("capturing a machine")?;
+        self.cancel.check()?;
+        let paused_us = ask_capture(&self.store.machine_dir(&record.id), name, staging.path())?;
+        let captured = Instant::now();
+        started.wait_end(self)?;
+        let mut waiting = waiting(reporter);
+        let _store = self.store.lock(Share::Shared, "taking in a snapshot", &self.cancel, &mut waiting)?;
+        let manifest = self.take_in_captured(&record, &staging)?;
+        let made = SnapshotRecord {
+            version: SNAPSHOT_RECORD_VERSION,
+            created_unix_ms: clock::now_unix_ms(),
+            keep: request.keep,
+            name: request.name.clone(),
+            machine: None,
+            paused_us,
+            elapsed_ms: millis(begun),
+        };
+        let id = self.store.commit_snapshot(&manifest, &made)?;
+        let on_disk = |file: Option<SnapshotFile>| {
+            file.map(|file| kiln_sys::copy::allocated_bytes(&self.store.artifact_path(&file.digest)))
+                .transpose()
+                .map(|bytes| ByteSize::from_bytes(bytes.unwrap_or(0)))
+        };
+        let memory = manifest.memory.as_ref();
+        Ok(SnapshotReport {
+            id,
+            ready_after_ms: started.ready_after_ms,
+            paused_us,
+            quiesce_ms,
+            publish_ms: millis(captured),
+            memory: on_disk(memory.and_then(|memory| memory.ram))?,
+            state: on_disk(memory.map(|memory| memory.state))?,
+        })
+    }
+
+    /// Returns how the disk of a machine is made that is to become an artifact: raw, shared where the file system can.
+    fn raw_clone(&self, reference: &Reference) -> EngineResult<CloneChoice> {
+        let revision = self.store.resolve(reference)?;
+        let staging = self.store.stage("looking at the file system")?;
+        let rootfs = revision.manifest.artifact(&kiln_core::ArtifactRole::rootfs());
+        let Some(rootfs) = rootfs else { return Ok(CloneChoice::Auto) };
+        let request = kiln_store::CloneRequest {
+            digest: rootfs.digest,
+            size: rootfs.size,
+            dir: staging.path(),
+            stem: "probe",
+            choice: CloneChoice::Exactly(CloneMethod::Reflink),
+        };
+        match self.store.clone_artifact(&request, &self.cancel) {
+            Ok(_) => Ok(CloneChoice::Exactly(CloneMethod::Reflink)),
+            Err(StoreError::CloneUnsupported { .. }) => Ok(CloneChoice::Exactly(CloneMethod::Copy)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn warm_up(&self, name: &str, commands: &[Vec<String>], reporter: &dyn Reporter) -> EngineResult<()> {
+        for command in commands {
+            let words = kiln_core::text::clip(&command.join(" "));
+            reporter.progress(Progress::Note { text: format!("warm-up: {words}") });
+            let session = self.session(name)?;
+            let outcome = session
+                .exec(ExecRequest::new(command.iter().cloned()))?
+                .collect(WARM_UP_OUTPUT_MAX, Instant::now() + WARM_UP_WITHIN)?;
+            if !outcome.status.success() {
+                let said = if outcome.stderr.is_empty() { outcome.stdout } else { outcome.stderr };
+                let said = kiln_core::text::tail(&String::from_utf8_lossy(&said), 400);
+                let code = outcome.status.code.map_or("a signal".to_owned(), |code| format!("code {code}"));
+                let reason = format!("warm-up command `{words}` ended with {code}: {}", said.trim());
+                return Err(EngineError::NotCaptured { name: name.to_owned(), reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the guest ready to be captured. The session ends here: none is part of the snapshot.
+    fn quiesce(&self, name: &str, drop_caches: bool) -> EngineResult<()> {
+        let session = self.session(name)?;
+        session.quiesce(Quiesce { drop_caches, ..Quiesce::default() }, Instant::now() + QUIESCE_WITHIN)?;
+        Ok(())
+    }
+
+    /// Takes the files of a captured machine into the store.
+    fn take_in_captured(&self, record: &MachineRecord, staging: &Staging) -> EngineResult<SnapshotManifest> {
+        let file = |name: &str| staging.path().join(name);
+        let disk = Path::new(DISK_STEM).with_extension(CloneMethod::Copy.extension());
+        let disk = staging.path().join(disk);
+        let data = record.shape.data_disk.map(|_| file(DATA_DISK_FILE));
+        let files = SpecFiles::of_raw(record, disk.clone(), data.clone())?
+            .restored(file(MEMORY_FILE), file(STATE_FILE));
+        let compatibility = self.compatibility(record, files)?;
+        let ingest = |path: &Path| -> EngineResult<SnapshotFile> {
+            let taken = self.store.ingest(path, IngestFrom::Staging, staging, &self.cancel)?;
+            Ok(SnapshotFile { digest: taken.digest, size: taken.size })
+        };
+        Ok(SnapshotManifest {
+            version: SNAPSHOT_VERSION,
+            subject: record.revision,
+            arch: record.arch,
+            variant: record.variant.clone(),
+            machine: record.shape.clone(),
+            boot_args: record.boot_args.clone(),
+            disk: ingest(&disk)?,
+            data_disk: data.as_deref().map(ingest).transpose()?,
+            memory: Some(SnapshotMemory {
+                ram: Some(ingest(&file(MEMORY_FILE))?),
+                state: ingest(&file(STATE_FILE))?,
+                compatibility,
+            }),
+        })
+    }
+}

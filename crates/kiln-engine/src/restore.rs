@@ -1,0 +1,220 @@
+//! Beginning machines as snapshots: which one fits, and why none does.
+
+use crate::create::CreateRequest;
+use crate::progress::{Progress, Reporter};
+use crate::spec::SpecFiles;
+use crate::{Engine, EngineError, EngineResult};
+use kiln_core::machine::MachineRecord;
+use kiln_core::snapshot::{Compatibility, SnapshotFile, SnapshotManifest, SnapshotMemory};
+use kiln_core::text::chain;
+use kiln_core::{ByteSize, Digest};
+use kiln_guest::limits::PROTOCOL_VERSION;
+use kiln_store::{CloneChoice, CloneRequest, Snapshot, StoreError};
+use kiln_sys::fs;
+use kiln_vmm::{MachineFingerprint, Vmm as _};
+use std::path::Path;
+
+/// Whether a new machine begins as a snapshot of its revision.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RestoreChoice {
+    /// As the best one that fits, else by a boot.
+    #[default]
+    Auto,
+    /// By a boot.
+    Never,
+    /// As one that fits, or not at all.
+    Require,
+    /// As this one, or not at all.
+    Exactly(Digest),
+}
+
+/// Two rates of one clock differ by less than a part in this many.
+const TSC_PARTS: u64 = 1000;
+/// The fact that holds the clock's rate.
+const TSC_FACT: &str = "tsc_khz";
+
+impl Engine {
+    /// Returns the snapshot that a machine begins as, if it begins as one. `disk` is the length of its root disk, where one was
+    /// asked for.
+    pub(crate) fn choose_snapshot(
+        &self,
+        request: &CreateRequest,
+        record: &MachineRecord,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Option<Snapshot>> {
+        let candidates = match &request.restore {
+            RestoreChoice::Never => return Ok(None),
+            RestoreChoice::Exactly(id) => vec![self.store.snapshot(id)?],
+            RestoreChoice::Auto | RestoreChoice::Require => self.store.snapshots_of(&record.revision)?,
+        };
+        let mut first_reason = None;
+        for snapshot in candidates.into_iter().filter(|snapshot| snapshot.manifest.memory.is_some()) {
+            match self.fits(record, &snapshot, request.disk, reporter) {
+                Ok(()) => return Ok(Some(snapshot)),
+                Err(reason) => {
+                    first_reason.get_or_insert_with(|| format!("snapshot {}: {reason}", snapshot.label()));
+                }
+            }
+        }
+        if request.restore == RestoreChoice::Auto {
+            if let Some(reason) = first_reason {
+                reporter.progress(Progress::Note { text: format!("it boots, not restored: {reason}") });
+            }
+            return Ok(None);
+        }
+        let reason = first_reason.unwrap_or_else(|| "there is no snapshot with memory".to_owned());
+        Err(EngineError::NotRestorable { reference: record.reference.clone(), reason })
+    }
+
+    /// Finds out whether a machine can begin as a snapshot; the error says why not.
+    fn fits(
+        &self,
+        record: &MachineRecord,
+        snapshot: &Snapshot,
+        disk: Option<ByteSize>,
+        reporter: &dyn Reporter,
+    ) -> Result<(), String> {
+        let manifest = &snapshot.manifest;
+        let Some(memory) = &manifest.memory else { return Err("it has no memory".to_owned()) };
+        let differs = |name: &str, there: String, here: String| {
+            (there != here).then(|| format!("{name} is {there} in the snapshot and {here} here"))
+        };
+        // What tells the most comes first.
+        let different = differs("revision", manifest.subject.short(), record.revision.short())
+            .or_else(|| differs("boot_args", manifest.boot_args.join(" "), record.boot_args.join(" ")))
+            .or_else(|| {
+                let disk = disk.unwrap_or(manifest.disk.size);
+                differs("disk", manifest.disk.size.to_string(), disk.to_string())
+            });
+        if let Some(reason) = different {
+            return Err(reason);
+        }
+        if (record.shape.vcpus, record.shape.memory) != (manifest.machine.vcpus, manifest.machine.memory)
+            || record.shape.data_disk != manifest.machine.data_disk
+        {
+            let there = &manifest.machine;
+            let data = |disk: Option<ByteSize>| disk.map_or("none".to_owned(), |disk| disk.to_string());
+            let reason = differs("vcpus", there.vcpus.to_string(), record.shape.vcpus.to_string())
+                .or_else(|| differs("memory", there.memory.to_string(), record.shape.memory.to_string()))
+                .or_else(|| differs("data_disk", data(there.data_disk), data(record.shape.data_disk)));
+            return Err(reason.unwrap_or_default());
+        }
+        let Some(ram) = memory.ram else { return Err("its memory is a part of its state".to_owned()) };
+        for file in manifest.files() {
+            let mut reading = |why: &StoreError| reporter.progress(Progress::Note { text: why.to_string() });
+            self.store
+                .ensure_artifact(&file.digest, file.size, &self.cancel, &mut reading)
+                .map_err(|error| chain(&error))?;
+        }
+        let path = |file: &SnapshotFile| self.store.artifact_path(&file.digest);
+        let files = SpecFiles::of_raw(record, path(&manifest.disk), manifest.data_disk.as_ref().map(path))
+            .map_err(|error| chain(&error))?
+            .restored(path(&ram), path(&memory.state));
+        let mut here = self.compatibility(record, files).map_err(|error| chain(&error))?;
+        same_clock(memory, &mut here);
+        memory.compatibility.first_difference(&here).map_or(Ok(()), |difference| Err(difference.to_string()))
+    }
+
+    /// Returns what must be the same wherever a machine with these files is restored.
+    pub(crate) fn compatibility(
+        &self,
+        record: &MachineRecord,
+        files: SpecFiles,
+    ) -> EngineResult<Compatibility> {
+        let (vmm, caps) = self.qemu(record.arch)?;
+        let memory = files.memory.clone();
+        if let kiln_vmm::MemoryBacking::Private { file } = &memory
+            && !caps.capture.is_some_and(|capture| capture.reads_memory_only)
+        {
+            // This monitor opens the file for writing, though it maps it privately.
+            let protection = kiln_sys::protect::look(file)?.protection;
+            if protection.verity || !fs::may_write(file)? {
+                let reason = format!(
+                    "{} {} opens the memory file for writing, and that is not allowed here",
+                    vmm.name(),
+                    caps.version
+                );
+                return Err(crate::spec::bad(record, reason));
+            }
+        }
+        let checked = vmm
+            .check(&self.machine_spec(record, files)?, &caps)
+            .map_err(|error| crate::spec::bad(record, chain(&error)))?;
+        Ok(facts(&vmm.fingerprint(&checked, &caps)))
+    }
+
+    /// Makes the disks of a machine that begins as a snapshot.
+    pub(crate) fn clone_snapshot(
+        &self,
+        manifest: &SnapshotManifest,
+        dir: &Path,
+        choice: CloneChoice,
+    ) -> EngineResult<kiln_core::machine::CloneRecord> {
+        use crate::create::{DATA_DISK_FILE, DISK_STEM};
+        if let Some(data) = &manifest.data_disk {
+            let dest = dir.join(DATA_DISK_FILE);
+            let copy = kiln_store::CopyOut {
+                digest: data.digest,
+                size: data.size,
+                dest: &dest,
+                mode: 0o600,
+                choice: CloneChoice::Auto,
+            };
+            self.store.copy_out(&copy, &self.cancel)?;
+        }
+        let SnapshotFile { digest, size } = manifest.disk;
+        let clone = CloneRequest { digest, size, dir, stem: DISK_STEM, choice };
+        Ok(self.store.clone_artifact(&clone, &self.cancel)?)
+    }
+}
+
+/// Takes two measurements of one clock for the same.
+fn same_clock(memory: &SnapshotMemory, here: &mut Compatibility) {
+    let rate = |facts: &Compatibility| facts.get(TSC_FACT)?.parse::<u64>().ok();
+    if let (Some(there), Some(now)) = (rate(&memory.compatibility), rate(here))
+        && there.abs_diff(now) <= there / TSC_PARTS
+    {
+        here.insert(TSC_FACT, there);
+    }
+}
+
+/// Returns a machine's description as facts, in the order in which differences are told.
+fn facts(machine: &MachineFingerprint) -> Compatibility {
+    // Taken apart, so that a new field cannot be forgotten.
+    let MachineFingerprint {
+        vmm,
+        vmm_version,
+        board,
+        machine_type,
+        cpu,
+        host_cpu,
+        accelerator,
+        vcpus,
+        memory_bytes,
+        devices,
+        tsc_khz,
+        unknown,
+    } = machine;
+    let mut facts = Compatibility::default();
+    facts.insert("vmm", vmm);
+    facts.insert("vmm_version", vmm_version);
+    facts.insert("accelerator", accelerator);
+    facts.insert("board", board.as_str());
+    facts.insert("machine_type", machine_type);
+    facts.insert("cpu", cpu);
+    if let Some(host_cpu) = host_cpu {
+        facts.insert("host_cpu", host_cpu);
+    }
+    facts.insert("vcpus", vcpus);
+    facts.insert("memory_bytes", memory_bytes);
+    for (at, device) in devices.iter().enumerate() {
+        facts.insert(&format!("device.{at}"), device);
+    }
+    // A clock of an unknown rate may run at any.
+    facts.insert(TSC_FACT, tsc_khz.map_or_else(|| "unknown".to_owned(), |khz| khz.to_string()));
+    for (name, value) in unknown {
+        facts.insert(name, value);
+    }
+    facts.insert("agent_protocol", PROTOCOL_VERSION);
+    facts
+}

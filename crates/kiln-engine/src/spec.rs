@@ -1,0 +1,102 @@
+//! Machine records as what a machine monitor is asked for.
+
+use crate::create::{DATA_DISK_FILE, DISK_STEM};
+use crate::{Engine, EngineError, EngineResult};
+use kiln_core::machine::{CloneMethod, CloneRecord, MachineRecord};
+use kiln_core::text::chain;
+use kiln_guest::transport;
+use kiln_vmm::{
+    AcceleratorChoice, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, MachineSpec, MemoryBacking,
+    RestoreState,
+};
+use std::path::{Path, PathBuf};
+
+/// The memory of a machine that can be captured, in its directory.
+pub(crate) const MEMORY_FILE: &str = "memory";
+
+/// The files that a machine is made of, beside kernel and initramfs.
+#[derive(Debug, Clone)]
+pub(crate) struct SpecFiles {
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) memory: MemoryBacking,
+    pub(crate) restore: Option<RestoreState>,
+}
+
+/// Returns the machine's hardware address: the same at every start.
+pub(crate) fn mac_of(record: &MachineRecord) -> Mac {
+    let mut mac = [0; 3];
+    mac.copy_from_slice(&kiln_core::Digest::of(record.id.as_str().as_bytes()).as_bytes()[..3]);
+    Mac::local(mac)
+}
+
+impl SpecFiles {
+    /// Returns the files of a machine that boots.
+    pub(crate) fn of_boot(engine: &Engine, record: &MachineRecord, dir: &Path) -> EngineResult<Self> {
+        let CloneRecord { artifact, method, .. } = &record.clone;
+        let path = dir.join(DISK_STEM).with_extension(method.extension());
+        let format = match method {
+            CloneMethod::Overlay => DiskFormat::Qcow2Over { backing: engine.store.artifact_path(artifact) },
+            _ => DiskFormat::Raw,
+        };
+        let root = disk(path, format, "root");
+        let data = record.shape.data_disk.map(|_| disk(dir.join(DATA_DISK_FILE), DiskFormat::Raw, "data"));
+        let disks = std::iter::once(root).chain(data).collect::<Result<_, _>>();
+        let memory = if record.capturable {
+            MemoryBacking::Shared { file: dir.join(MEMORY_FILE) }
+        } else {
+            MemoryBacking::Anonymous
+        };
+        Ok(Self { disks: disks.map_err(|error| bad(record, chain(&error)))?, memory, restore: None })
+    }
+
+    /// Returns the same with the memory and state of a captured machine.
+    pub(crate) fn restored(self, ram: PathBuf, state: PathBuf) -> Self {
+        Self {
+            memory: MemoryBacking::Private { file: ram },
+            restore: Some(RestoreState { state_file: state }),
+            ..self
+        }
+    }
+
+    /// Returns raw disks at these paths.
+    pub(crate) fn of_raw(record: &MachineRecord, root: PathBuf, data: Option<PathBuf>) -> EngineResult<Self> {
+        let root = disk(root, DiskFormat::Raw, "root");
+        let data = data.map(|path| disk(path, DiskFormat::Raw, "data"));
+        let disks = std::iter::once(root).chain(data).collect::<Result<_, _>>();
+        let disks = disks.map_err(|error| bad(record, chain(&error)))?;
+        Ok(Self { disks, memory: MemoryBacking::Anonymous, restore: None })
+    }
+}
+
+fn disk(path: PathBuf, format: DiskFormat, serial: &str) -> Result<Disk, InvalidSerial> {
+    Ok(Disk { path, format, read_only: false, serial: serial.parse()? })
+}
+
+pub(crate) fn bad(record: &MachineRecord, reason: String) -> EngineError {
+    EngineError::SupervisorRefused { name: record.name.to_string(), reason }
+}
+
+impl Engine {
+    /// Returns what a machine monitor is asked for to make this machine of these files.
+    pub(crate) fn machine_spec(&self, record: &MachineRecord, files: SpecFiles) -> EngineResult<MachineSpec> {
+        let accelerator: AcceleratorChoice =
+            record.accelerator.parse().map_err(|error| bad(record, chain(&error)))?;
+        let channel: ChannelName =
+            transport::AGENT_PORT_NAME.parse().map_err(|error| bad(record, chain(&error)))?;
+        Ok(MachineSpec {
+            shape: record.shape.clone(),
+            arch: record.arch,
+            kernel: self.store.artifact_path(&record.kernel),
+            kernel_format: record.kernel_format,
+            initrd: record.initrd.map(|digest| self.store.artifact_path(&digest)),
+            boot_args: record.boot_args.clone(),
+            disks: files.disks,
+            network: record.network.clone(),
+            mac: mac_of(record),
+            accelerator,
+            channel,
+            memory: files.memory,
+            restore: files.restore,
+        })
+    }
+}
