@@ -280,6 +280,9 @@ impl Host<'_> {
     }
 }
 
+/// Counts what is asked of a machine monitor: what was learnt by fewer questions is asked for again.
+const CAPABILITIES_ASKED: u32 = 2;
+
 /// Returns the name of QEMU's program for an architecture.
 pub(crate) fn program_of(arch: kiln_core::Arch) -> &'static str {
     match arch {
@@ -318,7 +321,7 @@ impl Engine {
             [meta.dev(), meta.ino(), meta.size()],
             [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()],
             crate::kvm_cache::host_key().hex(),
-            env!("CARGO_PKG_VERSION"),
+            (env!("CARGO_PKG_VERSION"), CAPABILITIES_ASKED),
         );
         #[expect(clippy::unwrap_used, reason = "plain data always serializes")]
         let key = kiln_core::Digest::of(&serde_json::to_vec(&facts).unwrap());
