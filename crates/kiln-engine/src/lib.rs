@@ -19,6 +19,7 @@ pub mod machines;
 pub mod pause;
 pub mod progress;
 pub mod ready;
+pub mod snapshots;
 pub mod start;
 pub mod supervisor;
 pub mod templates;
