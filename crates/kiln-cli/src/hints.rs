@@ -171,7 +171,7 @@ fn store(error: &StoreError) -> Vec<String> {
             one(format!("kiln rm -f {} removes what continues it", machines.join(" ")))
         }
         StoreError::HasSnapshots { snapshots, .. } => {
-            one(format!("kiln snapshot rm {}, or leave the revision there", snapshots.join(" ")))
+            one(format!("kiln snapshot rm {}; kiln untag takes only a tag away", snapshots.join(" ")))
         }
         StoreError::NotFound { kind: "snapshot", similar, .. } => match similar.first() {
             Some(similar) => one(format!("did you mean `{similar}`? kiln snapshot ls lists all")),

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 #[command(after_help = "\
 APPARENT is the length of the artifacts of a template's revisions, ALLOCATED what they take up,
 SHARED what of it other templates or snapshots have too, EXCLUSIVE what would be free without the
-template. The same of the snapshots of a revision: they are not part of the template's numbers.
+template. Snapshots are counted beside the templates, those of each revision together.
 SHARED of a machine is what the file system says other files have too. A revision counts as long
 as it is in the store, tagged or once tagged.")]
 pub(crate) struct DfArgs {

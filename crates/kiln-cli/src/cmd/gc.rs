@@ -14,9 +14,9 @@ use std::process::ExitCode;
 #[command(after_help = "\
 Kept is what a tag points to, what it pointed to before (--keep-last), what a machine, a lease, a
 clone or a snapshot that somebody made uses, and what a running command is about to use. A build's
-snapshots go with their revision, a fork's with the last machine that continues it. The rest goes to the trash at once, and
-is deleted from there when it has been there for --grace; until then its files can be taken back
-by hand.
+snapshots go with their revision, a fork's with the last machine that continues it. The rest goes
+to the trash at once, and is deleted from there when it has been there for --grace; until then its
+files can be taken back by hand.
 
 Examples:
   kiln gc --dry-run

@@ -5,6 +5,7 @@ use crate::error::CliResult;
 use crate::output;
 use clap::Args;
 use kiln_core::{Digest, Reference};
+use kiln_store::Root;
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -34,34 +35,54 @@ struct Line {
     kept_by: Vec<String>,
 }
 
+/// A line, and what it says to people.
+struct Found {
+    line: Line,
+    what: String,
+    /// What keeps it.
+    told: Vec<String>,
+}
+
 pub(crate) fn run(context: &Context, args: &WhyArgs) -> CliResult {
     let found = context.engine.why(&args.reference)?;
-    let lines: Vec<(String, Line)> = found
+    let found: Vec<Found> = found
         .into_iter()
         .map(|reasons| {
+            let name = reasons.snapshot.as_ref().map(|(_, name)| name.clone());
+            let revision = format!("revision {}", reasons.revision.short());
+            let of = match &name {
+                Some(name) => format!("snapshot {name} of {revision}"),
+                None => revision,
+            };
+            let what = match &reasons.role {
+                Some(role) => format!("{role} of {of}"),
+                None => of,
+            };
+            let told = |root: &Root| match root {
+                Root::Snapshot { name: own } if Some(own) == name.as_ref() => {
+                    "whoever made it, until kiln snapshot rm".to_owned()
+                }
+                root => root.to_string(),
+            };
+            let told = reasons.roots.iter().map(told).collect();
             let line = Line {
                 revision: reasons.revision,
-                snapshot: reasons.snapshot.as_ref().map(|(id, _)| *id),
-                kept_by: reasons.roots.iter().map(ToString::to_string).collect(),
+                snapshot: reasons.snapshot.map(|(id, _)| id),
                 role: reasons.role,
+                kept_by: reasons.roots.iter().map(ToString::to_string).collect(),
             };
-            let of = match &reasons.snapshot {
-                Some((_, name)) => format!("snapshot {name} of revision {}", line.revision.short()),
-                None => format!("revision {}", line.revision.short()),
-            };
-            let what = line.role.as_ref().map_or_else(|| of.clone(), |role| format!("{role} of {of}"));
-            (what, line)
+            Found { line, what, told }
         })
         .collect();
     if args.json {
-        output::json_list(lines.into_iter().map(|(_, line)| line));
+        output::json_list(found.into_iter().map(|found| found.line));
         return Ok(ExitCode::SUCCESS);
     }
-    for (what, line) in &lines {
-        if line.kept_by.is_empty() {
+    for Found { what, told, .. } in &found {
+        if told.is_empty() {
             output::line(&format!("{what}: nothing keeps it"));
         }
-        for root in &line.kept_by {
+        for root in told {
             output::line(&format!("{what} <- {root}"));
         }
     }
