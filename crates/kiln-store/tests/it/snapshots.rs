@@ -59,6 +59,13 @@ fn snapshot(fixture: &Fixture, subject: Digest, content: &str, keep: SnapshotKee
     fixture.store.commit_snapshot(&manifest, &record(keep, Some(content))).unwrap()
 }
 
+/// Publishes a snapshot of a revision and removes it.
+pub(crate) fn publish_and_remove(fixture: &Fixture, revision: Digest) {
+    let id = snapshot(fixture, revision, "one", SnapshotKeep::Always);
+    let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+    fixture.store.remove_snapshot(&id, &alone).unwrap();
+}
+
 fn collect(fixture: &Fixture) -> Collection {
     let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
     let plan = fixture.store.plan_collection(&CollectPolicy { keep_last: 1, ..Default::default() }).unwrap();
