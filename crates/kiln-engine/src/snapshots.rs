@@ -85,7 +85,7 @@ impl Engine {
         let of = of.map(|reference| self.store.resolve(reference)).transpose()?.map(|revision| revision.id);
         let mut found = self.store.snapshots()?;
         if let Some(of) = of {
-            found.retain(|(_, snapshot)| snapshot.as_ref().is_ok_and(|of_it| of_it.manifest.subject == of));
+            found.retain(|(_, snapshot)| snapshot.as_ref().is_ok_and(|known| known.manifest.subject == of));
         }
         self.entries(found)
     }
@@ -186,8 +186,8 @@ impl Engine {
                 SnapshotKeep::Always => roots.push(Root::Snapshot { name: snapshot.label() }),
                 SnapshotKeep::Machines => {}
                 _ => {
-                    let of_it = of_revisions.iter().filter(|(_, id)| *id == snapshot.manifest.subject);
-                    roots.extend(of_it.map(|(root, _)| root.clone()));
+                    let roots_of_it = of_revisions.iter().filter(|(_, id)| *id == snapshot.manifest.subject);
+                    roots.extend(roots_of_it.map(|(root, _)| root.clone()));
                 }
             }
             for name in self.store.machines_from(&snapshot.id)? {

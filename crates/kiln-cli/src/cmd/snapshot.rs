@@ -51,6 +51,8 @@ pub(super) struct Brief {
     name: Option<String>,
     vmm: Option<String>,
     vmm_version: Option<String>,
+    /// None for a snapshot of the disks only.
+    memory_bytes: Option<u64>,
     created_unix_ms: Option<u64>,
     keep: &'static str,
 }
@@ -65,6 +67,7 @@ impl Brief {
             name: record.and_then(|record| Some(record.name.as_ref()?.to_string())),
             vmm: fact("vmm"),
             vmm_version: fact("vmm_version").or_else(|| fact("vmm.version")),
+            memory_bytes: facts.map(|_| snapshot.manifest.machine.memory.bytes()),
             created_unix_ms: record.map(|record| record.created_unix_ms),
             keep: snapshot.keep().as_str(),
         }
@@ -74,7 +77,7 @@ impl Brief {
     pub(super) fn line(&self) -> String {
         let mut words: Vec<String> = self.name.iter().cloned().collect();
         words.push(self.snapshot.short());
-        words.push(if self.vmm.is_some() { self.vmm() } else { "disk only".to_owned() });
+        words.push(if self.memory_bytes.is_some() { self.vmm() } else { "disk only".to_owned() });
         words.extend(self.created_unix_ms.map(output::ago));
         words.join(", ")
     }

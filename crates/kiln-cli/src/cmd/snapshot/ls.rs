@@ -79,7 +79,7 @@ fn line(entry: SnapshotEntry) -> Line {
     let (apparent, allocated) = (entry.apparent().bytes(), entry.allocated().bytes());
     let snapshot = entry.content.map_err(|error| error::tell(&error.into())).ok();
     let content = snapshot.map(|snapshot| {
-        let Brief { name, vmm, vmm_version, created_unix_ms, keep, .. } = Brief::of(&snapshot);
+        let Brief { name, vmm, vmm_version, memory_bytes, created_unix_ms, keep, .. } = Brief::of(&snapshot);
         let manifest = snapshot.manifest;
         Content {
             name,
@@ -88,7 +88,7 @@ fn line(entry: SnapshotEntry) -> Line {
             variant: manifest.variant.map(|variant| variant.to_string()),
             vmm,
             vmm_version,
-            memory_bytes: manifest.memory.map(|_| manifest.machine.memory.bytes()),
+            memory_bytes,
             apparent_bytes: apparent,
             allocated_bytes: allocated,
             created_unix_ms,
