@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Ls(cmd::ls::LsArgs),
     /// Show a template, revision or machine
     Show(cmd::show::ShowArgs),
+    /// List, show or remove snapshots of machines
+    Snapshot(cmd::snapshot::SnapshotArgs),
     /// Compare two revisions
     Diff(cmd::diff::DiffArgs),
     /// Give a revision another name

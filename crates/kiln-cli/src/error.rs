@@ -36,24 +36,33 @@ pub(crate) enum CliError {
         all: usize,
     },
     /// A verification found what is not whole.
-    #[error("{}", not_whole(*artifacts, *revisions))]
+    #[error("{}", not_whole(*artifacts, *revisions, *snapshots))]
     Verify {
         /// Artifacts that are damaged or missing.
         artifacts: usize,
+        /// Those of them that only snapshots have.
+        captured: usize,
         /// Revisions that cannot be read.
         revisions: usize,
+        /// Snapshots that cannot be read.
+        snapshots: usize,
+        /// Snapshots that cannot be used any more, by name or the beginning of their ids.
+        lost: Vec<String>,
         /// Whether a repair was tried.
         repaired: bool,
     },
 }
 
-fn not_whole(artifacts: usize, revisions: usize) -> String {
-    let (kind, are) = match (artifacts, revisions) {
-        (bad, 0) => (count(bad, "artifact"), bad != 1),
-        (0, bad) => (count(bad, "revision"), bad != 1),
-        _ => (format!("{} and {}", count(artifacts, "artifact"), count(revisions, "revision")), true),
+fn not_whole(artifacts: usize, revisions: usize, snapshots: usize) -> String {
+    let all = [(artifacts, "artifact"), (revisions, "revision"), (snapshots, "snapshot")];
+    let bad: Vec<String> =
+        all.iter().filter(|(bad, _)| *bad > 0).map(|(bad, kind)| count(*bad, kind)).collect();
+    let are = if artifacts + revisions + snapshots == 1 { "is" } else { "are" };
+    let text = match bad.as_slice() {
+        [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
+        bad => bad.concat(),
     };
-    format!("{kind} {} not whole", if are { "are" } else { "is" })
+    format!("{text} {are} not whole")
 }
 
 impl CliError {

@@ -16,6 +16,9 @@ pub(crate) fn details(error: &CliError) -> Vec<String> {
         CliError::Engine(EngineError::Store(StoreError::Ambiguous { candidates, .. })) => {
             candidates.iter().map(ToString::to_string).collect()
         }
+        CliError::Engine(EngineError::Store(StoreError::AmbiguousSnapshot { candidates, .. })) => {
+            candidates.iter().map(ToString::to_string).collect()
+        }
         CliError::Engine(EngineError::Registry { problems, .. }) => {
             problems.iter().map(|problem| format!("{}: {}", problem.name, problem.reason)).collect()
         }
@@ -27,10 +30,18 @@ pub(crate) fn details(error: &CliError) -> Vec<String> {
 pub(crate) fn hints(error: &CliError) -> Vec<String> {
     match error {
         CliError::Engine(error) => engine(error),
-        CliError::Verify { repaired: false, artifacts: 1.., .. } => {
-            one("kiln verify --all --repair builds them again")
+        CliError::Verify { repaired, artifacts, captured, revisions, lost, .. } => {
+            let mut hints = Vec::new();
+            if artifacts > captured && !repaired {
+                hints.push("kiln verify --all --repair builds them again".to_owned());
+            } else if artifacts > captured || *revisions > 0 {
+                hints.push("kiln build --force in each recipe's directory makes new revisions".to_owned());
+            }
+            if !lost.is_empty() {
+                hints.push(format!("kiln snapshot rm {}: what they captured is lost", lost.join(" ")));
+            }
+            hints
         }
-        CliError::Verify { .. } => one("kiln build --force in each recipe's directory makes new revisions"),
         CliError::Usage(_) => vec!["kiln --help".to_owned()],
         _ => Vec::new(),
     }
@@ -109,6 +120,9 @@ fn space() -> Vec<String> {
     one("kiln rm what is not needed, or set KILN_HOME to a larger file system; kiln doctor shows the space")
 }
 
+/// The digits of an id that listings show.
+const SHORT_DIGITS: usize = 12;
+
 /// What to try where a file is not what it should be.
 const VERIFY: &str = "kiln verify --all --repair says what is damaged and bakes it again";
 
@@ -124,6 +138,10 @@ fn way_out(path: &Path) -> Option<String> {
             Some(format!(
                 "kiln untag {template}:{tag} sets it aside; kiln ls -a lists the revisions to tag again"
             ))
+        }
+        ("snapshots", _) => {
+            let id = path.file_name()?.to_str()?.get(..SHORT_DIGITS)?;
+            Some(format!("kiln snapshot rm {id} removes the snapshot"))
         }
         ("leases", _) => Some("remove this file: what it kept can be collected then".to_owned()),
         (id, "machines") => Some(format!("kiln rm -f {id} removes the machine")),
@@ -145,6 +163,20 @@ fn store(error: &StoreError) -> Vec<String> {
         }
         StoreError::NotFound { kind: "artifact" | "index", .. } | StoreError::Unsealed { .. } => one(VERIFY),
         StoreError::Damaged { path, .. } => one(way_out(path).unwrap_or_else(|| VERIFY.to_owned())),
+        StoreError::BadSnapshot { id, .. } => one(format!("kiln snapshot rm {} removes it", id.short())),
+        StoreError::AmbiguousSnapshot { .. } => {
+            one("name it by more digits of its id; kiln snapshot ls lists all")
+        }
+        StoreError::SnapshotInUse { machines, .. } => {
+            one(format!("kiln rm -f {} removes what continues it", machines.join(" ")))
+        }
+        StoreError::HasSnapshots { snapshots, .. } => {
+            one(format!("kiln snapshot rm {}; kiln untag takes only a tag away", snapshots.join(" ")))
+        }
+        StoreError::NotFound { kind: "snapshot", similar, .. } => match similar.first() {
+            Some(similar) => one(format!("did you mean `{similar}`? kiln snapshot ls lists all")),
+            None => one("kiln snapshot ls lists what is there"),
+        },
         StoreError::NotFound { kind: "disk", similar, .. } => match similar.first() {
             Some(similar) => one(format!("did you mean `{similar}`?")),
             None => one("kiln show REF names the disks of a revision"),

@@ -241,8 +241,17 @@ impl SnapshotManifest {
 
     /// Lists the files.
     pub fn files(&self) -> impl Iterator<Item = SnapshotFile> {
-        let memory = self.memory.iter().flat_map(|memory| memory.ram.into_iter().chain([memory.state]));
-        std::iter::once(self.disk).chain(self.data_disk).chain(memory)
+        self.parts().map(|(_, file)| file)
+    }
+
+    /// Lists the files, each with the name of its field: `disk`, `data_disk`, `ram`, `state`.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static str, SnapshotFile)> {
+        let memory = self.memory.iter().flat_map(|memory| {
+            memory.ram.map(|ram| ("ram", ram)).into_iter().chain([("state", memory.state)])
+        });
+        std::iter::once(("disk", self.disk))
+            .chain(self.data_disk.map(|disk| ("data_disk", disk)))
+            .chain(memory)
     }
 }
 
@@ -257,6 +266,17 @@ pub enum SnapshotKeep {
     Always,
     /// For as long as a machine was restored from it: what a fork made.
     Machines,
+}
+
+impl SnapshotKeep {
+    /// Returns the word the record has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Revision => "revision",
+            Self::Always => "always",
+            Self::Machines => "machines",
+        }
+    }
 }
 
 /// How and when a snapshot was made: kept beside it, never part of its identity.

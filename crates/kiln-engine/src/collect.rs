@@ -1,6 +1,7 @@
 //! Freeing space, and saying what takes it up.
 
 use crate::progress::{Reporter, waiting};
+use crate::snapshots::{SnapshotUsage, files_by_revision};
 use crate::{Engine, EngineResult};
 use kiln_core::{ByteSize, Digest, Reference};
 use kiln_store::{CollectPolicy, Collection, Root, StoreError, Summary, TagEntry};
@@ -29,6 +30,9 @@ pub struct Reasons {
     pub revision: Digest,
     /// The role of the artifact that was asked for, where one was.
     pub role: Option<String>,
+    /// The snapshot of the revision that is meant or has that artifact, where it is one: its id, and its name or the
+    /// beginning of that.
+    pub snapshot: Option<(Digest, String)>,
     /// What keeps it; nothing when a collection would remove it.
     pub roots: Vec<Root>,
 }
@@ -38,6 +42,8 @@ pub struct Reasons {
 pub struct Usage {
     /// Each template, by name; last, without a name, revisions without a tag.
     pub templates: Vec<TemplateUsage>,
+    /// The snapshots of each revision, by template and revision.
+    pub snapshots: Vec<SnapshotUsage>,
     /// Machines, by name.
     pub machines: Vec<MachineUsage>,
     /// What artifacts take up in all.
@@ -89,7 +95,7 @@ pub struct TemplateUsage {
     pub apparent: ByteSize,
     /// What they take up.
     pub allocated: ByteSize,
-    /// What of it other templates have too.
+    /// What of it other templates, or snapshots, have too.
     pub shared: ByteSize,
 }
 
@@ -127,14 +133,17 @@ impl Engine {
         Ok(CollectReport { collection, deleted, in_trash: self.store.trash_bytes()? })
     }
 
-    /// Returns the revisions that a reference or the digest of an artifact means, with what keeps each.
+    /// Returns the revisions that a reference means, or that have the artifact or the snapshot whose digest it is, with what
+    /// keeps each.
     pub fn why(&self, wanted: &Reference) -> EngineResult<Vec<Reasons>> {
         let keep_last = CollectPolicy::default().keep_last;
+        let mut of_snapshots = Vec::new();
         let found = match self.store.resolve(wanted) {
             Ok(revision) => vec![(revision.id, None)],
             Err(error @ StoreError::NotFound { kind: "revision", .. }) => {
                 let users = self.users_of(wanted)?;
-                if users.is_empty() {
+                of_snapshots = self.why_snapshots(wanted)?;
+                if users.is_empty() && of_snapshots.is_empty() {
                     return Err(error.into());
                 }
                 users
@@ -148,9 +157,10 @@ impl Engine {
         let reasons = |(revision, role)| Reasons {
             revision,
             role,
+            snapshot: None,
             roots: roots.get(&revision).cloned().unwrap_or_default(),
         };
-        Ok(found.into_iter().map(reasons).collect())
+        Ok(found.into_iter().map(reasons).chain(of_snapshots).collect())
     }
 
     /// Returns the revisions that have the artifact a digest names, with its role.
@@ -184,6 +194,7 @@ impl Engine {
         let below = |name: &str| self.store.root().join(name);
         let mut usage = Usage {
             templates: Vec::new(),
+            snapshots: Vec::new(),
             machines: Vec::new(),
             disks: Vec::new(),
             artifacts: ByteSize::from_bytes(survey.artifacts.iter().map(|of| of.allocated).sum()),
@@ -225,20 +236,32 @@ impl Engine {
             }
         }
         let mut users: HashMap<Digest, usize> = HashMap::new();
-        for digest in artifacts.values().flatten() {
+        let captured = files_by_revision(&survey);
+        for digest in artifacts.values().chain(captured.values().map(|(_, files)| files)).flatten() {
             *users.entry(*digest).or_default() += 1;
         }
-        for (template, ids) in revisions {
-            let own = artifacts.remove(&template).unwrap_or_default();
+        // Apparent, allocated and shared.
+        let sums = |own: &HashSet<Digest>| {
             let sum = |size: &dyn Fn(&Digest) -> u64| ByteSize::from_bytes(own.iter().map(size).sum());
             let size = |digest: &Digest| sizes.get(digest).copied().unwrap_or_default();
-            usage.templates.push(TemplateUsage {
-                template,
-                revisions: ids.len(),
-                apparent: sum(&|digest| size(digest).0),
-                allocated: sum(&|digest| size(digest).1),
-                shared: sum(&|digest| if users.get(digest) > Some(&1) { size(digest).1 } else { 0 }),
-            });
+            [
+                sum(&|digest| size(digest).0),
+                sum(&|digest| size(digest).1),
+                sum(&|digest| if users.get(digest) > Some(&1) { size(digest).1 } else { 0 }),
+            ]
+        };
+        for (revision, (snapshots, files)) in &captured {
+            let template = revisions.iter().find(|(_, ids)| ids.contains(revision));
+            let template = template.and_then(|(name, _)| name.clone());
+            let ([apparent, allocated, shared], snapshots) = (sums(files), *snapshots);
+            let of = SnapshotUsage { revision: *revision, template, snapshots, apparent, allocated, shared };
+            usage.snapshots.push(of);
+        }
+        usage.snapshots.sort_by_key(|of| (of.template.is_none(), of.template.clone(), of.revision));
+        for (template, ids) in revisions {
+            let own = artifacts.remove(&template).unwrap_or_default();
+            let ([apparent, allocated, shared], revisions) = (sums(&own), ids.len());
+            usage.templates.push(TemplateUsage { template, revisions, apparent, allocated, shared });
         }
         // The unnamed come last.
         usage.templates.sort_by_key(|of| (of.template.is_none(), of.template.clone()));

@@ -21,6 +21,8 @@ pub struct VerifyReport {
     pub artifacts: Vec<ArtifactReport>,
     /// Revisions that cannot be read, with the reason.
     pub revisions: Vec<(Digest, String)>,
+    /// Snapshots that cannot be read, with the reason.
+    pub snapshots: Vec<(Digest, String)>,
 }
 
 /// What was found of an artifact.
@@ -28,8 +30,13 @@ pub struct VerifyReport {
 pub struct ArtifactReport {
     /// The artifact.
     pub digest: Digest,
-    /// What has it: `web:latest rootfs`, a revision where no tag names it; none for what nothing refers to.
+    /// What has it: `web:latest rootfs`, a revision where no tag names it, `snapshot warm disk`; none for what nothing
+    /// refers to.
     pub users: Vec<String>,
+    /// The snapshots that have it, by name or the beginning of their ids.
+    pub snapshots: Vec<String>,
+    /// Whether only snapshots have it: nothing builds it again.
+    pub captured_only: bool,
     /// What was found.
     pub verdict: Verdict,
     /// What protects its file, at the end; nothing where there is none.
@@ -57,7 +64,9 @@ pub enum Repair {
 impl VerifyReport {
     /// Whether everything is whole, at the end.
     pub fn is_whole(&self) -> bool {
-        self.revisions.is_empty() && self.artifacts.iter().all(ArtifactReport::is_whole)
+        self.revisions.is_empty()
+            && self.snapshots.is_empty()
+            && self.artifacts.iter().all(ArtifactReport::is_whole)
     }
 }
 
@@ -69,8 +78,9 @@ impl ArtifactReport {
 }
 
 impl Engine {
-    /// Reads and checks the artifacts of one revision, or all there are. Damaged ones are set aside; with `repair`,
-    /// they are built again from the recipe their revision was built from.
+    /// Reads and checks the artifacts of one revision, or all there are, files of snapshots among them. Damaged ones are
+    /// set aside; with `repair`, they are built again from the recipe their revision was built from. What a snapshot
+    /// captured is not made again.
     pub fn verify(
         &self,
         reference: Option<&Reference>,
@@ -80,7 +90,7 @@ impl Engine {
         let mut report = VerifyReport::default();
         let mut waiting = waiting(reporter);
         let store = self.store.lock(Share::Shared, "verifying", &self.cancel, &mut waiting)?;
-        let mut users: BTreeMap<Digest, Vec<(Digest, String)>> = BTreeMap::new();
+        let mut users: BTreeMap<Digest, Vec<String>> = BTreeMap::new();
         let revisions = match reference {
             Some(reference) => vec![self.store.resolve(reference)?.id],
             None => self.store.revision_ids()?,
@@ -97,7 +107,7 @@ impl Engine {
                 Ok(revision) => {
                     let name = names.get(&id).cloned().unwrap_or_else(|| id.short());
                     for artifact in &revision.manifest.artifacts {
-                        let user = (id, format!("{name} {}", artifact.role));
+                        let user = format!("{name} {}", artifact.role);
                         users.entry(artifact.digest).or_default().push(user);
                     }
                 }
@@ -107,13 +117,32 @@ impl Engine {
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut digests: BTreeSet<Digest> = users.keys().copied().collect();
+        let mut of_snapshots: HashMap<Digest, Vec<(String, &'static str)>> = HashMap::new();
+        for (id, snapshot) in if reference.is_none() { self.store.snapshots()? } else { Vec::new() } {
+            match snapshot {
+                Ok(snapshot) => {
+                    for (role, file) in snapshot.manifest.parts() {
+                        of_snapshots.entry(file.digest).or_default().push((snapshot.label(), role));
+                    }
+                }
+                Err(error @ (StoreError::Damaged { .. } | StoreError::BadSnapshot { .. })) => {
+                    report.snapshots.push((id, chain(&error)));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let mut digests: BTreeSet<Digest> = users.keys().chain(of_snapshots.keys()).copied().collect();
         if reference.is_none() {
             digests.extend(self.store.artifact_ids()?);
         }
         for digest in digests {
-            let users = users.remove(&digest).unwrap_or_default();
-            let name = users.first().map_or_else(|| digest.short(), |(_, user)| user.clone());
+            let mut users = users.remove(&digest).unwrap_or_default();
+            let captured = of_snapshots.remove(&digest).unwrap_or_default();
+            let captured_only = users.is_empty() && !captured.is_empty();
+            users.extend(captured.iter().map(|(name, role)| format!("snapshot {name} {role}")));
+            let mut snapshots: Vec<String> = captured.into_iter().map(|(name, _)| name).collect();
+            snapshots.dedup();
+            let name = users.first().cloned().unwrap_or_else(|| digest.short());
             let verdict = step(reporter, &format!("verify {name}"), || {
                 let verdict = self.store.verify_artifact(&digest, &self.cancel)?;
                 let result = match &verdict {
@@ -127,7 +156,9 @@ impl Engine {
             })?;
             report.artifacts.push(ArtifactReport {
                 digest,
-                users: users.iter().map(|(_, user)| user.clone()).collect(),
+                users,
+                snapshots,
+                captured_only,
                 protection: self.store.protection(&digest)?,
                 repair: None,
                 verdict,
@@ -136,7 +167,11 @@ impl Engine {
         // A build takes the lock itself.
         drop(store);
         for artifact in report.artifacts.iter_mut().filter(|artifact| repair && !artifact.is_whole()) {
-            artifact.repair = Some(self.rebuild(&artifact.digest, reporter));
+            artifact.repair = Some(if artifact.captured_only {
+                Repair::Failed { reason: "what a snapshot captured cannot be made again".to_owned() }
+            } else {
+                self.rebuild(&artifact.digest, reporter)
+            });
             artifact.protection = self.store.protection(&artifact.digest)?;
         }
         Ok(report)

@@ -48,8 +48,12 @@ pub struct DeadRevision {
 pub struct DeadSnapshot {
     /// Its id.
     pub id: Digest,
+    /// The revision whose machine was captured.
+    pub subject: Digest,
     /// When it was captured, where that is known, in milliseconds since 1970 (UTC).
     pub created_unix_ms: Option<u64>,
+    /// The bytes that only it takes up: no revision and no other snapshot has them.
+    pub exclusive: ByteSize,
 }
 
 /// What a collection would do, or did.
@@ -65,8 +69,10 @@ pub struct Collection {
     pub kept_revisions: usize,
     /// The bytes that the artifacts that stay take up.
     pub kept: ByteSize,
-    /// Revisions and snapshots that cannot be read. While there are any, no artifact goes: they may name it.
+    /// Revisions that cannot be read. While there are any, no artifact goes: they may name it.
     pub unreadable: Vec<Digest>,
+    /// Snapshots that cannot be read. While there are any, no artifact goes either.
+    pub unreadable_snapshots: Vec<Digest>,
 }
 
 impl Collection {

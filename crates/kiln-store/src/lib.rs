@@ -53,7 +53,7 @@ pub use protect::{AUTO_VERITY_BYTES_MAX, InvalidProtect, Protect};
 pub use remove::Removed;
 pub use revision::{BuildRecord, Revision};
 pub use root::Root;
-pub use snapshot::Snapshot;
+pub use snapshot::{Snapshot, SnapshotContent, SnapshotUse};
 pub use staging::Staging;
 pub use summary::{Content, Summaries, Summary};
 pub use survey::{ArtifactUse, Survey};

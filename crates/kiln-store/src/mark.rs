@@ -2,11 +2,12 @@
 //! what is known of them lies in vectors: no name is looked up for a reference.
 
 use crate::collect::{CollectPolicy, Collection, DeadRevision, DeadSnapshot};
+use crate::snapshot::SnapshotContent;
 use crate::summary::{Content, Summaries, Summary};
 use crate::survey::Survey;
 use kiln_core::snapshot::SnapshotKeep;
 use kiln_core::{ByteSize, Digest};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// Hashes digests by eight of their bytes: they are uniform already, and nobody finds many whose SHA-256 agree in 64 bits.
@@ -102,6 +103,7 @@ pub(crate) fn mark(
         fit_budget(budget.bytes(), used, &mut revisions, &mut artifacts);
     }
     let snapshot_files = mark_snapshots(&mut plan, survey, continued, &revisions);
+    tell_snapshots(&mut plan, survey, &snapshot_files);
     tell(&mut plan, survey, &revisions, &artifacts, &snapshot_files);
     plan
 }
@@ -138,7 +140,7 @@ fn mark_snapshots(
         revisions.iter().filter(|revision| revision.kept).map(|revision| &revision.summary.id).collect();
     for snapshot in &survey.snapshots {
         let Some(content) = &snapshot.content else {
-            plan.unreadable.push(snapshot.id);
+            plan.unreadable_snapshots.push(snapshot.id);
             continue;
         };
         let stays = match content.keep {
@@ -149,12 +151,43 @@ fn mark_snapshots(
         if stays || continued.contains(&snapshot.id) {
             files.extend(content.files.iter().copied());
         } else {
-            let created_unix_ms = content.created_unix_ms;
-            plan.snapshots.push(DeadSnapshot { id: snapshot.id, created_unix_ms });
+            plan.snapshots.push(DeadSnapshot {
+                id: snapshot.id,
+                subject: content.subject,
+                created_unix_ms: content.created_unix_ms,
+                exclusive: ByteSize::default(),
+            });
         }
     }
     plan.snapshots.sort_unstable_by_key(|dead| (dead.created_unix_ms, dead.id));
     files
+}
+
+/// Says what only the snapshots that go take up, each by itself. `kept` are the files of those that stay.
+fn tell_snapshots(plan: &mut Collection, survey: &Survey, kept: &HashSet<Digest>) {
+    if plan.snapshots.is_empty() {
+        return;
+    }
+    let named: HashSet<&Digest> = survey.summaries.artifacts.iter().chain(kept).collect();
+    let contents: HashMap<Digest, &SnapshotContent> =
+        survey.snapshots.iter().filter_map(|of| Some((of.id, of.content.as_ref()?))).collect();
+    let files = |id: &Digest| contents.get(id).map(|content| content.files.as_slice()).unwrap_or_default();
+    let mut users: HashMap<Digest, HashSet<Digest>> = HashMap::new();
+    for dead in &plan.snapshots {
+        for file in files(&dead.id).iter().filter(|file| !named.contains(*file)) {
+            users.entry(*file).or_default().insert(dead.id);
+        }
+    }
+    let mut own: HashMap<Digest, u64> = HashMap::new();
+    for file in &survey.artifacts {
+        let Some(of) = users.get(&file.digest).filter(|of| of.len() == 1) else { continue };
+        for id in of {
+            *own.entry(*id).or_default() += file.allocated;
+        }
+    }
+    for dead in &mut plan.snapshots {
+        dead.exclusive = ByteSize::from_bytes(own.get(&dead.id).copied().unwrap_or_default());
+    }
 }
 
 fn tell(
@@ -184,7 +217,8 @@ fn tell(
         });
     }
     plan.revisions.sort_unstable_by_key(|dead| (dead.built_unix_ms, dead.id));
-    let mut stays = vec![!plan.unreadable.is_empty(); survey.artifacts.len()];
+    let unreadable = !plan.unreadable.is_empty() || !plan.unreadable_snapshots.is_empty();
+    let mut stays = vec![unreadable; survey.artifacts.len()];
     for (file, kept) in artifacts.files.iter().zip(&artifacts.kept) {
         if let (Some(file), true) = (file, kept) {
             stays[*file] = true;

@@ -45,20 +45,26 @@ impl Snapshot {
     }
 }
 
-/// What a collection needs of a snapshot.
+/// What accounting and collection need of a snapshot.
 #[derive(Debug)]
-pub(crate) struct SnapshotUse {
-    pub(crate) id: Digest,
+pub struct SnapshotUse {
+    /// The snapshot.
+    pub id: Digest,
     /// None where it cannot be read: it may be of any revision and have any file.
-    pub(crate) content: Option<SnapshotContent>,
+    pub content: Option<SnapshotContent>,
 }
 
+/// What a snapshot's manifest and record say, in short.
 #[derive(Debug)]
-pub(crate) struct SnapshotContent {
-    pub(crate) subject: Digest,
-    pub(crate) keep: SnapshotKeep,
-    pub(crate) created_unix_ms: Option<u64>,
-    pub(crate) files: Vec<Digest>,
+pub struct SnapshotContent {
+    /// The revision whose machine was captured.
+    pub subject: Digest,
+    /// For how long it stays.
+    pub keep: SnapshotKeep,
+    /// When it was captured, where that is known, in milliseconds since 1970 (UTC).
+    pub created_unix_ms: Option<u64>,
+    /// Its files: artifacts.
+    pub files: Vec<Digest>,
 }
 
 impl Store {
@@ -168,8 +174,16 @@ impl Store {
     /// Finds a snapshot by its name, its id, or the beginning of that.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] with names like it; [`StoreError::AmbiguousSnapshot`].
+    /// As [`Store::snapshot_id`] and [`Store::snapshot`].
     pub fn find_snapshot(&self, wanted: &str) -> StoreResult<Snapshot> {
+        self.snapshot(&self.snapshot_id(wanted)?)
+    }
+
+    /// Finds the id of a snapshot by its name, its id, or the beginning of that. One that cannot be read is found by its id.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] with names like it; [`StoreError::AmbiguousSnapshot`].
+    pub fn snapshot_id(&self, wanted: &str) -> StoreResult<Digest> {
         let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
         let all = self.snapshots()?;
         let named = |entry: &&(Digest, StoreResult<Snapshot>)| {
@@ -184,7 +198,7 @@ impl Store {
             fits = all.iter().filter(begins).map(|(id, _)| *id).collect();
         }
         match fits.as_slice() {
-            [id] => self.snapshot(id),
+            [id] => Ok(*id),
             [] => {
                 let known: Vec<String> =
                     all.iter().filter_map(|(_, s)| Some(s.as_ref().ok()?.label())).collect();

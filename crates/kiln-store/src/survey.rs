@@ -30,7 +30,7 @@ pub struct Survey {
     /// All artifacts, by digest, whether a revision has them or not.
     pub artifacts: Vec<ArtifactUse>,
     /// All snapshots.
-    pub(crate) snapshots: Vec<SnapshotUse>,
+    pub snapshots: Vec<SnapshotUse>,
 }
 
 impl Store {

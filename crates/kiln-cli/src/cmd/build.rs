@@ -1,7 +1,7 @@
 //! `kiln build`.
 
 use super::Context;
-use super::snapshot::Captured;
+use super::snapshot::create::{Captured, tell_captured};
 use crate::error::CliResult;
 use crate::output;
 use clap::Args;
@@ -92,7 +92,7 @@ pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
         let captured = context.engine.snapshot_template(&request, &reporter)?;
         drop(reporter);
         if !args.quiet {
-            super::snapshot::tell_captured(&captured);
+            tell_captured(&captured);
         }
         snapshot = Some(Captured::from(captured));
     }

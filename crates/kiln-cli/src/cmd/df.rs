@@ -4,14 +4,15 @@ use super::Context;
 use crate::error::{self, CliResult};
 use crate::output;
 use clap::Args;
-use kiln_core::ByteSize;
+use kiln_core::{ByteSize, Digest};
 use serde::Serialize;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 APPARENT is the length of the artifacts of a template's revisions, ALLOCATED what they take up,
-SHARED what of it other templates have too, EXCLUSIVE what would be free without the template.
+SHARED what of it other templates or snapshots have too, EXCLUSIVE what would be free without the
+template. Snapshots are counted beside the templates, those of each revision together.
 SHARED of a machine is what the file system says other files have too. A revision counts as long
 as it is in the store, tagged or once tagged.")]
 pub(crate) struct DfArgs {
@@ -23,6 +24,7 @@ pub(crate) struct DfArgs {
 #[derive(Serialize)]
 struct Report {
     templates: Vec<Template>,
+    snapshots: Vec<Snapshots>,
     machines: Vec<Machine>,
     disks: Vec<Disk>,
     artifact_bytes: u64,
@@ -39,6 +41,19 @@ struct Template {
     /// None for revisions without a tag.
     template: Option<String>,
     revisions: usize,
+    apparent_bytes: u64,
+    allocated_bytes: u64,
+    shared_bytes: u64,
+    exclusive_bytes: u64,
+}
+
+/// The snapshots of a revision.
+#[derive(Serialize)]
+struct Snapshots {
+    revision: Digest,
+    /// A template that has or had it.
+    template: Option<String>,
+    snapshots: usize,
     apparent_bytes: u64,
     allocated_bytes: u64,
     shared_bytes: u64,
@@ -70,6 +85,19 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
                 .map(|of| Template {
                     template: of.template.clone(),
                     revisions: of.revisions,
+                    apparent_bytes: of.apparent.bytes(),
+                    allocated_bytes: of.allocated.bytes(),
+                    shared_bytes: of.shared.bytes(),
+                    exclusive_bytes: of.exclusive().bytes(),
+                })
+                .collect(),
+            snapshots: usage
+                .snapshots
+                .iter()
+                .map(|of| Snapshots {
+                    revision: of.revision,
+                    template: of.template.clone(),
+                    snapshots: of.snapshots,
                     apparent_bytes: of.apparent.bytes(),
                     allocated_bytes: of.allocated.bytes(),
                     shared_bytes: of.shared.bytes(),
@@ -118,6 +146,26 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
         })
         .collect();
     output::table(&["TEMPLATE", "REVISIONS", "APPARENT", "ALLOCATED", "SHARED", "EXCLUSIVE"], &rows);
+    if !usage.snapshots.is_empty() {
+        output::line("");
+        let rows: Vec<Vec<String>> = usage
+            .snapshots
+            .iter()
+            .map(|of| {
+                vec![
+                    of.template.clone().unwrap_or_else(|| "(no tag)".to_owned()),
+                    of.revision.short(),
+                    of.snapshots.to_string(),
+                    of.apparent.human(),
+                    of.allocated.human(),
+                    of.shared.human(),
+                    of.exclusive().human(),
+                ]
+            })
+            .collect();
+        let head = ["SNAPSHOTS OF", "REVISION", "COUNT", "APPARENT", "ALLOCATED", "SHARED", "EXCLUSIVE"];
+        output::table(&head, &rows);
+    }
     if !usage.machines.is_empty() {
         output::line("");
         let rows: Vec<Vec<String>> = usage

@@ -12,10 +12,11 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Kept is what a tag points to, what it pointed to before (--keep-last), what a machine, a lease or
-a clone uses, and what a running command is about to use. The rest goes to the trash at once, and
-is deleted from there when it has been there for --grace; until then its files can be taken back
-by hand.
+Kept is what a tag points to, what it pointed to before (--keep-last), what a machine, a lease, a
+clone or a snapshot that somebody made uses, and what a running command is about to use. A build's
+snapshots go with their revision, a fork's with the last machine that continues it. The rest goes
+to the trash at once, and is deleted from there when it has been there for --grace; until then its
+files can be taken back by hand.
 
 Examples:
   kiln gc --dry-run
@@ -58,6 +59,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 struct Report {
     dry_run: bool,
     revisions: Vec<Dead>,
+    snapshots: Vec<DeadSnapshot>,
     artifacts: Vec<DeadArtifact>,
     kept_revisions: usize,
     kept_bytes: u64,
@@ -65,12 +67,21 @@ struct Report {
     deleted_bytes: u64,
     trash_bytes: u64,
     unreadable: Vec<Digest>,
+    unreadable_snapshots: Vec<Digest>,
 }
 
 #[derive(Serialize)]
 struct Dead {
     revision: Digest,
     built_unix_ms: Option<u64>,
+    exclusive_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct DeadSnapshot {
+    snapshot: Digest,
+    revision: Digest,
+    created_unix_ms: Option<u64>,
     exclusive_bytes: u64,
 }
 
@@ -90,6 +101,9 @@ pub(crate) fn run(context: &Context, args: &GcArgs) -> CliResult {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is said of things that cannot be read.
+const IN_THE_WAY: &str = "cannot be read: no artifact is collected while it is there";
+
 fn render(args: &GcArgs, report: &CollectReport) {
     let plan = &report.collection;
     if args.json {
@@ -104,6 +118,16 @@ fn render(args: &GcArgs, report: &CollectReport) {
                     exclusive_bytes: dead.exclusive.bytes(),
                 })
                 .collect(),
+            snapshots: plan
+                .snapshots
+                .iter()
+                .map(|dead| DeadSnapshot {
+                    snapshot: dead.id,
+                    revision: dead.subject,
+                    created_unix_ms: dead.created_unix_ms,
+                    exclusive_bytes: dead.exclusive.bytes(),
+                })
+                .collect(),
             artifacts: plan
                 .artifacts
                 .iter()
@@ -115,6 +139,7 @@ fn render(args: &GcArgs, report: &CollectReport) {
             deleted_bytes: report.deleted.bytes(),
             trash_bytes: report.in_trash.bytes(),
             unreadable: plan.unreadable.clone(),
+            unreadable_snapshots: plan.unreadable_snapshots.clone(),
         });
     }
     for dead in &plan.revisions {
@@ -129,15 +154,25 @@ fn render(args: &GcArgs, report: &CollectReport) {
     if args.quiet {
         return;
     }
-    for id in &plan.unreadable {
-        let text = "cannot be read: no artifact is collected while it is there";
-        output::tell(&format!("revision {} {text}; kiln rm {id} removes it", id.short()));
+    for dead in &plan.snapshots {
+        let made = dead.created_unix_ms.map_or_else(|| "unknown".to_owned(), output::ago);
+        let (id, of, own) = (dead.id.short(), dead.subject.short(), dead.exclusive.human());
+        output::line(&format!("snapshot {id} of {of} made {made}, {own} of its own"));
     }
-    let revisions = text::count(plan.revisions.len(), "revision");
+    for id in &plan.unreadable {
+        output::tell(&format!("revision {} {IN_THE_WAY}; kiln rm {id} removes it", id.short()));
+    }
+    for id in &plan.unreadable_snapshots {
+        output::tell(&format!("snapshot {0} {IN_THE_WAY}; kiln snapshot rm {0} removes it", id.short()));
+    }
+    let mut went_first = text::count(plan.revisions.len(), "revision");
+    if !plan.snapshots.is_empty() {
+        went_first = format!("{went_first}, {}", text::count(plan.snapshots.len(), "snapshot"));
+    }
     let artifacts = text::count(plan.artifacts.len(), "artifact");
     let freed = plan.freed().human();
     let went = if args.dry_run { "would go to the trash" } else { "went to the trash" };
-    output::tell(&format!("{revisions} and {artifacts} ({freed}) {went}"));
+    output::tell(&format!("{went_first} and {artifacts} ({freed}) {went}"));
     let kept = text::count(plan.kept_revisions, "revision");
     let (stay, bytes) = (if plan.kept_revisions == 1 { "stays" } else { "stay" }, plan.kept.human());
     let trash = report.in_trash.human();

@@ -104,6 +104,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Wait(args) => wait::run(context, &args),
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
+        Command::Snapshot(args) => snapshot::run(context, &args),
         Command::Clone(args) => clone::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),

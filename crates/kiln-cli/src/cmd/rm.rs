@@ -11,7 +11,8 @@ use kiln_engine::EngineError;
 #[command(after_help = "\
 A name is a machine's where one has it, else a template's. NAME:TAG and sha256:… are always
 templates. Removing a tag removes its revision only when no other tag has it and no machine or
-disk uses it.
+disk uses it. Snapshots that its builds made go with it; while there are others, it is not removed:
+kiln snapshot rm removes them.
 
 Examples:
   kiln rm web-1a2b

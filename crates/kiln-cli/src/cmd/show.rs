@@ -1,5 +1,6 @@
 //! `kiln show`: everything about one template, revision or machine.
 
+use super::snapshot::Brief;
 use super::{Context, ps};
 use crate::error::{CliError, CliResult};
 use crate::output;
@@ -41,6 +42,8 @@ struct Shown {
     manifest: Manifest,
     /// What protects the file of each artifact, by its role.
     protection: BTreeMap<String, &'static str>,
+    /// The newest first.
+    snapshots: Vec<Brief>,
     build: Option<BuildRecord>,
 }
 
@@ -76,6 +79,7 @@ pub(crate) fn run(context: &Context, args: &ShowArgs) -> CliResult {
             .collect(),
         machines: store.machines_of(&revision.id)?,
         disks: store.disks_of(&revision.id)?,
+        snapshots: store.snapshots_of(&revision.id)?.iter().map(Brief::of).collect(),
         build: store.build_record(&revision.id)?,
         revision: revision.id,
         manifest: revision.manifest,
@@ -156,6 +160,9 @@ fn render(shown: &Shown) {
         let shape = variant.shape(&manifest.machine);
         let text = format!("{} vcpu, {} memory", shape.vcpus, shape.memory.human());
         rows.push(vec![format!("variant {}", variant.name), text]);
+    }
+    for snapshot in &shown.snapshots {
+        rows.push(vec!["snapshot".to_owned(), snapshot.line()]);
     }
     if let Some(build) = &shown.build {
         let text = format!(

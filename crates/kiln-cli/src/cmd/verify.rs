@@ -17,8 +17,8 @@ const RANGES_SHOWN: usize = 4;
 #[command(after_help = "\
 Reads every byte and compares it with the index. A damaged artifact is moved to quarantine/ in the
 store, never deleted, and nothing starts from it any more. --repair builds it again from the
-recipe it came from; that brings it back only while the recipe still makes the same bytes. Exits
-with 1 when something is damaged or missing at the end.
+recipe it came from; that brings it back only while the recipe still makes the same bytes. What a
+snapshot captured is lost. Exits with 1 when something is damaged or missing at the end.
 
 Examples:
   kiln verify web:v1
@@ -31,7 +31,7 @@ pub(crate) struct VerifyArgs {
         conflicts_with = "all"
     )]
     reference: Option<Reference>,
-    /// Everything in the store
+    /// Everything in the store, snapshots among it
     #[arg(short, long)]
     all: bool,
     /// Build what is damaged or missing again
@@ -50,11 +50,18 @@ struct Report {
     whole: bool,
     artifacts: Vec<Line>,
     revisions: Vec<BadRevision>,
+    snapshots: Vec<BadSnapshot>,
 }
 
 #[derive(Serialize)]
 struct BadRevision {
     revision: Digest,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct BadSnapshot {
+    snapshot: Digest,
     reason: String,
 }
 
@@ -161,8 +168,19 @@ pub(crate) fn run(context: &Context, args: &VerifyArgs) -> CliResult {
     if report.is_whole() {
         return Ok(ExitCode::SUCCESS);
     }
-    let bad = report.artifacts.iter().filter(|artifact| !artifact.is_whole()).count();
-    Err(CliError::Verify { artifacts: bad, revisions: report.revisions.len(), repaired: args.repair })
+    let bad: Vec<&ArtifactReport> = report.artifacts.iter().filter(|artifact| !artifact.is_whole()).collect();
+    let captured = bad.iter().flat_map(|artifact| artifact.snapshots.iter().cloned());
+    let mut lost: Vec<String> = captured.chain(report.snapshots.iter().map(|(id, _)| id.short())).collect();
+    lost.sort();
+    lost.dedup();
+    Err(CliError::Verify {
+        artifacts: bad.len(),
+        captured: bad.iter().filter(|artifact| artifact.captured_only).count(),
+        revisions: report.revisions.len(),
+        snapshots: report.snapshots.len(),
+        lost,
+        repaired: args.repair,
+    })
 }
 
 fn render(args: &VerifyArgs, report: &VerifyReport) {
@@ -171,7 +189,12 @@ fn render(args: &VerifyArgs, report: &VerifyReport) {
         |(revision, reason): &(Digest, String)| BadRevision { revision: *revision, reason: reason.clone() };
     if args.json {
         let revisions = report.revisions.iter().map(bad).collect();
-        return output::json(Report { whole: report.is_whole(), artifacts: lines, revisions });
+        let bad = |(snapshot, reason): &(Digest, String)| BadSnapshot {
+            snapshot: *snapshot,
+            reason: reason.clone(),
+        };
+        let snapshots = report.snapshots.iter().map(bad).collect();
+        return output::json(Report { whole: report.is_whole(), artifacts: lines, revisions, snapshots });
     }
     for line in lines.iter().filter(|line| !args.quiet || !line.whole) {
         let user = line.used_by.first().map_or("nothing uses it", String::as_str);
@@ -179,5 +202,8 @@ fn render(args: &VerifyArgs, report: &VerifyReport) {
     }
     for (revision, reason) in &report.revisions {
         output::line(&format!("{} unreadable: {reason}", revision.short()));
+    }
+    for (snapshot, reason) in &report.snapshots {
+        output::line(&format!("snapshot {} unreadable: {reason}", snapshot.short()));
     }
 }

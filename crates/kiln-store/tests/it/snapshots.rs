@@ -59,6 +59,13 @@ fn snapshot(fixture: &Fixture, subject: Digest, content: &str, keep: SnapshotKee
     fixture.store.commit_snapshot(&manifest, &record(keep, Some(content))).unwrap()
 }
 
+/// Publishes a snapshot of a revision and removes it.
+pub(crate) fn publish_and_remove(fixture: &Fixture, revision: Digest) {
+    let id = snapshot(fixture, revision, "one", SnapshotKeep::Always);
+    let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+    fixture.store.remove_snapshot(&id, &alone).unwrap();
+}
+
 fn collect(fixture: &Fixture) -> Collection {
     let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
     let plan = fixture.store.plan_collection(&CollectPolicy { keep_last: 1, ..Default::default() }).unwrap();
@@ -95,10 +102,11 @@ fn a_snapshot_is_found_by_name_and_id_and_checked_against_its_id() {
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, bytes).unwrap();
     assert!(matches!(fixture.store.snapshot(&one), Err(StoreError::Damaged { .. })));
+    assert_eq!(fixture.store.snapshot_id(&one.hex()[..8]).unwrap(), one, "what is damaged can be removed");
     let unreadable = fixture.store.snapshots().unwrap().into_iter().filter(|(_, s)| s.is_err()).count();
     assert_eq!(unreadable, 1, "it is a line, not the end of the list");
     let plan = collect(&fixture);
-    assert_eq!(plan.unreadable, [one]);
+    assert_eq!((plan.unreadable, plan.unreadable_snapshots), (vec![], vec![one]));
     assert_eq!(plan.artifacts, [], "what cannot be read may have any file");
 }
 
@@ -139,6 +147,13 @@ fn each_kind_of_snapshot_stays_as_long_as_it_should() {
     let mut want = vec![of_old, forked];
     want.sort_unstable();
     assert_eq!(gone, want);
+    // A disk and a state each, which nothing else has, in a block each at least.
+    for dead in &plan.snapshots {
+        let own = dead.exclusive.bytes();
+        assert!(own > 0 && plan.freed().bytes() > own, "{plan:?}");
+    }
+    let subject = |id| plan.snapshots.iter().find(|dead| dead.id == id).map(|dead| dead.subject);
+    assert_eq!((subject(of_old), subject(forked)), (Some(old), Some(new)));
     assert_eq!(plan.revisions.iter().map(|dead| dead.id).collect::<Vec<_>>(), [old]);
     assert_eq!(fixture.store.snapshot_ids().unwrap(), [of_new]);
     for file in fixture.store.snapshot(&of_new).unwrap().manifest.files() {

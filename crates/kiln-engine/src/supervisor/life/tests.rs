@@ -20,6 +20,7 @@ enum Act {
     Kill(i32),
     Pause,
     Resume,
+    Capture,
 }
 
 struct Fake {
@@ -39,6 +40,9 @@ struct Fake {
     launched_at_ms: Vec<u64>,
     clocks_set: u32,
     answers: Vec<Receiver<Said>>,
+    /// Why the next capture fails.
+    refuses_capture: Option<String>,
+    captures: Vec<Receiver<Result<Captured, String>>>,
 }
 
 impl Fake {
@@ -49,6 +53,11 @@ impl Fake {
             Act::Stop(ms) => self.desk.post(News::StopRequested { grace: Duration::from_millis(*ms) }),
             Act::PowerOff => self.vmm.power_off(pid),
             Act::Kill(signal) => self.vmm.kill(pid, *signal),
+            Act::Capture => {
+                let (reply, said) = std::sync::mpsc::channel();
+                self.captures.push(said);
+                self.desk.post(News::Capture { into: self.dir.path().to_owned(), reply });
+            }
             Act::Pause | Act::Resume => {
                 let (reply, said) = super::super::desk::Reply::new();
                 self.answers.push(said);
@@ -75,10 +84,23 @@ impl World for Fake {
         let spec = self.vmm.check(&spec(&self.dir), &self.vmm.probe()?).unwrap();
         let machine = self.vmm.launch(spec, &RuntimeDir::new(self.dir.path())?)?;
         self.launched_at_ms.push(self.now_ms);
-        Ok(Launched { machine, accelerator: "tcg".to_owned(), reason: String::new() })
+        Ok(Launched { machine, accelerator: "tcg".to_owned(), reason: String::new(), restored: false })
     }
 
-    fn attend(&mut self, run: u32, _begun: Instant) -> EngineResult<()> {
+    fn capture(
+        &mut self,
+        machine: &mut dyn Machine,
+        _into: &Path,
+    ) -> Result<(Captured, VmmExit), CaptureError> {
+        if let Some(reason) = self.refuses_capture.take() {
+            return Err(CaptureError::GoesOn(EngineError::NotCaptured { name: "m".to_owned(), reason }));
+        }
+        let captured = Captured { paused: Duration::from_millis(7), state_bytes: 1 };
+        let exit = machine.stop(Stop::Now).map_err(|error| CaptureError::Lost(error.into()))?;
+        Ok((captured, exit))
+    }
+
+    fn attend(&mut self, run: u32, _begun: Instant, _restored: bool) -> EngineResult<()> {
         if self.ready_at_once {
             self.desk.post_of(run, News::Ready);
         }
@@ -223,6 +245,8 @@ fn life(
         launched_at_ms: Vec::new(),
         clocks_set: 0,
         answers: Vec::new(),
+        refuses_capture: None,
+        captures: Vec::new(),
     };
     kiln_sys::fs::create_new(&fake.dir.path().join("kernel")).unwrap();
     Life::begin(fake, record(ttl_ms, restart), Phase::Created, 7, desk).unwrap()
@@ -253,6 +277,20 @@ fn a_pause_is_kept_told_once_and_ended_by_a_resume() {
     assert!(phases.contains(&(Phase::Paused, Some(1_000_020))), "{phases:?}");
     assert_eq!(phases.last(), Some(&(Phase::Stopped, None)));
     assert_eq!(life.world.clocks_set, 1);
+}
+
+#[test]
+fn a_capture_that_fails_changes_nothing_and_one_that_succeeds_is_the_end_by_every_policy() {
+    use Act::{Capture, Pause, Resume};
+    let script = [(10, Pause), (20, Capture), (30, Resume), (40, Capture), (50, Capture)];
+    let mut life = life(Behaviour::Boots, None, "always", script);
+    life.world.refuses_capture = Some("no room".to_owned());
+    assert_eq!(end(&mut life), EndCause::Requested);
+    let said: Vec<_> = life.world.captures.iter().map(|said| said.recv().unwrap()).collect();
+    assert_eq!(said[0], Err("it is paused".to_owned()));
+    assert_eq!(said[1], Err("machine `m` could not be captured: no room".to_owned()));
+    assert_eq!(said[2].as_ref().unwrap().paused, Duration::from_millis(7));
+    assert_eq!((life.world.now_ms, life.world.launched_at_ms.len()), (50, 1));
 }
 
 #[test]

@@ -103,6 +103,10 @@ fn no_point_is_dead() {
     let bench = Bench::new().with(&[BUILD]);
     let (_, points) = trace(|| make_disk(&bench.store(), &bench.sources.id(0)));
     passed.extend(points.into_iter().map(str::to_owned));
+    let fixture = crate::Fixture::new();
+    let revision = fixture.revision(b"kernel", b"rootfs");
+    let (_, points) = trace(|| crate::snapshots::publish_and_remove(&fixture, revision));
+    passed.extend(points.into_iter().map(str::to_owned));
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut known = fail_points(&crates.join("kiln-store/src"));
     known.extend(fail_points(&crates.join("kiln-sys/src")));
