@@ -1,5 +1,6 @@
 //! Freeing space, and saying what takes it up.
 
+use crate::memory::{TemplateMemory, by_template};
 use crate::progress::{Reporter, waiting};
 use crate::{Engine, EngineResult};
 use kiln_core::{ByteSize, Digest, Reference};
@@ -40,6 +41,8 @@ pub struct Usage {
     pub templates: Vec<TemplateUsage>,
     /// Machines, by name.
     pub machines: Vec<MachineUsage>,
+    /// What the machines that run have of the host's memory, by template; nothing while none runs.
+    pub memory: Vec<TemplateMemory>,
     /// What artifacts take up in all.
     pub artifacts: ByteSize,
     /// Disks of other programs, by owner.
@@ -185,6 +188,7 @@ impl Engine {
         let mut usage = Usage {
             templates: Vec::new(),
             machines: Vec::new(),
+            memory: Vec::new(),
             disks: Vec::new(),
             artifacts: ByteSize::from_bytes(survey.artifacts.iter().map(|of| of.allocated).sum()),
             reclaimable: self
@@ -228,6 +232,12 @@ impl Engine {
         for digest in artifacts.values().flatten() {
             *users.entry(*digest).or_default() += 1;
         }
+        let live = self.machines()?;
+        let tagged = |id: &Digest| {
+            let of = revisions.iter().find(|(template, ids)| template.is_some() && ids.contains(id));
+            of.and_then(|(template, _)| template.clone())
+        };
+        usage.memory = by_template(live.iter().filter_map(|(_, entry)| entry.as_ref().ok()), tagged);
         for (template, ids) in revisions {
             let own = artifacts.remove(&template).unwrap_or_default();
             let sum = |size: &dyn Fn(&Digest) -> u64| ByteSize::from_bytes(own.iter().map(size).sum());
@@ -242,7 +252,7 @@ impl Engine {
         }
         // The unnamed come last.
         usage.templates.sort_by_key(|of| (of.template.is_none(), of.template.clone()));
-        for (id, entry) in self.store.machines()? {
+        for (id, entry) in live {
             let name = entry.map_or_else(|_| id.to_string(), |entry| entry.record.name.to_string());
             let dir = self.store.machine_dir(&id);
             let (allocated, shared) = (tree_bytes(&dir)?, shared_bytes(&dir)?);

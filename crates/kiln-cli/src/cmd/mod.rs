@@ -16,6 +16,7 @@ pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod ls;
+mod memory;
 pub(crate) mod pause;
 pub(crate) mod ps;
 pub(crate) mod rm;

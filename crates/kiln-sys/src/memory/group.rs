@@ -151,6 +151,7 @@ fn limited(dir: &Path, version: &Version) -> Option<GroupMemory> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures are written plainly")]
 mod tests {
     use super::*;
     use crate::tool::ScratchDir;

@@ -45,6 +45,7 @@ fn available(path: &Path) -> IoResult<ByteSize> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "fixtures are written plainly")]
 mod tests {
     use super::*;
     use crate::tool::ScratchDir;
