@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Show(cmd::show::ShowArgs),
     /// List, show or remove snapshots of machines
     Snapshot(cmd::snapshot::SnapshotArgs),
+    /// Make machines that begin as a snapshot of a template, and leave them running
+    Fork(cmd::fork::ForkArgs),
     /// Compare two revisions
     Diff(cmd::diff::DiffArgs),
     /// Give a revision another name

@@ -87,6 +87,9 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::NotReady { name, .. } => one(format!("kiln logs {name} shows what it does")),
         EngineError::SupervisorDied { .. } => one("kiln doctor"),
         EngineError::Image { .. } => one("kiln build --force bakes it again"),
+        EngineError::Memory(_) => {
+            one("kiln ps --memory shows what machines have; kiln stop or kiln rm -f frees it")
+        }
         EngineError::CopySides => one("kiln cp file.txt MACHINE:/tmp/, or kiln cp MACHINE:/etc/hostname ."),
         EngineError::Store(error) => store(error),
         EngineError::Tool(error) => tool(error),

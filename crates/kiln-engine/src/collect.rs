@@ -1,5 +1,6 @@
 //! Freeing space, and saying what takes it up.
 
+use crate::memory::{TemplateMemory, by_template};
 use crate::progress::{Reporter, waiting};
 use crate::snapshots::{SnapshotUsage, files_by_revision};
 use crate::{Engine, EngineResult};
@@ -46,6 +47,8 @@ pub struct Usage {
     pub snapshots: Vec<SnapshotUsage>,
     /// Machines, by name.
     pub machines: Vec<MachineUsage>,
+    /// What the machines that run have of the host's memory, by template; nothing while none runs.
+    pub memory: Vec<TemplateMemory>,
     /// What artifacts take up in all.
     pub artifacts: ByteSize,
     /// Disks of other programs, by owner.
@@ -196,6 +199,7 @@ impl Engine {
             templates: Vec::new(),
             snapshots: Vec::new(),
             machines: Vec::new(),
+            memory: Vec::new(),
             disks: Vec::new(),
             artifacts: ByteSize::from_bytes(survey.artifacts.iter().map(|of| of.allocated).sum()),
             reclaimable: self
@@ -240,6 +244,12 @@ impl Engine {
         for digest in artifacts.values().chain(captured.values().map(|(_, files)| files)).flatten() {
             *users.entry(*digest).or_default() += 1;
         }
+        let live = self.machines()?;
+        let tagged = |id: &Digest| {
+            let of = revisions.iter().find(|(template, ids)| template.is_some() && ids.contains(id));
+            of.and_then(|(template, _)| template.clone())
+        };
+        usage.memory = by_template(live.iter().filter_map(|(_, entry)| entry.as_ref().ok()), tagged);
         // Apparent, allocated and shared.
         let sums = |own: &HashSet<Digest>| {
             let sum = |size: &dyn Fn(&Digest) -> u64| ByteSize::from_bytes(own.iter().map(size).sum());
@@ -265,7 +275,7 @@ impl Engine {
         }
         // The unnamed come last.
         usage.templates.sort_by_key(|of| (of.template.is_none(), of.template.clone()));
-        for (id, entry) in self.store.machines()? {
+        for (id, entry) in live {
             let name = entry.map_or_else(|_| id.to_string(), |entry| entry.record.name.to_string());
             let dir = self.store.machine_dir(&id);
             let (allocated, shared) = (tree_bytes(&dir)?, shared_bytes(&dir)?);

@@ -111,6 +111,32 @@ impl Engine {
         dir: &Path,
         reporter: &dyn Reporter,
     ) -> EngineResult<MachineRecord> {
+        let mut record = self.draft(request, revision, id, reporter)?;
+        if let Some(snapshot) = self.choose_snapshot(request, &record, reporter)? {
+            record.clone = self.clone_snapshot(&snapshot.manifest, dir, request.clone)?;
+            record.snapshot = Some(snapshot.id);
+            return Ok(record);
+        }
+        let CloneRecord { artifact: digest, size, .. } = record.clone;
+        let clone = CloneRequest { digest, size, dir, stem: DISK_STEM, choice: request.clone };
+        record.clone = self.store.clone_grown(&clone, request.disk.unwrap_or(size), &self.cancel)?;
+        if let Some(size) = record.shape.data_disk {
+            let path = dir.join(DATA_DISK_FILE);
+            let disk = fs::create_new(&path)?;
+            disk.set_len(size.bytes()).at("set the length of", &path)?;
+            disk.sync_all().at("sync", &path)?;
+        }
+        Ok(record)
+    }
+
+    /// Returns what a machine would be that boots, before it has a disk.
+    pub(crate) fn draft(
+        &self,
+        request: &CreateRequest,
+        revision: &Revision,
+        id: MachineId,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<MachineRecord> {
         let manifest = &revision.manifest;
         let required = |role: ArtifactRole| {
             manifest.artifact(&role).ok_or(StoreError::BadManifest {
@@ -137,7 +163,7 @@ impl Engine {
             board: request.board.unwrap_or(base.board),
         }
         .checked()?;
-        let mut record = MachineRecord {
+        Ok(MachineRecord {
             version: RECORD_VERSION,
             name: request.name.clone().map_or_else(|| self.free_name(None), Ok)?,
             id,
@@ -164,27 +190,7 @@ impl Engine {
             restart: request.restart,
             created_unix_ms: clock::now_unix_ms(),
             shape,
-        };
-        if let Some(snapshot) = self.choose_snapshot(request, &record, reporter)? {
-            record.clone = self.clone_snapshot(&snapshot.manifest, dir, request.clone)?;
-            record.snapshot = Some(snapshot.id);
-            return Ok(record);
-        }
-        let clone = CloneRequest {
-            digest: rootfs.digest,
-            size: rootfs.size,
-            dir,
-            stem: DISK_STEM,
-            choice: request.clone,
-        };
-        record.clone = self.store.clone_grown(&clone, request.disk.unwrap_or(rootfs.size), &self.cancel)?;
-        if let Some(size) = record.shape.data_disk {
-            let path = dir.join(DATA_DISK_FILE);
-            let disk = fs::create_new(&path)?;
-            disk.set_len(size.bytes()).at("set the length of", &path)?;
-            disk.sync_all().at("sync", &path)?;
-        }
-        Ok(record)
+        })
     }
 
     fn refuse_taken(&self, name: &MachineName) -> EngineResult<()> {

@@ -177,6 +177,9 @@ pub enum EngineError {
         #[source]
         source: crate::diff::ImageError,
     },
+    /// Machines that were asked for would not fit into the memory that is left.
+    #[error(transparent)]
+    Memory(#[from] crate::preflight::NotEnoughMemory),
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -8,7 +8,8 @@ use kiln_core::MachineId;
 use kiln_core::machine::{EndCause, Phase};
 use kiln_store::{MachineEntry, StoreError};
 use kiln_sys::lock::FileLock;
-use kiln_sys::process::{identity, kill_if};
+use kiln_sys::memory::Process;
+use kiln_sys::process::kill_if;
 use kiln_sys::{IoResultExt as _, clock, fs};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -97,7 +98,8 @@ impl Engine {
         if let Some(pid) = entry.status.vmm_pid {
             let dir = entry.dir.clone();
             // The kernel kills a machine monitor with its supervisor; this is for the moment in between.
-            let _ = kill_if(pid, || identity(pid).is_some() && works_in(pid, &dir));
+            let is_its = || Process::open(pid).and_then(|process| process.works_in(&dir)).unwrap_or(false);
+            let _ = kill_if(pid, is_its);
         }
         kiln_vmm::RuntimeDir::new(&entry.dir)?.clear()?;
         fs::remove_file(&entry.dir.join(crate::control::CONTROL_SOCKET))?;
@@ -228,11 +230,6 @@ impl Engine {
 fn console_files(dir: &std::path::Path) -> Vec<PathBuf> {
     let newest = kiln_vmm::CONSOLE_LOG;
     vec![dir.join(format!("{newest}.1")), dir.join(newest)]
-}
-
-/// Returns whether a process has `dir` as its working directory.
-fn works_in(pid: u32, dir: &std::path::Path) -> bool {
-    fs::canonicalize(&PathBuf::from(format!("/proc/{pid}/cwd"))).ok() == fs::canonicalize(dir).ok()
 }
 
 fn no_machine(name: &str, known: &[String]) -> EngineError {

@@ -12,6 +12,7 @@ pub mod fs;
 pub mod kvm;
 pub mod lock;
 pub mod measure;
+pub mod memory;
 pub mod process;
 pub mod protect;
 pub mod signal;

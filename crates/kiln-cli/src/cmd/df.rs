@@ -1,10 +1,11 @@
 //! `kiln df`.
 
-use super::Context;
+use super::{Context, memory};
 use crate::error::{self, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::{ByteSize, Digest};
+use kiln_engine::memory::TemplateMemory;
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -14,7 +15,11 @@ APPARENT is the length of the artifacts of a template's revisions, ALLOCATED wha
 SHARED what of it other templates or snapshots have too, EXCLUSIVE what would be free without the
 template. Snapshots are counted beside the templates, those of each revision together.
 SHARED of a machine is what the file system says other files have too. A revision counts as long
-as it is in the store, tagged or once tagged.")]
+as it is in the store, tagged or once tagged.
+
+While machines run, what each template's have of the host's memory: NOMINAL is what the guests were
+promised, RESIDENT what their monitors' processes have, with shared pages counted once for each,
+PRIVATE what each has alone, SHARE what they take up when what is shared is divided among them.")]
 pub(crate) struct DfArgs {
     /// Print an object of JSON
     #[arg(long)]
@@ -26,6 +31,9 @@ struct Report {
     templates: Vec<Template>,
     snapshots: Vec<Snapshots>,
     machines: Vec<Machine>,
+    /// Only while a machine runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    memory: Vec<memory::Template>,
     disks: Vec<Disk>,
     artifact_bytes: u64,
     /// None where something that may keep revisions cannot be read.
@@ -113,6 +121,7 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
                     shared_bytes: of.shared.bytes(),
                 })
                 .collect(),
+            memory: usage.memory.iter().map(memory::Template::new).collect(),
             disks: usage
                 .disks
                 .iter()
@@ -198,5 +207,20 @@ pub(crate) fn run(context: &Context, args: &DfArgs) -> CliResult {
     })
     .to_vec();
     output::table(&["WHAT", "BYTES"], &rows);
+    if !usage.memory.is_empty() {
+        output::line("");
+        let rows: Vec<Vec<String>> = usage.memory.iter().map(memory_row).collect();
+        output::table(&[&["MEMORY OF", "RUNNING"], &memory::COLUMNS[..]].concat(), &rows);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn memory_row(TemplateMemory { template, sum }: &TemplateMemory) -> Vec<String> {
+    let running = match sum.unknown {
+        0 => sum.machines.to_string(),
+        unknown => format!("{}, {unknown} not known", sum.machines),
+    };
+    let mut row = vec![template.clone().unwrap_or_else(|| "(no tag)".to_owned()), running];
+    row.extend(memory::sum_cells(sum));
+    row
 }

@@ -10,12 +10,14 @@ pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod export;
+pub(crate) mod fork;
 pub(crate) mod gc;
 pub(crate) mod history;
 pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod ls;
+mod memory;
 pub(crate) mod pause;
 pub(crate) mod ps;
 pub(crate) mod rm;
@@ -104,6 +106,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Wait(args) => wait::run(context, &args),
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
+        Command::Fork(args) => fork::run(context, &args),
         Command::Snapshot(args) => snapshot::run(context, &args),
         Command::Clone(args) => clone::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),

@@ -1,21 +1,35 @@
 //! `kiln ps`: machines.
 
-use super::Context;
+use super::{Context, memory};
 use crate::error::{self, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::machine::{EndCause, Network, Phase};
 use kiln_core::{Digest, MachineId, RestartPolicy};
+use kiln_engine::memory::{MachineMemory, MemorySum};
 use kiln_store::MachineEntry;
 use serde::Serialize;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  kiln ps\n  kiln ps -a\n  kiln rm $(kiln ps -aq)")]
+#[command(after_help = "\
+NOMINAL is the memory a guest was promised, RESIDENT what its machine monitor's process has of it
+and of its own, PRIVATE what of that no other process has, SHARE its part when what several have is
+divided among them. Only NOMINAL, PRIVATE and SHARE may be added up; the total of RESIDENT counts
+shared pages once for each machine.
+
+Examples:
+  kiln ps
+  kiln ps -a
+  kiln ps --memory
+  kiln rm $(kiln ps -aq)")]
 pub(crate) struct PsArgs {
     /// Also list machines that ended
     #[arg(short, long)]
     all: bool,
+    /// Show what each machine that runs has of the host's memory
+    #[arg(long, conflicts_with = "quiet")]
+    memory: bool,
     /// Print an array of JSON
     #[arg(long)]
     json: bool,
@@ -48,6 +62,9 @@ pub(crate) struct Line {
     supervisor_pid: Option<u32>,
     vmm_pid: Option<u32>,
     end: Option<EndCause>,
+    /// Only where it was asked for; then null for a machine that does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Option<memory::Machine>>,
 }
 
 impl Line {
@@ -80,17 +97,23 @@ impl Line {
             supervisor_pid: status.supervisor_pid,
             vmm_pid: status.vmm_pid,
             end: status.end,
+            memory: None,
         }
     }
 }
 
 pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
     let mut lines = Vec::new();
+    let mut memories = Vec::new();
     let mut damaged = 0;
     for (id, entry) in context.engine.machines()? {
         match entry {
             Ok(entry) if args.all || entry.status.phase.is_live() || entry.status.phase == Phase::Created => {
-                lines.push(Line::new(entry));
+                let memory = if args.memory { MachineMemory::of(&entry) } else { None };
+                let mut line = Line::new(entry);
+                line.memory = args.memory.then(|| memory.as_ref().map(memory::Machine::new));
+                memories.push(memory);
+                lines.push(line);
             }
             Ok(_) => {}
             Err(error) => {
@@ -106,6 +129,8 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
         for line in &lines {
             output::line(&line.name);
         }
+    } else if args.memory {
+        tell_memory(&lines, &memories);
     } else {
         let rows: Vec<Vec<String>> = lines.iter().map(row).collect();
         output::table(&["NAME", "ID", "TEMPLATE", "PHASE", "STARTED", "PORTS"], &rows);
@@ -113,7 +138,29 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
     Ok(if damaged == 0 { ExitCode::SUCCESS } else { ExitCode::from(error::EXIT_FAILED) })
 }
 
-fn row(line: &Line) -> Vec<String> {
+/// Prints what machines have in memory, what they have together, and of which that is not known.
+fn tell_memory(lines: &[Line], memories: &[Option<MachineMemory>]) {
+    let mut sum = MemorySum::default();
+    let mut rows = Vec::new();
+    for (line, memory) in lines.iter().zip(memories) {
+        let mut row = vec![line.name.clone(), line.id.to_string(), line.reference.clone(), phase(line)];
+        row.extend(memory::cells(memory.as_ref()));
+        rows.push(row);
+        let Some(memory) = memory else { continue };
+        sum.add(memory);
+        if let Err(unknown) = &memory.process {
+            output::tell(&format!("memory of {} is not known: {}", line.name, memory::reason(unknown)));
+        }
+    }
+    if !rows.is_empty() {
+        let mut total = vec!["total".to_owned(), String::new(), String::new(), String::new()];
+        total.extend(memory::sum_cells(&sum));
+        rows.push(total);
+    }
+    output::table(&[&["NAME", "ID", "TEMPLATE", "PHASE"], &memory::COLUMNS[..]].concat(), &rows);
+}
+
+fn phase(line: &Line) -> String {
     let phase = match &line.end {
         Some(end) if !line.phase.is_live() => {
             format!("{}: {}", line.phase, kiln_core::text::clip(&end.to_string()))
@@ -125,11 +172,15 @@ fn row(line: &Line) -> Vec<String> {
         1 => ", 1 restart".to_owned(),
         more => format!(", {more} restarts"),
     };
+    phase + &restarts
+}
+
+fn row(line: &Line) -> Vec<String> {
     vec![
         line.name.clone(),
         line.id.to_string(),
         line.reference.clone(),
-        phase + &restarts,
+        phase(line),
         line.started_unix_ms.map_or_else(|| "-".to_owned(), output::ago),
         if line.ports.is_empty() { "-".to_owned() } else { line.ports.join(",") },
     ]

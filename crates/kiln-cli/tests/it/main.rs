@@ -17,6 +17,7 @@ mod diff;
 mod exec;
 mod identity;
 mod lifecycle;
+mod memory;
 mod pause;
 mod ready;
 mod registry;

@@ -1,0 +1,142 @@
+//! `kiln fork`.
+
+use super::Context;
+use super::clone::CloneBy;
+use super::run::Identity;
+use crate::error::{self, CliResult};
+use crate::output;
+use crate::progress::ProgressMode;
+use clap::Args;
+use kiln_core::machine::Network;
+use kiln_core::{ByteSize, Digest, MachineName, Reference, RestartPolicy, TimeSpan};
+use kiln_engine::create::CreateRequest;
+use kiln_engine::fork::{FORKS_MAX, ForkRequest};
+use kiln_engine::restore::RestoreChoice;
+use serde::Serialize;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::time::Instant;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Makes machines that begin as a snapshot of the template and leaves them running. They share the
+snapshot's memory until they write to it; each has a disk, names, keys and random numbers of its
+own. Prints their names, one a line. Refused before anything is made when so many would not fit
+into the host's memory.
+
+Examples:
+  kiln build --snapshot && kiln fork web -n 20
+  kiln fork -n 8 --name worker --ttl 1h web
+  kiln fork -q -n 3 web | xargs kiln rm -f")]
+pub(crate) struct ForkArgs {
+    /// How many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(FORKS_MAX)))]
+    count: u32,
+    /// Begin their names with this; a number follows [default: the template's and four digits]
+    #[arg(long)]
+    name: Option<MachineName>,
+    /// How many are started at a time [default: the host's processors]
+    #[arg(short, long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Virtual processors, where not the template's: a snapshot of that shape is needed
+    #[arg(long, value_name = "N")]
+    vcpus: Option<u32>,
+    /// Memory, where not the template's: a snapshot of that shape is needed
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// How their private disks are made
+    #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
+    clone: CloneBy,
+    /// Remove each machine and its disk when it ends
+    #[arg(long)]
+    rm: bool,
+    /// Stop each when it has run so long since its start, such as 90s, 10m or 2h
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<TimeSpan>,
+    /// What becomes of a guest that cannot be given names, keys and random numbers of its own
+    #[arg(long, value_enum, default_value = "require", hide = true)]
+    identity: Identity,
+    /// Print an object of JSON
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but names
+    #[arg(short, long)]
+    quiet: bool,
+    #[arg(help = "What to fork: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…")]
+    reference: Reference,
+}
+
+#[derive(Serialize)]
+struct Report {
+    snapshot: Digest,
+    elapsed_ms: u64,
+    machines: Vec<Machine>,
+    failed: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Machine {
+    name: String,
+    ready_after_ms: u64,
+}
+
+impl ForkArgs {
+    fn request(&self) -> ForkRequest {
+        let machine = CreateRequest {
+            reference: self.reference.clone(),
+            name: self.name.clone(),
+            vcpus: self.vcpus,
+            memory: self.memory,
+            network: Network::None,
+            accelerator: "auto".to_owned(),
+            board: None,
+            disk: None,
+            clone: self.clone.into(),
+            restore: RestoreChoice::Require,
+            identity: self.identity.into(),
+            capturable: false,
+            remove_on_exit: self.rm,
+            ttl: self.ttl.map(TimeSpan::get),
+            restart: RestartPolicy::default(),
+        };
+        ForkRequest { machine, count: self.count, jobs: self.jobs }
+    }
+}
+
+pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
+    let begun = Instant::now();
+    let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
+    let report = context.engine.fork(&args.request(), &reporter)?;
+    drop(reporter);
+    let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (mut machines, mut failed) = (Vec::new(), Vec::new());
+    for forked in report.machines {
+        match forked {
+            Ok(forked) => {
+                machines.push(Machine { name: forked.name, ready_after_ms: forked.ready_after_ms });
+            }
+            Err(error) => {
+                failed.push(kiln_core::text::chain(&error));
+                error::tell(&error.into());
+            }
+        }
+    }
+    if args.json {
+        let all = failed.is_empty();
+        output::json(Report { snapshot: report.snapshot, elapsed_ms, machines, failed });
+        return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    for machine in &machines {
+        output::line(&machine.name);
+    }
+    if !args.quiet {
+        let count = kiln_core::text::count(u32::try_from(machines.len()).unwrap_or(u32::MAX), "machine");
+        output::tell(&format!(
+            "{count} forked from {} in {}",
+            report.snapshot.short(),
+            output::span(elapsed_ms)
+        ));
+    }
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
