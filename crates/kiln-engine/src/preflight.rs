@@ -5,8 +5,9 @@ use kiln_core::ByteSize;
 use kiln_core::text;
 use kiln_sys::memory::HostMemory;
 
-/// What a machine monitor needs besides its guest's memory.
-pub const MONITOR_MEMORY: ByteSize = ByteSize::from_mib(64);
+/// What a machine monitor needs besides its guest's memory: QEMU's own, and the 64 MiB of translated code that it keeps
+/// without KVM. Files it maps, such as the initramfs, are not in it: the kernel can drop them.
+pub const MONITOR_MEMORY: ByteSize = ByteSize::from_mib(128);
 
 /// Machines that would not fit into the memory that is left.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,19 +90,19 @@ mod tests {
         for (count, shape, private, have, refused) in [
             (0, 256, None, 0, None),
             (0, 256, Some(1), 0, None),
-            (1, 256, None, 320, None),
-            (1, 256, None, 319, Some((320, 0))),
-            (4, 256, None, 1280, None),
-            (4, 256, None, 1279, Some((1280, 3))),
-            (100, 256, None, 1000, Some((32_000, 3))),
+            (1, 256, None, 384, None),
+            (1, 256, None, 383, Some((384, 0))),
+            (4, 256, None, 1536, None),
+            (4, 256, None, 1535, Some((1536, 3))),
+            (100, 256, None, 1000, Some((38_400, 2))),
             // Clones: the image once, and each what it has alone.
             (10, 256, Some(30), 556, None),
             (10, 256, Some(30), 555, Some((556, 9))),
             (10, 256, Some(30), 256, Some((556, 0))),
             (10, 256, Some(30), 255, Some((556, 0))),
             // An estimate above the whole is the whole.
-            (2, 256, Some(9000), 896, None),
-            (2, 256, Some(9000), 895, Some((896, 1))),
+            (2, 256, Some(9000), 1024, None),
+            (2, 256, Some(9000), 1023, Some((1024, 1))),
             (5, 256, Some(0), 256, None),
             (5, 256, Some(0), 255, Some((256, 0))),
         ] {
@@ -137,8 +138,8 @@ mod tests {
     #[test]
     fn the_text_names_need_have_and_how_many() {
         let text = |count| memory_preflight(count, mib(256), None, mib(300)).unwrap_err().to_string();
-        assert_eq!(text(1), "1 machine would need 320.0 MiB of memory, and 300.0 MiB is left: 0 would fit");
+        assert_eq!(text(1), "1 machine would need 384.0 MiB of memory, and 300.0 MiB is left: 0 would fit");
         let text = memory_preflight(8, mib(256), None, mib(1024)).unwrap_err().to_string();
-        assert_eq!(text, "8 machines would need 2.5 GiB of memory, and 1.0 GiB is left: 3 would fit");
+        assert_eq!(text, "8 machines would need 3.0 GiB of memory, and 1.0 GiB is left: 2 would fit");
     }
 }
