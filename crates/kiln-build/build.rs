@@ -65,7 +65,9 @@ fn compiled() -> Result<PathBuf, Box<dyn Error>> {
             cargo.env_remove(&name);
         }
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    // At a fixed address, so that under software emulation the code of one process of it, once translated, serves the next:
+    // translations are kept by address. It starts a process of itself for every program it runs.
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static");
     let output =
         cargo.output().map_err(|error| format!("cannot start cargo for the guest agent: {error}"))?;
     if !output.status.success() {

@@ -16,7 +16,6 @@ use kiln_guest::token::{Epoch, Hostname, MachineId};
 use kiln_guest::{Session, SessionError};
 use kiln_sys::{IoResult, IoResultExt as _, clock, socket};
 use kiln_vmm::AGENT_SOCKET;
-use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -179,8 +178,6 @@ impl Attendant {
             machine_id: Some(MachineId::new(&machine_id[..32])?),
             network: Some(IdentityNetwork { interface: None, config }),
             ssh_host_keys: true,
-            environment: Some(BTreeMap::new()),
-            secrets: Some(BTreeMap::new()),
             ..Identity::new(Epoch::new(random_uuid())?, Entropy::new(clock::random::<64>().to_vec())?)
         })
     }

@@ -209,9 +209,10 @@ impl<W: World> Life<W> {
         self.status.vmm_pid = Some(machine.pid());
         self.status.accelerator = Some(accelerator.clone());
         self.status.restored = restored;
+        // The record is written while the guest is greeted.
+        self.world.attend(self.desk.run(), self.begun, restored)?;
         self.take(&Event::VmmStarted)?;
         self.world.report(&Report::Started { accelerator, reason, restored });
-        self.world.attend(self.desk.run(), self.begun, restored)?;
         Ok(machine)
     }
 
