@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use super::super::machine::Kernel;
 use super::super::program::{Output, Program};
 use super::super::quiesce;
+use super::super::runtime;
 use super::*;
 use crate::flow::lock;
 use crate::hook::HookCause;
@@ -52,10 +53,14 @@ impl Kernel for TestKernel {
         self.say("hostname")
     }
 
-    fn set_network(&self, _: &IdentityNetwork, notes: &mut Vec<String>) -> Result<String, RemoteError> {
+    fn set_network(
+        &self,
+        _: &IdentityNetwork,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<String>, RemoteError> {
         notes.push("x".repeat(10_000));
         self.say("network")?;
-        Ok("eth7".to_owned())
+        Ok(Some("eth7".to_owned()))
     }
 
     fn mount_memory(&self, _: &Path) -> Result<(), RemoteError> {
@@ -353,4 +358,31 @@ fn a_host_that_gives_up_and_one_that_comes_twice() {
     let error = apply(&guest.machine, &TestRunner::default(), &full()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Busy);
     drop(turn);
+}
+
+#[test]
+fn a_machine_id_is_made_before_a_capture_and_overwritten_where_it_lies() {
+    use std::os::unix::fs::MetadataExt as _;
+    let guest = Guest::new("");
+    let path = guest.path("etc/machine-id");
+    for before in [None, Some(""), Some("uninitialized\n")] {
+        let _ = fs::remove_file(&path);
+        if let Some(text) = before {
+            fs::write(&path, text).unwrap();
+        }
+        runtime::prepare_machine_id(&guest.machine).unwrap();
+        assert_eq!(guest.text("etc/machine-id").len(), 33);
+    }
+    let write = |id: &str| runtime::write_machine_id(&guest.machine, &MachineId::new(id).unwrap()).unwrap();
+    let (ino, id) = (fs::metadata(&path).unwrap().ino(), "0123456789abcdef0123456789abcdef");
+    runtime::prepare_machine_id(&guest.machine).unwrap();
+    write(id);
+    assert_eq!(guest.text("etc/machine-id"), format!("{id}\n"));
+    assert_eq!(fs::metadata(&path).unwrap().ino(), ino);
+    // What is not only this file is not written through.
+    fs::hard_link(&path, guest.path("etc/other")).unwrap();
+    let next = "f123456789abcdef0123456789abcdef";
+    write(next);
+    assert_eq!(guest.text("etc/machine-id"), format!("{next}\n"));
+    assert_eq!(guest.text("etc/other"), format!("{id}\n"));
 }

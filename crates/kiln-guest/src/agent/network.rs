@@ -57,6 +57,10 @@ pub(super) fn apply(
         let what = format!("cannot {what} interface {name}");
         move |error: std::io::Error| RemoteError::from_io(&what, &error)
     };
+    if plan.address.is_none() {
+        set_mac_of(chosen, plan.mac).map_err(failed("set the hardware address of"))?;
+        return Ok(Some(name.clone()));
+    }
     // Makes the kernel announce a new address, so that the network forgets who had it.
     let announce = format!("/proc/sys/net/ipv4/conf/{name}/arp_notify");
     if std::fs::write(announce, "1").is_err() {
@@ -69,9 +73,10 @@ pub(super) fn apply(
         netlink.set_down(chosen.index).map_err(failed("stop"))?;
         netlink.set_mac(chosen.index, mac).map_err(failed("set the hardware address of"))?;
     }
-    let Some(address) = plan.address else { return Ok(Some(name.clone())) };
     netlink.set_up(chosen.index).map_err(failed("start"))?;
-    netlink.set_address(chosen.index, address).map_err(failed("set the address of"))?;
+    if let Some(address) = plan.address {
+        netlink.set_address(chosen.index, address).map_err(failed("set the address of"))?;
+    }
     if let Some(gateway) = plan.gateway {
         netlink.set_default_route(chosen.index, gateway).map_err(failed("set the default route of"))?;
     }
@@ -79,6 +84,17 @@ pub(super) fn apply(
         write_resolv_conf(&plan.dns, notes)?;
     }
     Ok(Some(name.clone()))
+}
+
+/// Gives an interface a hardware address. Most take it as they are; others have to be stopped for it.
+fn set_mac_of(interface: &Interface, mac: Option<Mac>) -> std::io::Result<()> {
+    let Some(mac) = mac.filter(|mac| interface.mac != Some(*mac)) else { return Ok(()) };
+    let mut netlink = Netlink::open()?;
+    if netlink.set_mac(interface.index, mac).is_err() {
+        netlink.set_down(interface.index)?;
+        netlink.set_mac(interface.index, mac)?;
+    }
+    Ok(())
 }
 
 /// Starts the loopback interface, where the guest has one: what a machine without a network talks over too.

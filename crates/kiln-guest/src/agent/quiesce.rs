@@ -6,6 +6,7 @@ use super::hooks;
 use super::identity::{limit_notes, millis};
 use super::machine::Machine;
 use super::program::Runner;
+use super::runtime;
 use crate::error::RemoteError;
 use crate::hook::HookStage;
 use crate::quiesce::{Quiesce, Quiesced};
@@ -30,6 +31,10 @@ pub(super) fn apply(
     limit_notes(&mut done.notes);
     if done.hooks.failure.is_some() {
         return Ok(done);
+    }
+    if let Err(error) = runtime::prepare_machine_id(machine) {
+        // A restored guest makes its own, and says it where that cannot be.
+        done.notes.push(error.to_string());
     }
     let begun = Instant::now();
     machine.kernel.sync();

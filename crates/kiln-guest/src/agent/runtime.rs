@@ -1,10 +1,12 @@
 //! `/run/kiln`: what a guest is told about itself, as files.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::files;
 use super::machine::Machine;
@@ -17,17 +19,48 @@ const SECRETS: &str = "run/kiln/secrets";
 const EPOCH: &str = "run/kiln/epoch";
 const ENVIRONMENT: &str = "run/kiln/env";
 const MACHINE_ID: &str = "etc/machine-id";
+/// A machine id and the end of its line.
+const MACHINE_ID_BYTES: u64 = 33;
+const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 const DBUS_MACHINE_ID: &str = "var/lib/dbus/machine-id";
 
 /// Writes `/etc/machine-id`, and D-Bus's copy where that is a file of its own.
 pub(super) fn write_machine_id(machine: &Machine, id: &MachineId) -> Result<(), RemoteError> {
     let text = format!("{id}\n");
-    write(&machine.path(MACHINE_ID), text.as_bytes(), 0o444)?;
+    let path = machine.path(MACHINE_ID);
+    // A new file and its rename take a restored guest under emulation a tenth of a second.
+    if !overwrite(&path, text.as_bytes()) {
+        write(&path, text.as_bytes(), 0o444)?;
+    }
     let copy = machine.path(DBUS_MACHINE_ID);
     if fs::symlink_metadata(&copy).is_ok_and(|found| found.is_file()) {
         write(&copy, text.as_bytes(), 0o444)?;
     }
     Ok(())
+}
+
+/// Sees to it that there is a machine id before a capture: a restored guest only overwrites it then. What is none is
+/// replaced by a random one; one that is there stays.
+pub(super) fn prepare_machine_id(machine: &Machine) -> Result<(), RemoteError> {
+    let path = machine.path(MACHINE_ID);
+    let found =
+        fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == MACHINE_ID_BYTES);
+    if found {
+        return Ok(());
+    }
+    let id = files::random_hex::<16>()
+        .map_err(|error| RemoteError::from_io("cannot make a machine id", &error))?;
+    write(&path, format!("{id}\n").as_bytes(), 0o444)
+}
+
+/// Replaces the bytes of a file of this very length where it lies; tells whether it did. What a reader sees is the old bytes
+/// or the new: they are fewer than a sector.
+fn overwrite(path: &Path, bytes: &[u8]) -> bool {
+    let found = fs::symlink_metadata(path);
+    let fits =
+        found.is_ok_and(|meta| meta.is_file() && meta.nlink() == 1 && meta.len() == bytes.len() as u64);
+    let open = || OpenOptions::new().write(true).custom_flags(NOFOLLOW).open(path);
+    fits && open().and_then(|file| file.write_all_at(bytes, 0)).is_ok()
 }
 
 /// Writes the name of this restore.
