@@ -90,6 +90,13 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Memory(_) => {
             one("kiln ps --memory shows what machines have; kiln stop or kiln rm -f frees it")
         }
+        EngineError::NotRestorable { reference, .. } => {
+            one(format!("kiln snapshot create {reference} makes a snapshot for this host; kiln run boots it"))
+        }
+        EngineError::NotCaptured { .. } => one("kiln run boots the same template, to look at it"),
+        EngineError::Guest(kiln_guest::SessionError::Hook(_)) => {
+            one("docs/hooks.md tells what a hook must do; kiln run boots the template, to try it")
+        }
         EngineError::CopySides => one("kiln cp file.txt MACHINE:/tmp/, or kiln cp MACHINE:/etc/hostname ."),
         EngineError::Store(error) => store(error),
         EngineError::Tool(error) => tool(error),

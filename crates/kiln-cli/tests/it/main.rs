@@ -15,6 +15,7 @@ mod crash;
 mod debian;
 mod diff;
 mod exec;
+mod fork;
 mod identity;
 mod lifecycle;
 mod memory;
