@@ -27,6 +27,7 @@ pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod supervise;
 pub(crate) mod tag;
+pub(crate) mod template;
 pub(crate) mod verify;
 pub(crate) mod version;
 pub(crate) mod wait;
@@ -105,6 +106,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
         Command::Snapshot(args) => snapshot::run(context, &args),
+        Command::Template(args) => template::run(context, &args),
         Command::Clone(args) => clone::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),

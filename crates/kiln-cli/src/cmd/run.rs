@@ -59,13 +59,23 @@ enum Restore {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Identity {
+pub(super) enum Identity {
     /// It ends
     Require,
     /// It is handed over as it is
     Try,
     /// Nothing is tried: it stays what was captured
     Skip,
+}
+
+impl From<Identity> for IdentityPolicy {
+    fn from(identity: Identity) -> Self {
+        match identity {
+            Identity::Require => Self::Require,
+            Identity::Try => Self::Try,
+            Identity::Skip => Self::Skip,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -182,11 +192,7 @@ impl RunArgs {
                 Restore::Never => RestoreChoice::Never,
                 Restore::Require => RestoreChoice::Require,
             },
-            identity: match self.identity {
-                Identity::Require => IdentityPolicy::Require,
-                Identity::Try => IdentityPolicy::Try,
-                Identity::Skip => IdentityPolicy::Skip,
-            },
+            identity: self.identity.into(),
             capturable: false,
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),

@@ -22,6 +22,7 @@ mod ready;
 mod registry;
 mod snapshot;
 mod space;
+mod template;
 mod verify;
 mod vsock;
 
