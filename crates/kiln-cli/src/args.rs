@@ -84,6 +84,8 @@ pub(crate) enum Command {
     Snapshot(cmd::snapshot::SnapshotArgs),
     /// Make machines that begin as a snapshot of a template, and leave them running
     Fork(cmd::fork::ForkArgs),
+    /// Test a template
+    Template(cmd::template::TemplateArgs),
     /// Compare two revisions
     Diff(cmd::diff::DiffArgs),
     /// Give a revision another name

@@ -35,6 +35,14 @@ pub(crate) enum CliError {
         /// How many there were.
         all: usize,
     },
+    /// A test of a template found what is wrong with it.
+    #[error("{failed} of {} failed", count(*all, "check"))]
+    Test {
+        /// How many checks failed.
+        failed: usize,
+        /// How many there were.
+        all: usize,
+    },
     /// A verification found what is not whole.
     #[error("{}", not_whole(*artifacts, *revisions, *snapshots))]
     Verify {

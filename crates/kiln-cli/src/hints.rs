@@ -84,6 +84,9 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Phase { name, action: "started", .. } => one(format!("kiln exec {name} -- COMMAND")),
         EngineError::Phase { name, .. } => one(format!("kiln start {name}")),
         EngineError::Ended { cause, name, .. } => ended(cause, name),
+        EngineError::NoSnapshot { reference } => one(format!(
+            "kiln build --snapshot in its recipe's directory, or kiln snapshot create {reference}, makes one"
+        )),
         EngineError::NotReady { name, .. } => one(format!("kiln logs {name} shows what it does")),
         EngineError::SupervisorDied { .. } => one("kiln doctor"),
         EngineError::Image { .. } => one("kiln build --force bakes it again"),

@@ -15,6 +15,7 @@ pub mod revision;
 pub mod size;
 pub mod snapshot;
 pub mod span;
+pub mod template_test;
 pub mod text;
 pub mod time;
 pub mod variant;

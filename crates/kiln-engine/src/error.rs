@@ -115,6 +115,12 @@ pub enum EngineError {
         /// Why not.
         reason: String,
     },
+    /// A revision has no snapshot with memory.
+    #[error("`{reference}` has no snapshot with memory")]
+    NoSnapshot {
+        /// The revision.
+        reference: String,
+    },
     /// A machine could not be captured.
     #[error("machine `{name}` could not be captured: {reason}")]
     NotCaptured {

@@ -28,6 +28,7 @@ pub mod snapshots;
 mod spec;
 pub mod start;
 pub mod supervisor;
+pub mod template_test;
 pub mod templates;
 pub mod verify;
 

@@ -32,6 +32,7 @@ use kiln_vmm::{
 use life::capture::CaptureError;
 pub(crate) use life::last_lines;
 use life::{GRACE, Launched, Life, World};
+pub(crate) use probe::{Tried, attempt};
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::BorrowedFd;

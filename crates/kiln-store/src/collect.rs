@@ -140,6 +140,7 @@ impl Store {
             Ok(())
         };
         for dead in &plan.snapshots {
+            away(self.snapshot_test_path(&dead.id), "snapshots")?;
             away(self.snapshot_path(&dead.id), "snapshots")?;
             away(self.snapshot_record_path(&dead.id), "snapshots")?;
         }

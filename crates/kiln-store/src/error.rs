@@ -78,6 +78,15 @@ pub enum StoreError {
         #[source]
         source: kiln_core::snapshot::InvalidSnapshot,
     },
+    /// The result of a test cannot be kept.
+    #[error("the test of snapshot {} cannot be kept", id.short())]
+    BadTest {
+        /// The snapshot.
+        id: Digest,
+        /// What is wrong with the result.
+        #[source]
+        source: kiln_core::template_test::InvalidTest,
+    },
     /// Machines still use it.
     #[error("revision {} is in use by {}", revision.short(), machines.join(", "))]
     InUse {

@@ -9,6 +9,7 @@ use kiln_core::reference::DIGEST_PREFIX_CHARS_MIN;
 use kiln_core::snapshot::{
     SNAPSHOT_BYTES_MAX, SNAPSHOT_RECORD_VERSION, SnapshotFile, SnapshotKeep, SnapshotManifest, SnapshotRecord,
 };
+use kiln_core::template_test::{SnapshotTest, TEST_BYTES_MAX};
 use kiln_core::{Digest, VariantName};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::{fail, fs};
@@ -76,6 +77,10 @@ impl Store {
         self.root().join("snapshots").join(format!("{}.made.json", id.hex()))
     }
 
+    pub(crate) fn snapshot_test_path(&self, id: &Digest) -> PathBuf {
+        self.root().join("snapshots").join(format!("{}.test.json", id.hex()))
+    }
+
     /// Publishes a snapshot whose files are in the store, and returns its id. The caller holds the store's lock since
     /// before they were taken in.
     ///
@@ -139,6 +144,27 @@ impl Store {
         let Some(bytes) = bytes else { return Ok(None) };
         let version = serde_json::from_slice::<Version>(&bytes).ok().map(|version| version.version);
         Ok((version == Some(SNAPSHOT_RECORD_VERSION)).then(|| serde_json::from_slice(&bytes).ok()).flatten())
+    }
+
+    /// Keeps what a test of a snapshot found, in place of the last one's. The caller holds the store's lock.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for a snapshot that is gone; [`StoreError::BadTest`] for a result that could not be read
+    /// again.
+    pub fn save_snapshot_test(&self, id: &Digest, test: &SnapshotTest) -> StoreResult<()> {
+        self.snapshot(id)?;
+        let bytes = test.to_bytes().map_err(|source| StoreError::BadTest { id: *id, source })?;
+        need_space_in(self.root(), TEST_BYTES_MAX as u64)?;
+        Ok(write_file(&self.snapshot_test_path(id), &bytes, 0o644, Existing::Replace)?)
+    }
+
+    /// Reads what the last test of a snapshot found; none where nothing that this kiln knows says so.
+    pub fn snapshot_test(&self, id: &Digest) -> StoreResult<Option<SnapshotTest>> {
+        let bytes = match fs::read_optional(&self.snapshot_test_path(id), TEST_BYTES_MAX) {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => None,
+            read => read?,
+        };
+        Ok(bytes.and_then(|bytes| SnapshotTest::parse(&bytes).ok()))
     }
 
     /// Lists the ids of all snapshots.
@@ -253,6 +279,8 @@ impl Store {
     pub(crate) fn forget_snapshots(&self, ids: &[Digest]) -> StoreResult<()> {
         for id in ids {
             fail::point("remove.snapshot", &self.snapshot_path(id))?;
+            // Before its snapshot: a result alone would be found by the next one of that id.
+            fs::remove_file(&self.snapshot_test_path(id))?;
             fs::remove_file(&self.snapshot_path(id))?;
             fs::remove_file(&self.snapshot_record_path(id))?;
         }

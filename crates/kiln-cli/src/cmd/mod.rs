@@ -29,6 +29,7 @@ pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod supervise;
 pub(crate) mod tag;
+pub(crate) mod template;
 pub(crate) mod verify;
 pub(crate) mod version;
 pub(crate) mod wait;
@@ -108,6 +109,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Show(args) => show::run(context, &args),
         Command::Fork(args) => fork::run(context, &args),
         Command::Snapshot(args) => snapshot::run(context, &args),
+        Command::Template(args) => template::run(context, &args),
         Command::Clone(args) => clone::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),

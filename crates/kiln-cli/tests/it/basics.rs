@@ -27,6 +27,7 @@ fn version_and_help_print_to_stdout() {
         "ls",
         "show",
         "tag",
+        "template",
         "clone",
         "import",
         "export",

@@ -24,6 +24,7 @@ mod ready;
 mod registry;
 mod snapshot;
 mod space;
+mod template;
 mod verify;
 mod vsock;
 

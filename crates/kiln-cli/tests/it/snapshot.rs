@@ -120,6 +120,56 @@ fn a_snapshot_is_shown_with_all_it_has() {
 }
 
 #[test]
+fn what_a_test_found_is_shown_with_its_snapshot() {
+    use kiln_core::template_test::{Check, CheckName, CheckStatus, SnapshotTest, TEST_VERSION, TestedClone};
+    let shop = Shop::new();
+    let warm = shop.snapshot(Some("warm"), "disk", Some("state"), SnapshotKeep::Always, 3);
+    assert!(shop.context.kiln(["snapshot", "show", "warm", "--json"]).json()["test"].is_null());
+    let check = |name, status, detail: &str| Check::new(name, status, detail);
+    let test = SnapshotTest {
+        version: TEST_VERSION,
+        tested_unix_ms: kiln_sys::clock::now_unix_ms() - 5000 * 1000,
+        elapsed_ms: 3000,
+        clones: vec![TestedClone { name: "web-1a2b".to_owned(), ready_after_ms: 500 }],
+        checks: vec![
+            check(CheckName::Restore, CheckStatus::Passed, "1 clone in at most 500 ms each"),
+            check(CheckName::Mac, CheckStatus::NotApplicable, "the guest has none"),
+            check(CheckName::Exec, CheckStatus::NotChecked, "web-1a2b: the guest has no sh"),
+            check(CheckName::Clock, CheckStatus::Failed, "web-1a2b: its clock is late"),
+        ],
+    };
+    shop.store.save_snapshot_test(&warm, &test).unwrap();
+    let shown = shop.context.kiln(["snapshot", "show", "warm"]).ok();
+    let lines: Vec<&str> =
+        shown.lines().filter(|line| line.contains("ed ") && line.contains("clo")).collect();
+    insta::assert_snapshot!(plain(&shop.context, &lines.join("\n")), @r"
+    tested              1 h ago: 1 passed, 1 FAILED, 1 not applicable, 1 not checked with 1 clone
+    failed clock        web-1a2b: its clock is late
+    ");
+    let json = shop.context.kiln(["snapshot", "show", "warm", "--json"]).json();
+    assert_eq!(
+        json["test"]["checks"][3],
+        serde_json::json!({"name": "clock", "status": "failed", "detail": "web-1a2b: its clock is late"})
+    );
+}
+
+#[test]
+fn a_template_without_a_snapshot_of_its_memory_cannot_be_tested() {
+    let shop = Shop::new();
+    shop.snapshot(None, "disk", None, SnapshotKeep::Always, 3);
+    let refused = shop.context.kiln(["template", "test", "web"]).fails(1);
+    insta::assert_snapshot!(plain(&shop.context, &refused), @r"
+    error: `web:latest` has no snapshot with memory
+    try: kiln build --snapshot in its recipe's directory, or kiln snapshot create web:latest, makes one
+    ");
+    for number in ["1", "17", "x"] {
+        shop.context.kiln(["template", "test", "-n", number, "web"]).fails(2);
+    }
+    shop.context.kiln(["template"]).fails(2);
+    assert!(shop.context.kiln(["template", "test", "wep"]).fails(1).contains("did you mean `web`?"));
+}
+
+#[test]
 fn a_snapshot_is_removed_when_no_machine_continues_it() {
     let shop = Shop::new();
     let warm = shop.snapshot(Some("warm"), "disk", Some("state"), SnapshotKeep::Always, 3);

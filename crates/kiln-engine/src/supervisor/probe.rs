@@ -17,7 +17,7 @@ const WORDS_CHARS_MAX: usize = 400;
 
 /// What one try came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Tried {
+pub(crate) enum Tried {
     Succeeded,
     /// It did not succeed, and why.
     Failed(String),
@@ -29,7 +29,7 @@ pub(super) enum Tried {
 ///
 /// # Errors
 /// When the connection to the agent is lost.
-pub(super) fn attempt(
+pub(crate) fn attempt(
     session: &Session,
     check: &ReadyCheck,
     deadline: Instant,

@@ -5,6 +5,7 @@ use kiln_core::snapshot::{
     Compatibility, SNAPSHOT_RECORD_VERSION, SNAPSHOT_VERSION, SnapshotFile, SnapshotKeep, SnapshotManifest,
     SnapshotMemory, SnapshotRecord,
 };
+use kiln_core::template_test::{SnapshotTest, TEST_BYTES_MAX, TEST_VERSION};
 use kiln_core::variant::MachineShape;
 use kiln_core::{Arch, Digest, Tag, TemplateName};
 use kiln_store::{CollectPolicy, Collection, IngestFrom, Root, StoreError};
@@ -225,5 +226,57 @@ fn a_snapshot_record_has_a_largest_size() {
     for (bytes, keep) in [(16 << 10, SnapshotKeep::Revision), ((16 << 10) + 1, SnapshotKeep::Always)] {
         std::fs::write(&path, padded(bytes)).unwrap();
         assert_eq!(fixture.store.snapshot(&id).unwrap().keep(), keep, "{bytes}");
+    }
+}
+
+fn test_result(checked_unix_ms: u64) -> SnapshotTest {
+    SnapshotTest {
+        version: TEST_VERSION,
+        tested_unix_ms: checked_unix_ms,
+        elapsed_ms: 1,
+        clones: Vec::new(),
+        checks: Vec::new(),
+    }
+}
+
+#[test]
+fn a_test_stays_with_its_snapshot_and_goes_with_it() {
+    let fixture = Fixture::new();
+    let revision = fixture.revision(b"kernel", b"rootfs");
+    tag(&fixture, &revision);
+    let mine = snapshot(&fixture, revision, "mine", SnapshotKeep::Always);
+    let forked = snapshot(&fixture, revision, "forked", SnapshotKeep::Machines);
+    assert_eq!(fixture.store.snapshot_test(&mine).unwrap(), None);
+    for (id, at) in [(&mine, 1), (&mine, 2), (&forked, 3)] {
+        fixture.store.save_snapshot_test(id, &test_result(at)).unwrap();
+    }
+    assert_eq!(fixture.store.snapshot_test(&mine).unwrap(), Some(test_result(2)));
+    assert_eq!(fixture.store.snapshot_ids().unwrap().len(), 2, "a result is no snapshot");
+    collect(&fixture);
+    let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+    fixture.store.remove_snapshot(&mine, &alone).unwrap();
+    let left: Vec<_> = std::fs::read_dir(fixture.store.root().join("snapshots")).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+    let refused = fixture.store.save_snapshot_test(&mine, &test_result(4));
+    assert!(matches!(refused, Err(StoreError::NotFound { kind: "snapshot", .. })), "{refused:?}");
+}
+
+#[test]
+fn a_test_that_is_too_large_or_of_another_version_counts_as_none() {
+    let fixture = Fixture::new();
+    let revision = fixture.revision(b"kernel", b"rootfs");
+    let id = snapshot(&fixture, revision, "built", SnapshotKeep::Revision);
+    fixture.store.save_snapshot_test(&id, &test_result(1)).unwrap();
+    let path = fixture.store.root().join("snapshots").join(format!("{}.test.json", id.hex()));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let padded = |bytes: usize| format!("{text}{}", " ".repeat(bytes - text.len()));
+    for (content, known) in [
+        (padded(TEST_BYTES_MAX), true),
+        (padded(TEST_BYTES_MAX + 1), false),
+        (text.replace("\"version\": 1", "\"version\": 2"), false),
+        ("{".to_owned(), false),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        assert_eq!(fixture.store.snapshot_test(&id).unwrap().is_some(), known);
     }
 }

@@ -2,10 +2,12 @@
 
 use super::{Brief, stays};
 use crate::cmd::Context;
+use crate::cmd::template::summary;
 use crate::error::CliResult;
 use crate::output;
 use clap::Args;
 use kiln_core::snapshot::{SnapshotManifest, SnapshotRecord};
+use kiln_core::template_test::{CheckStatus, SnapshotTest};
 use kiln_core::{ByteSize, Digest};
 use kiln_engine::snapshots::SnapshotEntry;
 use kiln_store::Snapshot;
@@ -38,6 +40,8 @@ struct Shown {
     allocated_bytes: u64,
     /// None where it is lost: the snapshot stays until it is removed.
     record: Option<SnapshotRecord>,
+    /// What the last test found that was kept.
+    test: Option<SnapshotTest>,
 }
 
 #[derive(Serialize)]
@@ -53,8 +57,9 @@ struct File {
 
 pub(super) fn run(context: &Context, args: &ShowArgs) -> CliResult {
     let (entry, snapshot) = context.engine.snapshot(&args.snapshot)?;
+    let test = context.engine.store().snapshot_test(&snapshot.id)?;
     if !args.json {
-        render(&entry, &snapshot);
+        render(&entry, &snapshot, test.as_ref());
         return Ok(ExitCode::SUCCESS);
     }
     let mut files = Vec::with_capacity(entry.files.len());
@@ -76,11 +81,12 @@ pub(super) fn run(context: &Context, args: &ShowArgs) -> CliResult {
         manifest: snapshot.manifest,
         files,
         record: snapshot.record,
+        test,
     });
     Ok(ExitCode::SUCCESS)
 }
 
-fn render(entry: &SnapshotEntry, snapshot: &Snapshot) {
+fn render(entry: &SnapshotEntry, snapshot: &Snapshot, test: Option<&SnapshotTest>) {
     let (brief, manifest, record) = (Brief::of(snapshot), &snapshot.manifest, snapshot.record.as_ref());
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |name: &str, text: String| rows.push(vec![name.to_owned(), text]);
@@ -118,6 +124,12 @@ fn render(entry: &SnapshotEntry, snapshot: &Snapshot) {
             row("took", output::span(record.elapsed_ms));
         }
         None => row("record", "lost".to_owned()),
+    }
+    if let Some(test) = test {
+        row("tested", format!("{}: {}", output::ago(test.tested_unix_ms), summary(test)));
+        for check in test.checks.iter().filter(|check| check.status == CheckStatus::Failed) {
+            row(&format!("failed {}", check.name.as_str()), check.detail.clone());
+        }
     }
     for fact in manifest.memory.iter().flat_map(|memory| memory.compatibility.facts()) {
         row(&format!("needs {}", fact.name), fact.value.clone());
