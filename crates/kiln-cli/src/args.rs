@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Show(cmd::show::ShowArgs),
     /// List, show or remove snapshots of machines
     Snapshot(cmd::snapshot::SnapshotArgs),
+    /// Make snapshots again that do not fit this host any more
+    Rewarm(cmd::rewarm::RewarmArgs),
     /// Compare two revisions
     Diff(cmd::diff::DiffArgs),
     /// Give a revision another name

@@ -21,6 +21,7 @@ pub mod pause;
 pub mod progress;
 pub mod ready;
 pub mod restore;
+pub mod rewarm;
 pub mod snapshots;
 mod spec;
 pub mod start;

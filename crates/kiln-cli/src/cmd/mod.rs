@@ -18,6 +18,7 @@ pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod pause;
 pub(crate) mod ps;
+pub(crate) mod rewarm;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod schema;
@@ -105,6 +106,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Ls(args) => ls::run(context, &args),
         Command::Show(args) => show::run(context, &args),
         Command::Snapshot(args) => snapshot::run(context, &args),
+        Command::Rewarm(args) => rewarm::run(context, &args),
         Command::Clone(args) => clone::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),
