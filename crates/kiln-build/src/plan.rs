@@ -130,6 +130,9 @@ pub fn plan(recipe: &Recipe, base_dir: &Path, host: &HostFacts) -> Result<BuildP
     parts.add_record("machine", &recipe.machine);
     parts.add_record("boot_args", &recipe.boot_args);
     parts.add_record("ready", &recipe.ready);
+    if let Some(plan) = recipe.snapshot.of_revision() {
+        parts.add_record("snapshot", plan);
+    }
     parts.add_record("variants", &recipe.variants);
     parts.add_record("profile", &recipe.profile);
     Ok(BuildPlan {

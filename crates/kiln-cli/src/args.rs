@@ -86,6 +86,8 @@ pub(crate) enum Command {
     Fork(cmd::fork::ForkArgs),
     /// Test a template
     Template(cmd::template::TemplateArgs),
+    /// Make snapshots again that do not fit this host any more
+    Rewarm(cmd::rewarm::RewarmArgs),
     /// Compare two revisions
     Diff(cmd::diff::DiffArgs),
     /// Give a revision another name

@@ -4,6 +4,7 @@
 //! No file is opened, no clock is read and no environment is consulted in this crate.
 
 pub mod arch;
+pub mod capture;
 pub mod digest;
 pub mod machine;
 pub mod name;

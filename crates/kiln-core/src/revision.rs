@@ -2,6 +2,7 @@
 //! hold only content identity, so that the same inputs give the same id. `docs/formats/store.md` describes the file.
 
 use crate::arch::Arch;
+use crate::capture::{CapturePlan, InvalidCapturePlan};
 use crate::digest::Digest;
 use crate::name::{ArtifactRole, VariantName};
 use crate::ready::ReadyProbe;
@@ -76,6 +77,9 @@ pub struct Manifest {
     /// When a machine counts as ready; none means when its agent answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<ReadyProbe>,
+    /// What happens to a ready machine before it is captured; none means nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<CapturePlan>,
     /// The variants, sorted by name.
     pub variants: Vec<Variant>,
 }
@@ -115,6 +119,9 @@ pub enum InvalidManifest {
     /// A shape no machine can have.
     #[error("manifest has an impossible machine")]
     Shape(#[from] InvalidShape),
+    /// A plan of captures that says nothing or too much.
+    #[error("manifest has a bad plan of captures")]
+    Capture(#[from] InvalidCapturePlan),
     /// More kernel arguments than [`BOOT_ARGS_BYTES_MAX`].
     #[error(
         "manifest has {bytes} bytes of boot arguments{}, more than {BOOT_ARGS_BYTES_MAX}",
@@ -200,6 +207,12 @@ impl Manifest {
             variant.shape(&self.machine).checked()?;
             limited(Some(&variant.name), variant.boot_args.as_deref().unwrap_or_default())?;
         }
+        if let Some(plan) = &self.snapshot {
+            if plan.is_empty() {
+                return Err(InvalidCapturePlan::Empty.into());
+            }
+            plan.check()?;
+        }
         Ok(self)
     }
 
@@ -240,6 +253,7 @@ mod tests {
             machine: MachineShape::default(),
             boot_args: vec!["quiet".to_owned()],
             ready: None,
+            snapshot: None,
             variants: Vec::new(),
         }
     }
@@ -255,6 +269,28 @@ mod tests {
         let bytes = String::from_utf8(bytes).unwrap();
         let part = r#","ready":{"command":["true"],"interval_ms":1,"timeout_ms":1},"variants""#;
         assert!(bytes.contains(part), "{bytes}");
+    }
+
+    #[test]
+    fn a_plan_of_captures_is_there_only_where_it_says_something() {
+        let plan = CapturePlan { warm_up: vec![vec!["true".to_owned()]], drop_caches: true };
+        let with = |plan| Manifest {
+            snapshot: Some(plan),
+            ready: Some(probe(vec!["true".to_owned()])),
+            ..manifest()
+        };
+        let bytes = with(plan).to_bytes();
+        let part = r#""timeout_ms":1},"snapshot":{"warm_up":[["true"]],"drop_caches":true},"variants""#;
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        assert!(text.contains(part), "{text}");
+        Manifest::parse(&bytes).unwrap();
+        let refused = Manifest::parse(&with(CapturePlan::default()).to_bytes());
+        assert!(matches!(refused, Err(InvalidManifest::Capture(InvalidCapturePlan::Empty))));
+        let many = CapturePlan { warm_up: vec![vec!["true".to_owned()]; 17], drop_caches: false };
+        assert!(matches!(
+            Manifest::parse(&with(many).to_bytes()),
+            Err(InvalidManifest::Capture(InvalidCapturePlan::TooMany(17)))
+        ));
     }
 
     #[test]
@@ -358,8 +394,16 @@ mod tests {
         let mut full = manifest();
         full.ready = Some(probe(vec!["true".to_owned()]));
         full.variants = vec![variant(1)];
+        full.snapshot = Some(CapturePlan { warm_up: Vec::new(), drop_caches: true });
         let bytes = String::from_utf8(full.to_bytes()).unwrap();
-        for object in ["\"arch\":", "\"role\":\"kernel\"", "\"vcpus\":", "\"interval_ms\":", "\"name\":"] {
+        for object in [
+            "\"arch\":",
+            "\"role\":\"kernel\"",
+            "\"vcpus\":",
+            "\"interval_ms\":",
+            "\"name\":",
+            "\"drop_caches\":",
+        ] {
             assert!(bytes.contains(object));
             let with = bytes.replacen(object, &format!("\"surprise\":1,{object}"), 1);
             let Err(InvalidManifest::Json(error)) = Manifest::parse(with.as_bytes()) else {

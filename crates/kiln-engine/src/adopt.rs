@@ -221,6 +221,7 @@ fn manifest(boot: &[Artifact], rootfs: &Artifact) -> EngineResult<Manifest> {
         machine: MachineShape::default(),
         boot_args: Vec::new(),
         ready: None,
+        snapshot: None,
         variants: Vec::new(),
     };
     let id = manifest.id();

@@ -196,6 +196,7 @@ impl Engine {
             machine: recipe.machine.clone(),
             boot_args: recipe.boot_args.clone(),
             ready: recipe.ready.clone(),
+            snapshot: recipe.snapshot.of_revision().cloned(),
             variants: recipe.variants.clone(),
         };
         let id = manifest.id();

@@ -9,6 +9,7 @@ use crate::spec::{MEMORY_FILE, SpecFiles};
 use crate::start::Ownership;
 use crate::supervisor::STATE_FILE;
 use crate::{Engine, EngineError, EngineResult};
+use kiln_core::capture::WARM_UP_COMMAND_BYTES_MAX;
 use kiln_core::machine::{CloneMethod, IdentityPolicy, MachineRecord, Network};
 use kiln_core::restart::RestartPolicy;
 use kiln_core::snapshot::{
@@ -51,9 +52,10 @@ pub struct SnapshotRequest {
     pub board: Option<Board>,
     /// The accelerator: `auto`, `kvm` or `tcg`.
     pub accelerator: String,
-    /// Commands that are run in the ready guest, one after the other, before it is captured.
+    /// Commands that are run in the ready guest, one after the other, after those of the recipe and before the capture.
     pub warm_up: Vec<Vec<String>>,
-    /// Whether the guest drops clean caches before the capture: a smaller snapshot, and slower first reads.
+    /// Whether the guest drops clean caches before the capture although the recipe does not say so: a smaller snapshot, and
+    /// slower first reads.
     pub drop_caches: bool,
 }
 
@@ -73,6 +75,9 @@ impl SnapshotRequest {
         }
     }
 }
+
+// A command that a recipe may have is one that the guest takes.
+const _: () = assert!(WARM_UP_COMMAND_BYTES_MAX <= kiln_guest::limits::ARGV_ENV_BYTES_MAX);
 
 /// A snapshot that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,13 +132,14 @@ impl Engine {
         };
         let created = self.create(&create, reporter)?;
         let record = created.entry.record.clone();
+        let plan = self.store.revision(&record.revision)?.manifest.snapshot.unwrap_or_default();
         self.store.need_space(record.shape.memory.bytes().saturating_add(CAPTURE_SPACE))?;
         let mut started = self.start_created(created, Ownership::Owned, reporter)?;
         let begun = Instant::now();
         let name = record.name.as_str();
-        self.warm_up(name, &request.warm_up, reporter)?;
+        self.warm_up(name, plan.warm_up.iter().chain(&request.warm_up), reporter)?;
         let quiesce_begun = Instant::now();
-        self.quiesce(name, request.drop_caches)?;
+        self.quiesce(name, plan.drop_caches || request.drop_caches)?;
         let quiesce_ms = millis(quiesce_begun);
         let staging = self.store.stage("capturing a machine")?;
         self.cancel.check()?;
@@ -190,7 +196,12 @@ impl Engine {
         }
     }
 
-    fn warm_up(&self, name: &str, commands: &[Vec<String>], reporter: &dyn Reporter) -> EngineResult<()> {
+    fn warm_up<'a>(
+        &self,
+        name: &str,
+        commands: impl Iterator<Item = &'a Vec<String>>,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<()> {
         for command in commands {
             let words = kiln_core::text::clip(&command.join(" "));
             reporter.progress(Progress::Note { text: format!("warm-up: {words}") });

@@ -57,6 +57,7 @@ impl Engine {
         findings.push(self.check_reflink()?);
         findings.push(self.check_protection()?);
         findings.push(self.check_records()?);
+        findings.extend(self.check_snapshots()?);
         Ok(findings)
     }
 
@@ -169,6 +170,28 @@ impl Engine {
         };
         let fix = (health == Health::Fail).then(|| "kiln init --protect auto".to_owned());
         Ok(Finding { check: "protection".to_owned(), health, detail, fix })
+    }
+
+    /// Looks whether machines can begin as the snapshots that builds made; none where there are no such snapshots, or no
+    /// machine monitor, which is told already.
+    fn check_snapshots(&self) -> EngineResult<Option<Finding>> {
+        if self.qemu(Arch::host().unwrap_or(Arch::X86_64)).is_err() {
+            return Ok(None);
+        }
+        let (stale, all) = self.stale_snapshots(&crate::Silent)?;
+        let finding = |health, detail, fix| Finding { check: "snapshots".to_owned(), health, detail, fix };
+        Ok(match stale.as_slice() {
+            _ if all == 0 => None,
+            [] => {
+                let detail = "those that builds made fit this host".to_owned();
+                Some(finding(Health::Ok, detail, None))
+            }
+            [(revision, reason), more @ ..] => {
+                let others = if more.is_empty() { String::new() } else { format!("; {} more", more.len()) };
+                let detail = format!("machines of {} boot, not restored: {reason}{others}", revision.short());
+                Some(finding(Health::Warn, detail, Some("kiln rewarm --all".to_owned())))
+            }
+        })
     }
 
     fn check_records(&self) -> EngineResult<Finding> {

@@ -24,6 +24,7 @@ pub mod preflight;
 pub mod progress;
 pub mod ready;
 pub mod restore;
+pub mod rewarm;
 pub mod snapshots;
 mod spec;
 pub mod start;

@@ -1,18 +1,19 @@
 //! Beginning machines as snapshots: which one fits, and why none does.
 
 use crate::create::CreateRequest;
-use crate::progress::{Progress, Reporter};
+use crate::progress::{Progress, Reporter, waiting};
 use crate::spec::SpecFiles;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::machine::MachineRecord;
+use kiln_core::machine::{CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, Network, RECORD_VERSION};
+use kiln_core::revision::InvalidManifest;
 use kiln_core::snapshot::{Compatibility, SnapshotFile, SnapshotManifest, SnapshotMemory};
 use kiln_core::text::chain;
-use kiln_core::{ByteSize, Digest};
+use kiln_core::{Arch, ArtifactRole, ByteSize, Digest, MachineId, RestartPolicy};
 use kiln_guest::limits::PROTOCOL_VERSION;
 use kiln_store::{CloneChoice, CloneRequest, Snapshot, StoreError};
-use kiln_sys::fs;
+use kiln_sys::{clock, fs};
 use kiln_vmm::{MachineFingerprint, Vmm as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether a new machine begins as a snapshot of its revision.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -99,6 +100,25 @@ impl Engine {
                 .or_else(|| differs("data_disk", data(there.data_disk), data(record.shape.data_disk)));
             return Err(reason.unwrap_or_default());
         }
+        self.fits_host(record, manifest, memory, reporter)?;
+        // Last, since it may copy.
+        match memory.ram {
+            Some(ram) => {
+                self.memory_to_map(record.arch, &ram, reporter).map(|_| ()).map_err(|error| chain(&error))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Finds out whether a snapshot's files are whole and its facts are those of this host, for a machine like the captured
+    /// one; the error says what is not so.
+    fn fits_host(
+        &self,
+        record: &MachineRecord,
+        manifest: &SnapshotManifest,
+        memory: &SnapshotMemory,
+        reporter: &dyn Reporter,
+    ) -> Result<(), String> {
         let Some(ram) = memory.ram else { return Err("its memory is a part of its state".to_owned()) };
         for file in manifest.files() {
             let mut reading = |why: &StoreError| reporter.progress(Progress::Note { text: why.to_string() });
@@ -107,12 +127,78 @@ impl Engine {
                 .map_err(|error| chain(&error))?;
         }
         let path = |file: &SnapshotFile| self.store.artifact_path(&file.digest);
-        let files = SpecFiles::of_raw(record, path(&manifest.disk), manifest.data_disk.as_ref().map(path))
-            .map_err(|error| chain(&error))?
-            .restored(path(&ram), path(&memory.state));
+        let mut files =
+            SpecFiles::of_raw(record, path(&manifest.disk), manifest.data_disk.as_ref().map(path))
+                .map_err(|error| chain(&error))?
+                .restored(path(&ram), path(&memory.state));
+        // These are what its disks are made from: nobody may write to them, and whether one can is no part of the machine.
+        files.disks.iter_mut().for_each(|disk| disk.read_only = true);
         let mut here = self.compatibility(record, files).map_err(|error| chain(&error))?;
         same_clock(memory, &mut here);
         memory.compatibility.first_difference(&here).map_or(Ok(()), |difference| Err(difference.to_string()))
+    }
+
+    /// Returns why no machine like the captured one could begin as a snapshot on this host; none when one could. Reads what
+    /// was touched since it was last known to be whole, and changes nothing.
+    ///
+    /// # Errors
+    /// When its revision cannot be read.
+    pub fn unfit(&self, snapshot: &Snapshot, reporter: &dyn Reporter) -> EngineResult<Option<String>> {
+        let Some(memory) = &snapshot.manifest.memory else { return Ok(Some("it has no memory".to_owned())) };
+        let record = self.captured_record(snapshot)?;
+        Ok(self.fits_host(&record, &snapshot.manifest, memory, reporter).err())
+    }
+
+    /// Returns the record of a machine like the captured one. Nothing is made.
+    fn captured_record(&self, snapshot: &Snapshot) -> EngineResult<MachineRecord> {
+        let SnapshotManifest { subject, arch, variant, machine, boot_args, disk, .. } = &snapshot.manifest;
+        let revision = self.store.revision(subject)?;
+        let kernel = revision.manifest.artifact(&ArtifactRole::kernel()).ok_or(StoreError::BadManifest {
+            id: *subject,
+            source: InvalidManifest::Missing(ArtifactRole::kernel()),
+        })?;
+        Ok(MachineRecord {
+            version: RECORD_VERSION,
+            id: MachineId::from_random(clock::random()),
+            name: "captured".parse().map_err(StoreError::from)?,
+            reference: subject.to_string(),
+            revision: *subject,
+            variant: variant.clone(),
+            arch: *arch,
+            shape: machine.clone(),
+            kernel: kernel.digest,
+            kernel_format: kernel.format,
+            initrd: revision.manifest.artifact(&ArtifactRole::initrd()).map(|artifact| artifact.digest),
+            boot_args: boot_args.clone(),
+            ready: None,
+            network: Network::None,
+            accelerator: "auto".to_owned(),
+            clone: CloneRecord { artifact: disk.digest, size: disk.size, method: CloneMethod::Copy },
+            snapshot: Some(snapshot.id),
+            must_restore: true,
+            identity: IdentityPolicy::default(),
+            capturable: false,
+            remove_on_exit: true,
+            ttl_ms: None,
+            restart: RestartPolicy::default(),
+            created_unix_ms: clock::now_unix_ms(),
+        })
+    }
+
+    /// Returns the file that a restored machine maps as its memory: the artifact, or a copy of it for a machine monitor that
+    /// opens the file for writing where that is not allowed.
+    pub(crate) fn memory_to_map(
+        &self,
+        arch: Arch,
+        ram: &SnapshotFile,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<PathBuf> {
+        let artifact = self.store.artifact_path(&ram.digest);
+        let (_, caps) = self.qemu(arch)?;
+        if caps.capture.is_some_and(|capture| capture.reads_memory_only) || opens_for_writing(&artifact)? {
+            return Ok(artifact);
+        }
+        Ok(self.store.mapping_copy(&ram.digest, ram.size, &self.cancel, &mut waiting(reporter))?)
     }
 
     /// Returns what must be the same wherever a machine with these files is restored.
@@ -122,21 +208,6 @@ impl Engine {
         files: SpecFiles,
     ) -> EngineResult<Compatibility> {
         let (vmm, caps) = self.qemu(record.arch)?;
-        let memory = files.memory.clone();
-        if let kiln_vmm::MemoryBacking::Private { file } = &memory
-            && !caps.capture.is_some_and(|capture| capture.reads_memory_only)
-        {
-            // This monitor opens the file for writing, though it maps it privately.
-            let protection = kiln_sys::protect::look(file)?.protection;
-            if protection.verity || !fs::may_write(file)? {
-                let reason = format!(
-                    "{} {} opens the memory file for writing, and that is not allowed here",
-                    vmm.name(),
-                    caps.version
-                );
-                return Err(crate::spec::bad(record, reason));
-            }
-        }
         let checked = vmm
             .check(&self.machine_spec(record, files)?, &caps)
             .map_err(|error| crate::spec::bad(record, chain(&error)))?;
@@ -166,6 +237,11 @@ impl Engine {
         let clone = CloneRequest { digest, size, dir, stem: DISK_STEM, choice };
         Ok(self.store.clone_artifact(&clone, &self.cancel)?)
     }
+}
+
+/// Returns whether a file could be opened for writing here, though nobody writes to it.
+fn opens_for_writing(file: &Path) -> EngineResult<bool> {
+    Ok(!kiln_sys::protect::look(file)?.protection.verity && fs::may_write(file)?)
 }
 
 /// Takes two measurements of one clock for the same.

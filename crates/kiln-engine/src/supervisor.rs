@@ -227,8 +227,8 @@ impl Host<'_> {
             };
             ensure(&ram.digest, ram.size)?;
             ensure(&memory.state.digest, memory.state.size)?;
-            let path = |digest| store.artifact_path(digest);
-            files = files.restored(path(&ram.digest), path(&memory.state.digest));
+            let mapped = self.engine.memory_to_map(record.arch, &ram, &crate::Silent)?;
+            files = files.restored(mapped, store.artifact_path(&memory.state.digest));
         } else if let MemoryBacking::Shared { file } = &files.memory {
             // What an earlier run left is nobody's.
             fs::remove_file(file)?;

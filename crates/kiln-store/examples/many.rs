@@ -98,6 +98,7 @@ fn manifest(
         machine: MachineShape::default(),
         boot_args: vec![format!("number={number}")],
         ready: None,
+        snapshot: None,
         variants: Vec::new(),
     })
 }

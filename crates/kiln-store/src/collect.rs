@@ -118,6 +118,8 @@ impl Store {
     /// `alone` is the store's lock, held exclusively since before the plan was made.
     pub fn collect(&self, plan: &Collection, alone: &StoreLock) -> StoreResult<()> {
         if plan.revisions.is_empty() && plan.snapshots.is_empty() && plan.artifacts.is_empty() {
+            // Failing at what is only a cache fails nothing.
+            let _ = self.forget_mappings(alone);
             return Ok(());
         }
         // First, so that who may not do this loses nothing by it.
@@ -161,8 +163,9 @@ impl Store {
         }
         fs::sync_dir(&self.root().join("artifacts"))?;
         fs::sync_dir(&self.root().join("indexes"))?;
-        // What dead processes left is not what was asked for: a later collection gets it.
+        // What dead processes left, and the cache, are not what was asked for: a later collection gets them.
         let _ = self.sweep_asides(alone);
+        let _ = self.forget_mappings(alone);
         Ok(())
     }
 

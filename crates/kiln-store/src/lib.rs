@@ -18,6 +18,7 @@ pub mod index;
 mod layout;
 mod lease;
 mod machine;
+mod mapping;
 mod mark;
 mod migrate;
 mod overlay;

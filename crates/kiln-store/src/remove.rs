@@ -147,8 +147,9 @@ impl Store {
             fs::remove_file(&self.block_table_path(&digest))?;
             removed.artifacts.push(digest);
         }
-        // What dead processes left is not what was asked for: a later removal gets it.
+        // What dead processes left, and the cache, are not what was asked for: a later removal gets them.
         let _ = self.sweep_asides(alone);
+        let _ = self.forget_mappings(alone);
         Ok(removed)
     }
 }

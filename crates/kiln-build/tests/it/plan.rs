@@ -65,12 +65,18 @@ fn the_shape_of_a_machine_changes_the_revision_and_not_the_files() {
         "[machine]\nvcpus = 2",
         "[boot]\nargs = ['quiet']",
         "[ready]\ncommand = ['true']",
+        "[snapshot]\ndrop_caches = true",
         "[[variant]]\nname = 'big'\nmemory = '2G'",
     ] {
         let other = key(rest);
         assert_eq!(other.files_key, base.files_key, "{rest}");
         assert_ne!(other.key, base.key, "{rest}");
     }
+    assert_eq!(
+        key("[snapshot]\nauto = true").key,
+        base.key,
+        "when a snapshot is made is no part of the revision"
+    );
     assert_ne!(key("[boot]\nargs = ['a', 'bc']").key, key("[boot]\nargs = ['ab', 'c']").key);
 }
 

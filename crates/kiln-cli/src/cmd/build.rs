@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::snapshot::create::{Captured, tell_captured};
-use crate::error::CliResult;
+use crate::error::{CliError, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::Digest;
@@ -15,7 +15,8 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The last line of standard output is the revision's id. The template's `latest` tag moves to it.
-Equal inputs are baked once: a second build is a cache hit.
+Equal inputs are baked once: a second build is a cache hit. So is a snapshot: it is made where none
+of the revision fits this host. `auto` in the recipe's [snapshot] asks for one at each build.
 
 Examples:
   kiln build
@@ -27,7 +28,7 @@ pub(crate) struct BuildArgs {
     /// A directory (its kiln.toml, or the nearest above it) or a recipe file
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// Bake although the cache knows the result
+    /// Bake although the cache knows the result, and capture although there is a snapshot
     #[arg(long)]
     force: bool,
     /// Print what goes into the cache key, and bake nothing
@@ -51,13 +52,41 @@ struct Built {
     cached: bool,
     elapsed_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    snapshot: Option<Captured>,
+    snapshot: Option<OfBuild>,
 }
 
 #[derive(Serialize)]
 struct Explained<'a> {
     key: Digest,
     inputs: Vec<(&'a str, &'a str)>,
+}
+
+/// The snapshot of a build.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OfBuild {
+    Made(Captured),
+    There { id: Digest, there: bool },
+}
+
+/// Captures what was built, unless that was done already and is good for this host.
+fn capture(context: &Context, args: &BuildArgs, revision: Digest) -> Result<OfBuild, CliError> {
+    let reporter = context.reporter(args.quiet);
+    if !args.force
+        && let Some(id) = context.engine.fitting_snapshot(&revision, &reporter)?
+    {
+        drop(reporter);
+        if !args.quiet {
+            output::tell(&format!("snapshot {} is there already", id.short()));
+        }
+        return Ok(OfBuild::There { id, there: true });
+    }
+    let captured = context.engine.snapshot_template(&SnapshotRequest::of_revision(revision), &reporter)?;
+    drop(reporter);
+    if !args.quiet {
+        tell_captured(&captured);
+    }
+    Ok(OfBuild::Made(Captured::from(captured)))
 }
 
 pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
@@ -85,17 +114,8 @@ pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
         let span = output::span(report.elapsed_ms);
         output::tell(&format!("{}:latest {how} in {span}{tag}", report.template));
     }
-    let mut snapshot = None;
-    if args.snapshot {
-        let reporter = context.reporter(args.quiet);
-        let request = SnapshotRequest::of_revision(report.revision);
-        let captured = context.engine.snapshot_template(&request, &reporter)?;
-        drop(reporter);
-        if !args.quiet {
-            tell_captured(&captured);
-        }
-        snapshot = Some(Captured::from(captured));
-    }
+    let wanted = args.snapshot || found.recipe.snapshot.auto;
+    let snapshot = wanted.then(|| capture(context, args, report.revision)).transpose()?;
     if args.json {
         output::json(Built {
             revision: report.revision,

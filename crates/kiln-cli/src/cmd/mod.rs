@@ -20,6 +20,7 @@ pub(crate) mod ls;
 mod memory;
 pub(crate) mod pause;
 pub(crate) mod ps;
+pub(crate) mod rewarm;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod schema;
@@ -110,6 +111,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Fork(args) => fork::run(context, &args),
         Command::Snapshot(args) => snapshot::run(context, &args),
         Command::Template(args) => template::run(context, &args),
+        Command::Rewarm(args) => rewarm::run(context, &args),
         Command::Clone(args) => clone::run(context, &args),
         Command::Diff(args) => diff::run(context, &args),
         Command::Tag(args) => tag::run(context, &args),

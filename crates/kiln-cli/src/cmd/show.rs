@@ -151,6 +151,13 @@ fn render(shown: &Shown) {
     if let Some(ready) = &manifest.ready {
         rows.push(vec!["ready".to_owned(), ready.check.to_string()]);
     }
+    if let Some(plan) = &manifest.snapshot {
+        let words = plan.warm_up.iter().map(|command| kiln_core::text::clip(&command.join(" ")));
+        rows.extend(words.map(|words| vec!["warm-up".to_owned(), words]));
+        if plan.drop_caches {
+            rows.push(vec!["warm-up".to_owned(), "drop caches".to_owned()]);
+        }
+    }
     for artifact in &manifest.artifacts {
         let text = format!("{}  {} {}", artifact.digest, artifact.size.human(), artifact.format.as_str());
         rows.push(vec![artifact.role.to_string(), text]);

@@ -1,6 +1,7 @@
 //! Snapshots as users see them: listed, shown, removed, and named by every verb that meets them or their files. They are
 //! committed to the store here, no machine runs.
 
+mod rewarm;
 mod shop;
 
 use kiln_core::Digest;

@@ -4,6 +4,7 @@
 
 mod wire;
 
+use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};
 use crate::ready::ReadyProbe;
 use crate::size::ByteSize;
@@ -37,6 +38,8 @@ pub struct Recipe {
     pub boot_args: Vec<String>,
     /// When a machine is ready; none means when its agent answers.
     pub ready: Option<ReadyProbe>,
+    /// How snapshots are made of it.
+    pub snapshot: SnapshotOptions,
     /// How the guest starts.
     pub agent: AgentOptions,
     /// The variants, sorted by name.
@@ -94,6 +97,22 @@ pub struct PathSource {
     pub kernel: PathBuf,
     /// The directory with the kernel's modules (`…/lib/modules/VERSION`); none means that the kernel needs none.
     pub modules: Option<PathBuf>,
+}
+
+/// How snapshots of a template are made.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SnapshotOptions {
+    /// Whether each build makes one. Not part of the revision.
+    pub auto: bool,
+    /// What happens before a capture. Part of the revision, where it says something.
+    pub plan: CapturePlan,
+}
+
+impl SnapshotOptions {
+    /// Returns the plan as a revision has it: none that says nothing.
+    pub fn of_revision(&self) -> Option<&CapturePlan> {
+        Some(&self.plan).filter(|plan| !plan.is_empty())
+    }
 }
 
 /// How the guest starts.

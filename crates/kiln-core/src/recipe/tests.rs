@@ -41,6 +41,28 @@ fn a_full_recipe_is_understood() {
 }
 
 #[test]
+fn captures_are_planned_in_the_recipe() {
+    let with = |part: &str| format!("name=\"a\"\n[source]\ntype=\"debian\"\nsuite=\"x\"\n{part}");
+    assert_eq!(parse(&with("")).unwrap().snapshot, SnapshotOptions::default());
+    let auto = parse(&with("[snapshot]\nauto = true")).unwrap().snapshot;
+    assert_eq!((auto.auto, auto.of_revision()), (true, None));
+    let full = "[snapshot]\nwarm_up = [[\"curl\", \"-s\"], [\"true\"]]\ndrop_caches = true";
+    let full = parse(&with(full)).unwrap().snapshot;
+    assert!(!full.auto);
+    let plan = full.of_revision().unwrap();
+    assert_eq!(
+        (plan.warm_up[0].join(" "), plan.warm_up.len(), plan.drop_caches),
+        ("curl -s".to_owned(), 2, true)
+    );
+    let many = format!("[snapshot]\nwarm_up = [{}]", "[\"true\"],".repeat(17));
+    assert_eq!(error(&with(&many)), "`snapshot.warm_up`: 17 warm-up commands, more than 16");
+    let empty = error(&with("[snapshot]\nwarm_up = [[]]"));
+    assert_eq!(empty, "`snapshot.warm_up`: warm-up command 1 is not a list of program and arguments");
+    let unknown = error(&with("[snapshot]\nwarmup = []"));
+    assert!(unknown.contains("did you mean `warm_up`?"), "{unknown}");
+}
+
+#[test]
 fn a_probe_is_of_one_kind_with_its_times() {
     use crate::ready::ReadyCheck;
     let probe = |part: &str| {

@@ -2,8 +2,9 @@
 
 use super::{
     AgentOptions, BOOT_ARGS_BYTES_MAX, DebianSource, Entrypoint, Init, PACKAGES_MAX, PathSource, Recipe,
-    RecipeError, Source,
+    RecipeError, SnapshotOptions, Source,
 };
+use crate::capture::CapturePlan;
 use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
 use crate::revision::VARIANTS_MAX;
 use crate::size::ByteSize;
@@ -36,6 +37,9 @@ pub(super) struct RecipeFile {
     boot: BootTable,
     /// When a machine is ready: at most one of `command`, `tcp`, `http` and `file`. Without any: when the guest agent answers.
     ready: Option<ReadyTable>,
+    /// How snapshots are made.
+    #[serde(default)]
+    snapshot: SnapshotTable,
     /// How the guest starts.
     #[serde(default)]
     agent: AgentTable,
@@ -161,6 +165,21 @@ struct HttpTable {
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+struct SnapshotTable {
+    /// Whether `kiln build` makes a snapshot without being asked to. Default: false.
+    #[serde(default)]
+    auto: bool,
+    /// Commands, each a list of program and arguments, run in the ready guest one after the other before it is captured.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    warm_up: Vec<Vec<String>>,
+    /// Whether the guest drops clean caches before the capture: a smaller snapshot, slower first reads. Default: false.
+    #[serde(default)]
+    drop_caches: bool,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct AgentTable {
     /// Process 1: `auto` (the image's init, else the agent), `agent`, or a path in the image. Default: `auto`.
     init: Option<String>,
@@ -246,6 +265,7 @@ impl TryFrom<RecipeFile> for Recipe {
             disk_size_min,
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
+            snapshot: snapshot(file.snapshot)?,
             agent: agent(file.agent, file.entrypoint)?,
             variants: variants(file.variant, &machine)?,
             machine,
@@ -376,6 +396,12 @@ fn ready(table: ReadyTable) -> Result<ReadyProbe, RecipeError> {
         },
     };
     probe.checked().map_err(|error| value("ready.start_period", error))
+}
+
+fn snapshot(table: SnapshotTable) -> Result<SnapshotOptions, RecipeError> {
+    let plan = CapturePlan { warm_up: table.warm_up, drop_caches: table.drop_caches };
+    plan.check().map_err(|error| value("snapshot.warm_up", error))?;
+    Ok(SnapshotOptions { auto: table.auto, plan })
 }
 
 fn agent(table: AgentTable, entrypoint: Option<EntrypointTable>) -> Result<AgentOptions, RecipeError> {

@@ -77,6 +77,7 @@ impl Material {
             machine: MachineShape::default(),
             boot_args: Vec::new(),
             ready: None,
+            snapshot: None,
             variants: Vec::new(),
         };
         #[expect(clippy::unwrap_used, reason = "a constant that is a name")]

@@ -2,6 +2,7 @@
 
 use super::report::SettingChange;
 use kiln_core::VariantName;
+use kiln_core::capture::CapturePlan;
 use kiln_core::ready::{ReadyCheck, ReadyProbe};
 use kiln_core::revision::Manifest;
 use kiln_core::variant::{MachineShape, Variant};
@@ -29,6 +30,8 @@ pub(super) fn compare(chosen_a: Chosen<'_>, chosen_b: Chosen<'_>) -> Vec<Setting
     compare("board", some(&before.board.as_str()), some(&after.board.as_str()));
     compare("boot_args", words(boot_args(chosen_a)), words(boot_args(chosen_b)));
     compare("ready", a.ready.as_ref().map(ready), b.ready.as_ref().map(ready));
+    let captures = |manifest: &Manifest| manifest.snapshot.as_ref().map(capture);
+    compare("snapshot", captures(a), captures(b));
     let names: BTreeSet<_> = a.variants.iter().chain(&b.variants).map(|variant| &variant.name).collect();
     for name in names {
         let (before, after) = (a.variant(name).map(variant), b.variant(name).map(variant));
@@ -74,6 +77,11 @@ fn ready(probe: &ReadyProbe) -> String {
     text
 }
 
+fn capture(plan: &CapturePlan) -> String {
+    let warm_up = plan.warm_up.iter().map(|command| words(command).unwrap_or_default());
+    warm_up.chain(plan.drop_caches.then(|| "drop caches".to_owned())).collect::<Vec<_>>().join("; ")
+}
+
 fn variant(variant: &Variant) -> String {
     let mut parts = Vec::new();
     let mut add = |name: &str, value: Option<String>| {
@@ -89,4 +97,16 @@ fn variant(variant: &Variant) -> String {
     add("board", variant.board.map(|board| board.as_str().to_owned()));
     add("boot_args", variant.boot_args.as_ref().map(|args| format!("[{}]", words(args).unwrap_or_default())));
     if parts.is_empty() { "as the template".to_owned() } else { parts.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_of_captures_are_told_in_one_text() {
+        let command = |text: &str| text.split('|').map(str::to_owned).collect();
+        let plan = CapturePlan { warm_up: vec![command("sh|-c|a b"), command("true")], drop_caches: true };
+        assert_eq!(capture(&plan), "sh -c \"a b\"; true; drop caches");
+    }
 }

@@ -123,6 +123,7 @@ impl Many {
             machine: MachineShape::default(),
             boot_args: vec![number.to_string()],
             ready: None,
+            snapshot: None,
             variants: Vec::new(),
         };
         let id = manifest.id();

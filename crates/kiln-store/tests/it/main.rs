@@ -65,6 +65,7 @@ impl Fixture {
             machine: MachineShape::default(),
             boot_args: Vec::new(),
             ready: None,
+            snapshot: None,
             variants: Vec::new(),
         };
         self.store.commit_revision(&manifest, &record()).unwrap()

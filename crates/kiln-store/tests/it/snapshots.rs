@@ -280,3 +280,64 @@ fn a_test_that_is_too_large_or_of_another_version_counts_as_none() {
         assert_eq!(fixture.store.snapshot_test(&id).unwrap().is_some(), known);
     }
 }
+
+#[test]
+fn a_mapping_copy_is_shared_until_it_is_touched_and_goes_with_its_artifact() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let fixture = Fixture::new();
+    let revision = fixture.revision(b"kernel", b"rootfs");
+    let id = snapshot(&fixture, revision, "a", SnapshotKeep::Always);
+    let memory = fixture.store.snapshot(&id).unwrap().manifest.memory.unwrap();
+    let SnapshotFile { digest, size } = memory.state;
+    let artifact = fixture.store.artifact_path(&digest);
+    let content = std::fs::read(&artifact).unwrap();
+    let copy = || fixture.store.mapping_copy(&digest, size, &fixture.cancel, &mut |_| ()).unwrap();
+    let inode = |path: &std::path::Path| std::fs::metadata(path).unwrap().ino();
+    let path = copy();
+    assert_eq!(path, fixture.store.root().join("cache/v1/memory").join(digest.hex()));
+    assert_eq!(std::fs::read(&path).unwrap(), content);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    assert_ne!(inode(&path), inode(&artifact));
+    // One for all who ask, also at once.
+    let first = std::fs::File::open(&path).unwrap();
+    let inodes: Vec<u64> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..4).map(|_| scope.spawn(|| inode(&copy()))).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    assert_eq!(inodes, [first.metadata().unwrap().ino(); 4]);
+    let copied_at = || {
+        let meta = std::fs::metadata(path.with_extension("stamp")).unwrap();
+        (meta.ino(), meta.mtime(), meta.mtime_nsec())
+    };
+    // Touched, it is made again; who has the old one open keeps it.
+    let touches: [&dyn Fn(); 6] = [
+        &|| {
+            // Right but for its length.
+            let stamp = std::fs::read_to_string(path.with_extension("stamp")).unwrap();
+            let padded = format!("{stamp}{}", " ".repeat(4097 - stamp.len()));
+            std::fs::write(path.with_extension("stamp"), padded).unwrap();
+        },
+        &|| std::fs::write(&path, "other").unwrap(),
+        &|| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap(),
+        &|| std::fs::remove_file(path.with_extension("stamp")).unwrap(),
+        &|| std::fs::write(path.with_extension("stamp"), "{}").unwrap(),
+        &|| std::fs::remove_file(&path).unwrap(),
+    ];
+    for touch in touches {
+        let before = copied_at();
+        touch();
+        assert_eq!(std::fs::read(copy()).unwrap(), content);
+        assert_ne!(copied_at(), before);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+    }
+    assert_eq!(first.metadata().unwrap().nlink(), 0);
+    // What a dead process left goes with the next collection; a copy goes with its artifact.
+    let aside = path.with_file_name(".aside-0123456789abcdef");
+    std::fs::write(&aside, "half").unwrap();
+    let alone = fixture.store.lock(Share::Exclusive, "a test", &fixture.cancel, &mut |_| ()).unwrap();
+    fixture.store.remove_snapshot(&id, &alone).unwrap();
+    assert!(!artifact.exists());
+    let left: Vec<_> =
+        std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["lock"]);
+}

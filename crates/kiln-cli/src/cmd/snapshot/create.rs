@@ -16,7 +16,8 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The last line of standard output is the snapshot's id. It stays until kiln snapshot rm, and its
-revision with it; kiln run takes the youngest that fits.
+revision with it; kiln run takes the youngest that fits. What the recipe's [snapshot] says is done
+before the command.
 
 Examples:
   kiln snapshot create web

@@ -62,6 +62,7 @@ impl Shop {
             machine: MachineShape::default(),
             boot_args: Vec::new(),
             ready: None,
+            snapshot: None,
             variants: Vec::new(),
         };
         let record = BuildRecord {

@@ -182,6 +182,7 @@ fn manifest(content: u8) -> Manifest {
         machine: MachineShape::default(),
         boot_args: Vec::new(),
         ready: None,
+        snapshot: None,
         variants: Vec::new(),
     }
 }
