@@ -10,8 +10,8 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-/// Returns what is wrong with a store in which nobody works: a revision without all its artifacts whole, an artifact
-/// that is not what its name says, a tag that leads nowhere, a machine without record, disk or revision, a torn file,
+/// Returns what is wrong with a store in which nobody works: a revision or snapshot without all its artifacts whole, an
+/// artifact that is not what its name says, a tag that leads nowhere, a machine without record, disk or revision, a torn file,
 /// a held lock.
 pub fn check_store(store: &Store) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -31,6 +31,24 @@ pub fn check_store(store: &Store) -> Vec<String> {
                 }
                 if !matches!(store.build_record(&id), Ok(Some(_))) {
                     wrong.push(format!("revision {id} has no record of its build"));
+                }
+            }
+        }
+    }
+    for (id, snapshot) in store.snapshots().unwrap() {
+        match snapshot {
+            Err(error) => wrong.push(format!("snapshot {id}: {error}")),
+            Ok(snapshot) => {
+                if let Err(error) = store.revision(&snapshot.manifest.subject) {
+                    wrong.push(format!("snapshot {id}: {error}"));
+                }
+                for file in snapshot.manifest.files() {
+                    if let Err(error) = store.ensure_artifact(&file.digest, file.size, &cancel, &mut |_| ()) {
+                        wrong.push(format!("snapshot {id}: {error}"));
+                    }
+                }
+                if snapshot.record.is_none() {
+                    wrong.push(format!("snapshot {id} has no record"));
                 }
             }
         }

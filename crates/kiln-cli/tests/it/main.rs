@@ -20,6 +20,7 @@ mod lifecycle;
 mod pause;
 mod ready;
 mod registry;
+mod restore;
 mod snapshot;
 mod space;
 mod verify;

@@ -3,6 +3,7 @@
 use super::desk::{Desk, News};
 use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
+use crate::guest::hook_words;
 use crate::spec::mac_of;
 use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
 use kiln_core::ready::ReadyProbe;
@@ -153,9 +154,10 @@ impl Attendant {
             return Ok(());
         }
         let reason = match &error {
-            SessionError::NotIdentified { report } => match report.failed() {
-                Some(part) => format!("{}: {}", part.part, result_words(&part.result)),
-                None => kiln_core::text::chain(&error),
+            SessionError::NotIdentified { report } => match (&report.hooks.failure, report.failed()) {
+                (Some(failure), _) => hook_words(failure),
+                (None, Some(part)) => format!("{}: {}", part.part, result_words(&part.result)),
+                (None, None) => kiln_core::text::chain(&error),
             },
             _ => kiln_core::text::chain(&error),
         };
