@@ -27,6 +27,9 @@ use std::time::Instant;
 /// Free memory file space that a machine to be captured needs beside its memory, in bytes.
 const CAPTURE_SPACE: u64 = 64 << 20;
 
+/// Space that the indexes, the manifest and the record of a snapshot take at most, in bytes, for the usual sizes of memory.
+const PUBLISH_SPACE: u64 = 1 << 20;
+
 /// What is to be captured.
 #[derive(Debug, Clone)]
 pub struct SnapshotRequest {
@@ -134,6 +137,8 @@ impl Engine {
         };
         let captured = Instant::now();
         started.wait_end(self)?;
+        // Nothing could be published without it, and what is taken in is left to a collector then.
+        self.store.need_space(PUBLISH_SPACE)?;
         let mut waiting = waiting(reporter);
         let _store = self.store.lock(Share::Shared, "taking in a snapshot", &self.cancel, &mut waiting)?;
         let manifest = self.take_in_captured(&record, &staging)?;
