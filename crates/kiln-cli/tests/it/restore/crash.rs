@@ -27,7 +27,7 @@ fn boot_a_killed_capture_leaves_a_whole_store() {
         }),
         ("the state is written", &["true"], |lab| is_staged(lab, "state")),
         ("the memory is there", &["true"], |lab| is_staged(lab, "memory")),
-        ("a file is taken in", &["true"], |lab| is_staged(lab, "state") && !is_staged(lab, "disk.raw")),
+        ("a file is taken in", &["true"], |lab| is_staged(lab, "memory") && !is_staged(lab, "disk.raw")),
     ];
     for (what, warm_up, reached) in steps {
         let running = lab.context.start(create(warm_up));
