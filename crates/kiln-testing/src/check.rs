@@ -94,8 +94,8 @@ pub fn check_store(store: &Store) -> Vec<String> {
     wrong
 }
 
-/// Returns what work that ended somehow has left in a store that was swept: anything staged or written aside, but for
-/// what is in the directories of machines and goes with them.
+/// Returns what work that ended somehow has left in a store that was swept: anything staged or written aside, and records
+/// of snapshots that are not there; but not what is in the directories of machines and goes with them.
 pub fn check_swept(store: &Store) -> Vec<String> {
     let mut left: Vec<String> = names(&store.root().join("staging"));
     let machines = store.root().join("machines");
@@ -104,6 +104,13 @@ pub fn check_swept(store: &Store) -> Vec<String> {
             left.push(path.display().to_string());
         }
     });
+    for name in names(&store.root().join("snapshots")) {
+        if let Some(id) = name.strip_suffix(".made.json")
+            && !store.root().join("snapshots").join(format!("{id}.json")).exists()
+        {
+            left.push(format!("snapshots/{name}"));
+        }
+    }
     left
 }
 

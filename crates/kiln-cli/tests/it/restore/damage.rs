@@ -83,8 +83,7 @@ fn boot_a_state_that_is_not_its_own_is_not_restored() {
     lab.build().ok();
     let state = lab.path(&parts(&lab)[1]);
     let own = std::fs::read(&state).unwrap();
-    let mut garbage = own;
-    garbage.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8);
+    let garbage: Vec<u8> = (0..=250).cycle().take(own.len()).collect();
     for wrong in [other, garbage, Vec::new()] {
         drop(writable(&state));
         std::fs::write(&state, wrong).unwrap();

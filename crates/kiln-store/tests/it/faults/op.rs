@@ -152,7 +152,7 @@ impl Sources {
 
     /// Returns the files of a snapshot, in the order in which they are taken in.
     pub(crate) fn snapshot_files(&self, content: u8) -> [Digest; 2] {
-        captured(content).map(|bytes| Digest::of(bytes.as_bytes()))
+        captured(content).map(|bytes| small(&bytes).digest)
     }
 
     pub(crate) fn artifacts(&self, content: u8) -> [Digest; 2] {
@@ -208,11 +208,14 @@ fn captured(content: u8) -> [String; 2] {
     ["disk", "state"].map(|name| format!("{name} of {content}"))
 }
 
+/// Names a file of one segment.
+fn small(bytes: &str) -> SnapshotFile {
+    let index = Index::from_segments(bytes.len() as u64, [segment_digest(bytes.as_bytes())]);
+    SnapshotFile { digest: index.digest(), size: ByteSize::from_bytes(index.length()) }
+}
+
 fn snapshot(subject: Digest, content: u8) -> SnapshotManifest {
-    let [disk, state] = captured(content).map(|bytes| SnapshotFile {
-        digest: Digest::of(bytes.as_bytes()),
-        size: ByteSize::from_bytes(bytes.len() as u64),
-    });
+    let [disk, state] = captured(content).map(|bytes| small(&bytes));
     let compatibility = Compatibility::default();
     SnapshotManifest {
         version: SNAPSHOT_VERSION,
