@@ -1,15 +1,15 @@
 //! Snapshots of templates: a machine is booted from a revision, warmed until it is ready, captured, and gone. The revision's
 //! own artifacts never change, and a capture that fails leaves nothing.
 
-use crate::control::ask_capture;
+mod guest;
+
 use crate::create::{CreateRequest, DATA_DISK_FILE, DISK_STEM};
-use crate::progress::{Progress, Reporter, waiting};
+use crate::progress::{Reporter, waiting};
 use crate::restore::RestoreChoice;
 use crate::spec::{MEMORY_FILE, SpecFiles};
 use crate::start::Ownership;
 use crate::supervisor::STATE_FILE;
-use crate::{Engine, EngineError, EngineResult};
-use kiln_core::capture::WARM_UP_COMMAND_BYTES_MAX;
+use crate::{Engine, EngineResult};
 use kiln_core::machine::{CloneMethod, IdentityPolicy, MachineRecord, Network};
 use kiln_core::restart::RestartPolicy;
 use kiln_core::snapshot::{
@@ -18,22 +18,17 @@ use kiln_core::snapshot::{
 };
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, Digest, Reference, VariantName};
-use kiln_guest::message::ExecRequest;
-use kiln_guest::quiesce::Quiesce;
 use kiln_store::{CloneChoice, IngestFrom, Staging, StoreError};
 use kiln_sys::clock;
 use kiln_sys::lock::Share;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Time the hooks before a capture and the writing of the guest's file systems may take.
-const QUIESCE_WITHIN: Duration = Duration::from_secs(120);
-/// Time a warm-up command may take.
-const WARM_UP_WITHIN: Duration = Duration::from_secs(600);
-/// Bytes of a warm-up command's output that are kept.
-const WARM_UP_OUTPUT_MAX: usize = 16 << 10;
 /// Free memory file space that a machine to be captured needs beside its memory, in bytes.
 const CAPTURE_SPACE: u64 = 64 << 20;
+
+/// Space that the indexes, the manifest and the record of a snapshot take at most, in bytes, for the usual sizes of memory.
+const PUBLISH_SPACE: u64 = 1 << 20;
 
 /// What is to be captured.
 #[derive(Debug, Clone)]
@@ -77,7 +72,8 @@ impl SnapshotRequest {
 }
 
 // A command that a recipe may have is one that the guest takes.
-const _: () = assert!(WARM_UP_COMMAND_BYTES_MAX <= kiln_guest::limits::ARGV_ENV_BYTES_MAX);
+const _: () =
+    assert!(kiln_core::capture::WARM_UP_COMMAND_BYTES_MAX <= kiln_guest::limits::ARGV_ENV_BYTES_MAX);
 
 /// A snapshot that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,20 +128,28 @@ impl Engine {
         };
         let created = self.create(&create, reporter)?;
         let record = created.entry.record.clone();
+        if let Err(error) = self.store.need_space(record.shape.memory.bytes().saturating_add(CAPTURE_SPACE)) {
+            self.store.discard_dir(&created.entry.dir)?;
+            return Err(error.into());
+        }
         let plan = self.store.revision(&record.revision)?.manifest.snapshot.unwrap_or_default();
-        self.store.need_space(record.shape.memory.bytes().saturating_add(CAPTURE_SPACE))?;
+        let request = &SnapshotRequest {
+            warm_up: plan.warm_up.into_iter().chain(request.warm_up.iter().cloned()).collect(),
+            drop_caches: plan.drop_caches || request.drop_caches,
+            ..request.clone()
+        };
+        let entry = created.entry.clone();
         let mut started = self.start_created(created, Ownership::Owned, reporter)?;
         let begun = Instant::now();
-        let name = record.name.as_str();
-        self.warm_up(name, plan.warm_up.iter().chain(&request.warm_up), reporter)?;
-        let quiesce_begun = Instant::now();
-        self.quiesce(name, plan.drop_caches || request.drop_caches)?;
-        let quiesce_ms = millis(quiesce_begun);
         let staging = self.store.stage("capturing a machine")?;
-        self.cancel.check()?;
-        let paused_us = ask_capture(&self.store.machine_dir(&record.id), name, staging.path())?;
+        let stood = match self.capture_guest(&entry, request, &staging, reporter) {
+            Ok(stood) => stood,
+            Err(error) => return Err(self.not_captured(&entry, started, error)),
+        };
         let captured = Instant::now();
         started.wait_end(self)?;
+        // Nothing could be published without it, and what is taken in is left to a collector then.
+        self.store.need_space(PUBLISH_SPACE)?;
         let mut waiting = waiting(reporter);
         let _store = self.store.lock(Share::Shared, "taking in a snapshot", &self.cancel, &mut waiting)?;
         let manifest = self.take_in_captured(&record, &staging)?;
@@ -155,7 +159,7 @@ impl Engine {
             keep: request.keep,
             name: request.name.clone(),
             machine: None,
-            paused_us,
+            paused_us: stood.paused_us,
             elapsed_ms: millis(begun),
         };
         let id = self.store.commit_snapshot(&manifest, &made)?;
@@ -168,8 +172,8 @@ impl Engine {
         Ok(SnapshotReport {
             id,
             ready_after_ms: started.ready_after_ms,
-            paused_us,
-            quiesce_ms,
+            paused_us: stood.paused_us,
+            quiesce_ms: stood.quiesce_ms,
             publish_ms: millis(captured),
             memory: on_disk(memory.and_then(|memory| memory.ram))?,
             state: on_disk(memory.map(|memory| memory.state))?,
@@ -194,37 +198,6 @@ impl Engine {
             Err(StoreError::CloneUnsupported { .. }) => Ok(CloneChoice::Exactly(CloneMethod::Copy)),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn warm_up<'a>(
-        &self,
-        name: &str,
-        commands: impl Iterator<Item = &'a Vec<String>>,
-        reporter: &dyn Reporter,
-    ) -> EngineResult<()> {
-        for command in commands {
-            let words = kiln_core::text::clip(&command.join(" "));
-            reporter.progress(Progress::Note { text: format!("warm-up: {words}") });
-            let session = self.session(name)?;
-            let outcome = session
-                .exec(ExecRequest::new(command.iter().cloned()))?
-                .collect(WARM_UP_OUTPUT_MAX, Instant::now() + WARM_UP_WITHIN)?;
-            if !outcome.status.success() {
-                let said = if outcome.stderr.is_empty() { outcome.stdout } else { outcome.stderr };
-                let said = kiln_core::text::tail(&String::from_utf8_lossy(&said), 400);
-                let code = outcome.status.code.map_or("a signal".to_owned(), |code| format!("code {code}"));
-                let reason = format!("warm-up command `{words}` ended with {code}: {}", said.trim());
-                return Err(EngineError::NotCaptured { name: name.to_owned(), reason });
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the guest ready to be captured. The session ends here: none is part of the snapshot.
-    fn quiesce(&self, name: &str, drop_caches: bool) -> EngineResult<()> {
-        let session = self.session(name)?;
-        session.quiesce(Quiesce { drop_caches, ..Quiesce::default() }, Instant::now() + QUIESCE_WITHIN)?;
-        Ok(())
     }
 
     /// Takes the files of a captured machine into the store.

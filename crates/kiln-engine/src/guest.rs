@@ -4,6 +4,7 @@ use crate::control::{Ask, ask};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::Phase;
 use kiln_guest::Session;
+use kiln_guest::hook::HookFailure;
 use kiln_store::MachineEntry;
 use std::time::{Duration, Instant};
 
@@ -41,5 +42,17 @@ impl Engine {
             other => other?,
         };
         Ok(Session::connect(Box::new(stream), Instant::now() + GREET_WITHIN)?)
+    }
+}
+
+/// Characters of a failed hook's own words that are repeated.
+const SAID_CHARS_MAX: usize = 400;
+
+/// Returns which hook failed and how, with its last words, in one line.
+pub(crate) fn hook_words(failure: &HookFailure) -> String {
+    let said = [&failure.stderr_tail, &failure.stdout_tail].map(|said| said.trim());
+    match said.into_iter().find(|said| !said.is_empty()) {
+        Some(said) => format!("{failure}: {}", kiln_core::text::tail(said, SAID_CHARS_MAX)),
+        None => failure.to_string(),
     }
 }

@@ -43,12 +43,27 @@ impl Engine {
         record: &MachineRecord,
         reporter: &dyn Reporter,
     ) -> EngineResult<Option<Snapshot>> {
+        let mut first_reason = None;
+        // What cannot be read may be of any revision: it is told only where nothing else is in the way.
+        let mut unreadable = None;
         let candidates = match &request.restore {
             RestoreChoice::Never => return Ok(None),
             RestoreChoice::Exactly(id) => vec![self.store.snapshot(id)?],
-            RestoreChoice::Auto | RestoreChoice::Require => self.store.snapshots_of(&record.revision)?,
+            RestoreChoice::Auto | RestoreChoice::Require => {
+                let mut found = Vec::new();
+                for (id, snapshot) in self.store.snapshots()?.into_iter().rev() {
+                    match snapshot {
+                        Ok(snapshot) if snapshot.manifest.subject == record.revision => found.push(snapshot),
+                        Ok(_) => {}
+                        Err(error) => {
+                            let reason = || format!("snapshot {}: {}", id.short(), chain(&error));
+                            unreadable.get_or_insert_with(reason);
+                        }
+                    }
+                }
+                found
+            }
         };
-        let mut first_reason = None;
         for snapshot in candidates.into_iter().filter(|snapshot| snapshot.manifest.memory.is_some()) {
             match self.fits(record, &snapshot, request.disk, reporter) {
                 Ok(()) => return Ok(Some(snapshot)),
@@ -57,6 +72,7 @@ impl Engine {
                 }
             }
         }
+        let first_reason = first_reason.or(unreadable);
         if request.restore == RestoreChoice::Auto {
             if let Some(reason) = first_reason {
                 reporter.progress(Progress::Note { text: format!("it boots, not restored: {reason}") });
@@ -91,12 +107,16 @@ impl Engine {
             return Err(reason);
         }
         if (record.shape.vcpus, record.shape.memory) != (manifest.machine.vcpus, manifest.machine.memory)
-            || record.shape.data_disk != manifest.machine.data_disk
+            || (record.shape.board, record.shape.data_disk)
+                != (manifest.machine.board, manifest.machine.data_disk)
         {
             let there = &manifest.machine;
             let data = |disk: Option<ByteSize>| disk.map_or("none".to_owned(), |disk| disk.to_string());
             let reason = differs("vcpus", there.vcpus.to_string(), record.shape.vcpus.to_string())
                 .or_else(|| differs("memory", there.memory.to_string(), record.shape.memory.to_string()))
+                .or_else(|| {
+                    differs("board", there.board.as_str().to_owned(), record.shape.board.as_str().to_owned())
+                })
                 .or_else(|| differs("data_disk", data(there.data_disk), data(record.shape.data_disk)));
             return Err(reason.unwrap_or_default());
         }

@@ -44,6 +44,8 @@ use std::time::{Duration, Instant};
 pub(crate) const STATE_FILE: &str = "state";
 /// Time a machine monitor has to write it.
 const CAPTURE_WITHIN: Duration = Duration::from_secs(60);
+/// Time that answers which are on their way at a supervisor's end have.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// Held by a machine's supervisor for as long as it lives.
 pub const SUPERVISOR_LOCK: &str = "supervisor.lock";
 
@@ -83,6 +85,8 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         engine.store.discard_dir(&dir)?;
     }
     report(&Report::Ended { cause: end, console });
+    // Who does not take an answer that fits a socket's buffer is not waited for.
+    desk.wait_answered(ANSWERED_WITHIN);
     Ok(())
 }
 

@@ -10,8 +10,8 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-/// Returns what is wrong with a store in which nobody works: a revision without all its artifacts whole, an artifact
-/// that is not what its name says, a tag that leads nowhere, a machine without record, disk or revision, a torn file,
+/// Returns what is wrong with a store in which nobody works: a revision or snapshot without all its artifacts whole, an
+/// artifact that is not what its name says, a tag that leads nowhere, a machine without record, disk or revision, a torn file,
 /// a held lock.
 pub fn check_store(store: &Store) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -31,6 +31,24 @@ pub fn check_store(store: &Store) -> Vec<String> {
                 }
                 if !matches!(store.build_record(&id), Ok(Some(_))) {
                     wrong.push(format!("revision {id} has no record of its build"));
+                }
+            }
+        }
+    }
+    for (id, snapshot) in store.snapshots().unwrap() {
+        match snapshot {
+            Err(error) => wrong.push(format!("snapshot {id}: {error}")),
+            Ok(snapshot) => {
+                if let Err(error) = store.revision(&snapshot.manifest.subject) {
+                    wrong.push(format!("snapshot {id}: {error}"));
+                }
+                for file in snapshot.manifest.files() {
+                    if let Err(error) = store.ensure_artifact(&file.digest, file.size, &cancel, &mut |_| ()) {
+                        wrong.push(format!("snapshot {id}: {error}"));
+                    }
+                }
+                if snapshot.record.is_none() {
+                    wrong.push(format!("snapshot {id} has no record"));
                 }
             }
         }
@@ -76,8 +94,8 @@ pub fn check_store(store: &Store) -> Vec<String> {
     wrong
 }
 
-/// Returns what work that ended somehow has left in a store that was swept: anything staged or written aside, but for
-/// what is in the directories of machines and goes with them.
+/// Returns what work that ended somehow has left in a store that was swept: anything staged or written aside, and records
+/// of snapshots that are not there; but not what is in the directories of machines and goes with them.
 pub fn check_swept(store: &Store) -> Vec<String> {
     let mut left: Vec<String> = names(&store.root().join("staging"));
     let machines = store.root().join("machines");
@@ -86,6 +104,13 @@ pub fn check_swept(store: &Store) -> Vec<String> {
             left.push(path.display().to_string());
         }
     });
+    for name in names(&store.root().join("snapshots")) {
+        if let Some(id) = name.strip_suffix(".made.json")
+            && !store.root().join("snapshots").join(format!("{id}.json")).exists()
+        {
+            left.push(format!("snapshots/{name}"));
+        }
+    }
     left
 }
 

@@ -22,6 +22,7 @@ mod memory;
 mod pause;
 mod ready;
 mod registry;
+mod restore;
 mod snapshot;
 mod space;
 mod template;

@@ -3,6 +3,7 @@
 use super::desk::{Desk, News};
 use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
+use crate::guest::hook_words;
 use crate::spec::mac_of;
 use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
 use kiln_core::ready::ReadyProbe;
@@ -111,10 +112,16 @@ impl Attendant {
     fn make_ready(&self, stream: IoResult<UnixStream>) -> Result<Receiver<AgentEvent>, Unready> {
         let within = time_to_readiness(self.record.ready.as_ref());
         let deadline = self.begun + within;
-        let late = |what: &str| Unready::Never(format!("{what} within {} s", within.as_secs_f32()));
+        let late = |what: &str, within: Duration| {
+            Unready::Never(format!("{what} within {} s", within.as_secs_f32()))
+        };
+        // A restored agent is up already, unless its guest is no guest any more.
+        let greets_within = if self.restored { within.min(IDENTIFY_WITHIN) } else { within };
         let stream = stream.map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
-        let session = match Session::connect(Box::new(stream), deadline) {
-            Err(SessionError::Timeout { .. }) => return Err(late("the guest's agent did not answer")),
+        let session = match Session::connect(Box::new(stream), self.begun + greets_within) {
+            Err(SessionError::Timeout { .. }) => {
+                return Err(late("the guest's agent did not answer", greets_within));
+            }
             Err(error @ SessionError::Io { .. }) if !is_timeout(&error) => return Err(Unready::Ended),
             other => other?,
         };
@@ -128,7 +135,9 @@ impl Attendant {
         }
         self.desk.set_relay(self.run, Relay::new(session.clone()));
         match session.wait_ready(deadline) {
-            Err(SessionError::Timeout { .. }) => return Err(late("the guest did not finish booting")),
+            Err(SessionError::Timeout { .. }) => {
+                return Err(late("the guest did not finish booting", within));
+            }
             Err(SessionError::BootFailed { reason }) => return Err(Unready::Never(reason)),
             other => other?,
         }
@@ -152,9 +161,10 @@ impl Attendant {
             return Ok(());
         }
         let reason = match &error {
-            SessionError::NotIdentified { report } => match report.failed() {
-                Some(part) => format!("{}: {}", part.part, result_words(&part.result)),
-                None => kiln_core::text::chain(&error),
+            SessionError::NotIdentified { report } => match (&report.hooks.failure, report.failed()) {
+                (Some(failure), _) => hook_words(failure),
+                (None, Some(part)) => format!("{}: {}", part.part, result_words(&part.result)),
+                (None, None) => kiln_core::text::chain(&error),
             },
             _ => kiln_core::text::chain(&error),
         };

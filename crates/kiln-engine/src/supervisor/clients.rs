@@ -52,7 +52,11 @@ fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
         }
         Ask::Pause => write_line(&mut stream, &command(desk, News::Pause)),
         Ask::Resume => write_line(&mut stream, &command(desk, News::Resume)),
-        Ask::Capture { into } => write_line(&mut stream, &capture(desk, into)),
+        Ask::Capture { into } => {
+            // A capture is the end of this process, and its answer comes before that.
+            let _owed = desk.owe_answer();
+            write_line(&mut stream, &capture(desk, into))
+        }
         Ask::Ready => match desk.wait_ready(&stream)? {
             true => write_line(&mut stream, &Answer::ok()),
             false => Ok(()),

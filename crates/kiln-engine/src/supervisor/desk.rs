@@ -13,7 +13,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Something a supervisor should know.
@@ -73,6 +73,20 @@ pub(super) struct Desk {
     wake: OwnedFd,
     /// Readable from the moment the guest is ready.
     ready: OwnedFd,
+    /// How many answers this process must give before it ends.
+    owed: Mutex<u32>,
+    given: Condvar,
+}
+
+/// An answer that this process must give before it ends: given, or given up, when this is dropped.
+#[derive(Debug)]
+pub(super) struct Owed<'a>(&'a Desk);
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.owed) -= 1;
+        self.0.given.notify_all();
+    }
 }
 
 /// What belongs to one run of the machine monitor.
@@ -88,7 +102,20 @@ impl Desk {
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).at("make", "an event");
         let (wake, ready) = (event()?, event()?);
         let run = Mutex::new(Run { number: 0, phase: Phase::Starting, relay: None });
-        Ok(Arc::new(Self { news: Mutex::default(), run, wake, ready }))
+        let (owed, given) = (Mutex::default(), Condvar::new());
+        Ok(Arc::new(Self { news: Mutex::default(), run, wake, ready, owed, given }))
+    }
+
+    /// Keeps this process from ending before an answer is given.
+    pub(super) fn owe_answer(&self) -> Owed<'_> {
+        *lock(&self.owed) += 1;
+        Owed(self)
+    }
+
+    /// Waits until every answer that is owed is given; `false` when that takes longer than `within`.
+    pub(super) fn wait_answered(&self, within: Duration) -> bool {
+        let waited = self.given.wait_timeout_while(lock(&self.owed), within, |owed| *owed > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
     }
 
     /// Leaves news and wakes the reader.
@@ -187,4 +214,22 @@ impl Desk {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_waits_for_answers() {
+        let desk = Desk::new().unwrap();
+        assert!(desk.wait_answered(Duration::ZERO));
+        let (first, second) = (desk.owe_answer(), desk.owe_answer());
+        drop(first);
+        assert!(!desk.wait_answered(Duration::ZERO));
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(second));
+            assert!(desk.wait_answered(Duration::from_secs(60)));
+        });
+    }
 }

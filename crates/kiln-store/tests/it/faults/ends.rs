@@ -18,13 +18,14 @@ const BUILD: Op = Op::Build { content: 0, template: 0 };
 const OTHER: Op = Op::Build { content: 1, template: 0 };
 const MACHINE: Op = Op::Machine { slot: 0, content: 0, method: None };
 const COPY: Op = Op::Machine { slot: 0, content: 0, method: Some(CloneMethod::Copy) };
+const SNAPSHOT: Op = Op::Snapshot { content: 0 };
 const TABLE: Op = Op::Build { content: super::op::TABLE, template: 0 };
 const GROWN: Op = Op::Grown { slot: 0, content: super::op::TABLE, method: Some(CloneMethod::Copy) };
 const GROWN_OVERLAY: Op =
     Op::Grown { slot: 0, content: super::op::TABLE, method: Some(CloneMethod::Overlay) };
 
 /// Each operation, and what was done before it.
-const SCENES: [(&[Op], Op); 14] = [
+const SCENES: [(&[Op], Op); 18] = [
     (&[], Op::Open),
     (&[Op::Open], BUILD),
     (&[BUILD], OTHER),
@@ -32,6 +33,10 @@ const SCENES: [(&[Op], Op); 14] = [
     (&[BUILD, OTHER], Op::Tag { content: 0, template: 0 }),
     (&[BUILD, Op::Tag { content: 0, template: 0 }], Op::Untag { template: 0 }),
     (&[BUILD, OTHER], Op::Remove { content: 1 }),
+    (&[BUILD], SNAPSHOT),
+    (&[BUILD, SNAPSHOT], SNAPSHOT),
+    (&[BUILD, OTHER, SNAPSHOT], Op::Forget { content: 0 }),
+    (&[BUILD, OTHER, Op::Snapshot { content: 1 }], Op::Remove { content: 1 }),
     (&[BUILD], MACHINE),
     (&[BUILD], COPY),
     (&[TABLE], GROWN),

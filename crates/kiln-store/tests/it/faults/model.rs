@@ -37,6 +37,8 @@ fn op() -> impl Strategy<Value = Op> {
         5 => (content(), template()).prop_map(|(content, template)| Op::Tag { content, template }),
         2 => template().prop_map(|template| Op::Untag { template }),
         6 => content().prop_map(|content| Op::Remove { content }),
+        4 => content().prop_map(|content| Op::Snapshot { content }),
+        2 => content().prop_map(|content| Op::Forget { content }),
         5 => (slot(), content(), method)
             .prop_map(|(slot, content, method)| Op::Machine { slot, content, method }),
         2 => (slot(), content(), grown)

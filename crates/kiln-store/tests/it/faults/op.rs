@@ -2,6 +2,10 @@
 
 use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Network, Phase, RECORD_VERSION};
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
+use kiln_core::snapshot::{
+    Compatibility, SNAPSHOT_RECORD_VERSION, SNAPSHOT_VERSION, SnapshotFile, SnapshotKeep, SnapshotManifest,
+    SnapshotMemory, SnapshotRecord,
+};
 use kiln_core::variant::MachineShape;
 use kiln_core::{Arch, ArtifactRole, ByteSize, Digest, MachineId, Tag, TemplateName};
 use kiln_store::index::{Index, segment_digest};
@@ -37,6 +41,10 @@ pub(crate) enum Op {
     Untag { template: u8 },
     /// Removes a revision and its tags.
     Remove { content: u8 },
+    /// Takes in two files and publishes a snapshot of a revision.
+    Snapshot { content: u8 },
+    /// Removes that snapshot.
+    Forget { content: u8 },
     /// Makes a machine.
     Machine { slot: u8, content: u8, method: Option<CloneMethod> },
     /// Makes a machine whose disk is longer than its artifact.
@@ -138,6 +146,15 @@ impl Sources {
         self.revisions[usize::from(content)].0
     }
 
+    pub(crate) fn snapshot(&self, content: u8) -> Digest {
+        snapshot(self.id(content), content).id()
+    }
+
+    /// Returns the files of a snapshot, in the order in which they are taken in.
+    pub(crate) fn snapshot_files(&self, content: u8) -> [Digest; 2] {
+        captured(content).map(|bytes| small(&bytes).digest)
+    }
+
     pub(crate) fn artifacts(&self, content: u8) -> [Digest; 2] {
         [0, 1].map(|at| self.revisions[usize::from(content)].1.artifacts[at].digest)
     }
@@ -184,6 +201,33 @@ fn manifest(content: u8) -> Manifest {
         ready: None,
         snapshot: None,
         variants: Vec::new(),
+    }
+}
+
+/// The disk and the state of a captured machine.
+fn captured(content: u8) -> [String; 2] {
+    ["disk", "state"].map(|name| format!("{name} of {content}"))
+}
+
+/// Names a file of one segment.
+fn small(bytes: &str) -> SnapshotFile {
+    let index = Index::from_segments(bytes.len() as u64, [segment_digest(bytes.as_bytes())]);
+    SnapshotFile { digest: index.digest(), size: ByteSize::from_bytes(index.length()) }
+}
+
+fn snapshot(subject: Digest, content: u8) -> SnapshotManifest {
+    let [disk, state] = captured(content).map(|bytes| small(&bytes));
+    let compatibility = Compatibility::default();
+    SnapshotManifest {
+        version: SNAPSHOT_VERSION,
+        subject,
+        arch: Arch::X86_64,
+        variant: None,
+        machine: MachineShape::default(),
+        boot_args: Vec::new(),
+        disk,
+        data_disk: None,
+        memory: Some(SnapshotMemory { ram: None, state, compatibility }),
     }
 }
 
@@ -245,6 +289,14 @@ pub(crate) fn run(home: &Path, sources: &Sources, op: Op, waiting: &dyn Fn()) ->
             }
             store.remove_revision(&id, &alone).map(|_| ())
         }
+        Op::Snapshot { content } => {
+            let _store = lock(Share::Shared)?;
+            capture(&store, sources, content, &cancel)
+        }
+        Op::Forget { content } => {
+            let alone = lock(Share::Exclusive)?;
+            store.remove_snapshot(&sources.snapshot(content), &alone).map(drop)
+        }
         Op::Machine { slot, content, method } => {
             let _store = lock(Share::Shared)?;
             machine(&store, sources, slot, (content, 0), method, &cancel)
@@ -286,6 +338,26 @@ fn build(
     store.remember_build(&key(content), &id)?;
     store.keep_recipe(name, "# a recipe\n")?;
     store.set_tag(name, &Tag::latest(), &id, "build").map(drop)
+}
+
+fn capture(store: &Store, sources: &Sources, content: u8, cancel: &Cancel) -> StoreResult<()> {
+    store.revision(&sources.id(content))?;
+    let staging = store.stage("a test")?;
+    for (name, bytes) in ["disk", "state"].into_iter().zip(captured(content)) {
+        let own = staging.path().join(name);
+        write_file(&own, bytes.as_bytes(), 0o600, Existing::Replace)?;
+        store.ingest(&own, IngestFrom::Staging, &staging, cancel)?;
+    }
+    let record = SnapshotRecord {
+        version: SNAPSHOT_RECORD_VERSION,
+        created_unix_ms: 1,
+        keep: SnapshotKeep::Revision,
+        name: None,
+        machine: None,
+        paused_us: 2,
+        elapsed_ms: 3,
+    };
+    store.commit_snapshot(&snapshot(sources.id(content), content), &record).map(drop)
 }
 
 fn machine(

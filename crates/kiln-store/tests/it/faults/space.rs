@@ -63,6 +63,7 @@ fn fill(kind: FileSystem) {
     let ops = [
         OTHER,
         Op::Tag { content: 0, template: 0 },
+        Op::Snapshot { content: 0 },
         Op::Machine { slot: 0, content: 0, method: None },
         Op::Machine { slot: 0, content: 0, method: Some(CloneMethod::Copy) },
         Op::Grown { slot: 0, content: super::op::TABLE, method: Some(CloneMethod::Copy) },

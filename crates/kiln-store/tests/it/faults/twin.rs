@@ -16,6 +16,8 @@ pub(crate) struct Twin {
     pub(crate) artifacts: BTreeSet<Digest>,
     /// Revisions.
     pub(crate) revisions: BTreeSet<u8>,
+    /// Snapshots, by the content of their revisions.
+    pub(crate) snapshots: BTreeSet<u8>,
     /// Cache entries, also those whose revision is gone.
     pub(crate) cached: BTreeSet<u8>,
     /// Templates with a recipe.
@@ -37,6 +39,9 @@ impl Twin {
         twin.artifacts = digests("artifacts");
         let content = |id: &Digest| sources.content(id).unwrap();
         twin.revisions = store.revision_ids().unwrap().iter().map(content).collect();
+        let snapshots = store.snapshot_ids().unwrap();
+        let of = |id: &Digest| (0..CONTENTS).find(|content| sources.snapshot(*content) == *id).unwrap();
+        twin.snapshots = snapshots.iter().map(of).collect();
         let entries = digests("cache/v1/builds");
         twin.cached = (0..CONTENTS).filter(|content| entries.contains(&key(*content))).collect();
         for content in &twin.cached {
@@ -105,13 +110,34 @@ impl Twin {
                 for (name, _) in tags {
                     step(&|twin| _ = twin.tags.remove(name));
                 }
+                let mut gone = BTreeSet::from(sources.artifacts(content));
+                if self.snapshots.contains(&content) {
+                    gone.extend(sources.snapshot_files(content));
+                    step(&|twin| _ = twin.snapshots.remove(&content));
+                }
                 step(&|twin| _ = twin.revisions.remove(&content));
                 let others = self.revisions.iter().filter(|other| **other != content);
                 let kept: BTreeSet<Digest> = others.flat_map(|other| sources.artifacts(*other)).collect();
-                for digest in sources.artifacts(content) {
+                for digest in gone {
                     if !kept.contains(&digest) {
                         step(&|twin| _ = twin.artifacts.remove(&digest));
                     }
+                }
+                Outcome::Ok
+            }
+            Op::Snapshot { content } if !self.revisions.contains(&content) => Outcome::NotFound,
+            Op::Snapshot { content } => {
+                for digest in sources.snapshot_files(content) {
+                    step(&|twin| _ = twin.artifacts.insert(digest));
+                }
+                step(&|twin| _ = twin.snapshots.insert(content));
+                Outcome::Ok
+            }
+            Op::Forget { content } if !self.snapshots.contains(&content) => Outcome::NotFound,
+            Op::Forget { content } => {
+                step(&|twin| _ = twin.snapshots.remove(&content));
+                for digest in BTreeSet::from(sources.snapshot_files(content)) {
+                    step(&|twin| _ = twin.artifacts.remove(&digest));
                 }
                 Outcome::Ok
             }
