@@ -102,7 +102,7 @@ impl Engine {
     /// Boots a machine from a revision, waits until it is ready, and captures it.
     ///
     /// # Errors
-    /// As those of making and starting a machine, with the console's and the probe's last words; [`EngineError::NotCaptured`]. The
+    /// As those of making and starting a machine, with the console's and the probe's last words; [`NotCaptured`](crate::EngineError::NotCaptured). The
     /// revision is as it was then, and the machine is gone.
     pub fn snapshot_template(
         &self,

@@ -136,8 +136,11 @@ pub(crate) struct RunArgs {
     /// Stop it when it has run so long since its start, such as 90s, 10m or 2h
     #[arg(long, value_name = "TIME")]
     ttl: Option<TimeSpan>,
-    /// With -d, start it again on its disk when it ends: no, on-failure[:N] or always [default: no]
-    #[arg(long, value_name = "POLICY")]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        help = "With -d, start it again on its disk when it ends: no, on-failure[:N] or always [default: no]"
+    )]
     restart: Option<RestartPolicy>,
     #[command(flatten)]
     options: GuestOptions,
