@@ -1,4 +1,4 @@
-# make run: build, bake the demo template, boot it, show its words. make test: every check and test.
+# make run: build, bake the demo template, boot it, show its words, fork it. make test: every check and test.
 SHELL := /bin/bash
 .PHONY: run test build lint clean
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -12,6 +12,11 @@ run:
 	$(KILN) run --rm demo -- uname -a
 	@echo "the exit code of a command in the guest is kiln's: kiln run --rm demo -- sh -c 'exit 7'"
 	@$(KILN) run --rm demo -- sh -c 'exit 7'; code=$$?; echo "exit code $$code"; test $$code = 7
+	$(KILN) build --snapshot examples/demo
+	@echo "three machines that begin where that one was captured: kiln fork -n 3 demo"
+	@names=$$($(KILN) fork -q -n 3 --rm demo) || exit; trap "$(KILN) rm -f $$(echo $$names) >/dev/null" EXIT; \
+	for name in $$names; do $(KILN) exec $$name -- sh -c 'echo $$(hostname) $$(cat /etc/machine-id)' || exit; done; \
+	$(KILN) ps --memory
 
 build:
 	@scripts/setup run
