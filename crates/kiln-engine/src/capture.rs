@@ -206,8 +206,11 @@ impl Engine {
         let disk = Path::new(DISK_STEM).with_extension(CloneMethod::Copy.extension());
         let disk = staging.path().join(disk);
         let data = record.shape.data_disk.map(|_| file(DATA_DISK_FILE));
-        let files = SpecFiles::of_raw(record, disk.clone(), data.clone())?
-            .restored(file(MEMORY_FILE), file(STATE_FILE));
+        let files = SpecFiles::of_raw(record, disk.clone(), data.clone())?.restored(
+            file(MEMORY_FILE),
+            file(STATE_FILE),
+            true,
+        );
         let compatibility = self.compatibility(record, files)?;
         let ingest = |path: &Path| -> EngineResult<SnapshotFile> {
             let taken = self.store.ingest(path, IngestFrom::Staging, staging, &self.cancel)?;

@@ -31,6 +31,14 @@ pub enum RestoreChoice {
 
 /// Two rates of one clock differ by less than a part in this many.
 const TSC_PARTS: u64 = 1000;
+/// The fact that names the network of a machine that was captured with one: its state has a part that needs the same.
+pub(crate) const NETWORK_FACT: &str = "network";
+/// What the user-mode network is called there.
+const USER_NETWORK: &str = "user";
+/// What the names of the facts about devices begin with.
+const DEVICE_FACT: &str = "device.";
+/// What the text of a network device begins with.
+const NIC: &str = "virtio-net";
 /// The fact that holds the clock's rate.
 const TSC_FACT: &str = "tsc_khz";
 
@@ -150,11 +158,12 @@ impl Engine {
         let mut files =
             SpecFiles::of_raw(record, path(&manifest.disk), manifest.data_disk.as_ref().map(path))
                 .map_err(|error| chain(&error))?
-                .restored(path(&ram), path(&memory.state));
+                .restored(path(&ram), path(&memory.state), has_nic(&memory.compatibility));
         // These are what its disks are made from: nobody may write to them, and whether one can is no part of the machine.
         files.disks.iter_mut().for_each(|disk| disk.read_only = true);
         let mut here = self.compatibility(record, files).map_err(|error| chain(&error))?;
         same_clock(memory, &mut here);
+        same_network(memory, &record.network, &mut here);
         memory.compatibility.first_difference(&here).map_or(Ok(()), |difference| Err(difference.to_string()))
     }
 
@@ -191,7 +200,7 @@ impl Engine {
             initrd: revision.manifest.artifact(&ArtifactRole::initrd()).map(|artifact| artifact.digest),
             boot_args: boot_args.clone(),
             ready: None,
-            network: Network::None,
+            network: network_of(snapshot.manifest.memory.as_ref()),
             accelerator: "auto".to_owned(),
             clone: CloneRecord { artifact: disk.digest, size: disk.size, method: CloneMethod::Copy },
             snapshot: Some(snapshot.id),
@@ -262,6 +271,34 @@ impl Engine {
 /// Returns whether a file could be opened for writing here, though nobody writes to it.
 fn opens_for_writing(file: &Path) -> EngineResult<bool> {
     Ok(!kiln_sys::protect::look(file)?.protection.verity && fs::may_write(file)?)
+}
+
+/// Returns whether the captured machine had a network device.
+pub(crate) fn has_nic(facts: &Compatibility) -> bool {
+    facts.facts().iter().any(|fact| fact.name.starts_with(DEVICE_FACT) && fact.value.starts_with(NIC))
+}
+
+/// A machine that was connected when it was captured needs the same kind of network; one that was not takes any.
+fn same_network(memory: &SnapshotMemory, network: &Network, here: &mut Compatibility) {
+    if memory.compatibility.get(NETWORK_FACT).is_some() {
+        here.insert(NETWORK_FACT, network_name(network));
+    }
+}
+
+/// Returns a network that a machine of a snapshot can have.
+fn network_of(memory: Option<&SnapshotMemory>) -> Network {
+    match memory.and_then(|memory| memory.compatibility.get(NETWORK_FACT)) {
+        Some(USER_NETWORK) => Network::User { forwards: Vec::new(), outbound: false },
+        _ => Network::None,
+    }
+}
+
+/// Returns the kind of a machine's network, as its snapshots name it.
+pub(crate) fn network_name(network: &Network) -> &'static str {
+    match network {
+        Network::User { .. } => USER_NETWORK,
+        _ => "none",
+    }
 }
 
 /// Takes two measurements of one clock for the same.

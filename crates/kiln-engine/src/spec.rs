@@ -7,7 +7,7 @@ use kiln_core::text::chain;
 use kiln_guest::transport;
 use kiln_vmm::{
     AcceleratorChoice, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, MachineSpec, MemoryBacking,
-    RestoreState,
+    RestoreState, StateScope,
 };
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,8 @@ pub(crate) const MEMORY_FILE: &str = "memory";
 pub(crate) struct SpecFiles {
     pub(crate) disks: Vec<Disk>,
     pub(crate) memory: MemoryBacking,
+    /// Whether there is a network device although it is connected to nothing.
+    pub(crate) unplugged_nic: bool,
     pub(crate) restore: Option<RestoreState>,
 }
 
@@ -46,14 +48,20 @@ impl SpecFiles {
         } else {
             MemoryBacking::Anonymous
         };
-        Ok(Self { disks: disks.map_err(|error| bad(record, chain(&error)))?, memory, restore: None })
+        Ok(Self {
+            disks: disks.map_err(|error| bad(record, chain(&error)))?,
+            memory,
+            unplugged_nic: record.capturable,
+            restore: None,
+        })
     }
 
     /// Returns the same with the memory and state of a captured machine.
-    pub(crate) fn restored(self, ram: PathBuf, state: PathBuf) -> Self {
+    pub(crate) fn restored(self, ram: PathBuf, state: PathBuf, unplugged_nic: bool) -> Self {
         Self {
             memory: MemoryBacking::Private { file: ram },
-            restore: Some(RestoreState { state_file: state }),
+            unplugged_nic,
+            restore: Some(RestoreState { state_file: state, scope: StateScope::Devices }),
             ..self
         }
     }
@@ -64,7 +72,7 @@ impl SpecFiles {
         let data = data.map(|path| disk(path, DiskFormat::Raw, "data"));
         let disks = std::iter::once(root).chain(data).collect::<Result<_, _>>();
         let disks = disks.map_err(|error| bad(record, chain(&error)))?;
-        Ok(Self { disks, memory: MemoryBacking::Anonymous, restore: None })
+        Ok(Self { disks, memory: MemoryBacking::Anonymous, unplugged_nic: false, restore: None })
     }
 }
 
@@ -96,6 +104,7 @@ impl Engine {
             accelerator,
             channel,
             memory: files.memory,
+            unplugged_nic: files.unplugged_nic,
             restore: files.restore,
         })
     }

@@ -14,6 +14,7 @@ mod probe;
 
 use crate::control::{CONTROL_SOCKET, Report, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
+use crate::restore::has_nic;
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
 use crate::{Engine, EngineError, EngineResult};
 use desk::{Desk, News};
@@ -232,7 +233,8 @@ impl Host<'_> {
             ensure(&ram.digest, ram.size)?;
             ensure(&memory.state.digest, memory.state.size)?;
             let mapped = self.engine.memory_to_map(record.arch, &ram, &crate::Silent)?;
-            files = files.restored(mapped, store.artifact_path(&memory.state.digest));
+            let state = store.artifact_path(&memory.state.digest);
+            files = files.restored(mapped, state, has_nic(&memory.compatibility));
         } else if let MemoryBacking::Shared { file } = &files.memory {
             // What an earlier run left is nobody's.
             fs::remove_file(file)?;

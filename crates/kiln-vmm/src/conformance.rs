@@ -44,7 +44,7 @@ pub fn all(subject: &dyn Subject, scratch: &Path) {
 type Test = fn(&dyn Subject, &Path);
 
 /// The tests by name.
-pub const TESTS: [(&str, Test); 11] = [
+pub const TESTS: [(&str, Test); 12] = [
     ("console", a_guest_s_console_reaches_the_log),
     ("graceful", a_graceful_stop_is_the_guest_s_own),
     ("now", a_stop_now_is_orderly_and_can_be_asked_twice),
@@ -55,11 +55,13 @@ pub const TESTS: [(&str, Test); 11] = [
     ("restore", restored_machines_go_on_and_share_a_file_they_do_not_change),
     ("full", a_failed_capture_leaves_a_machine_that_goes_on),
     ("state", a_state_that_is_none_is_refused_with_words),
+    ("saved", a_saved_machine_goes_on_and_what_was_saved_can_be_captured),
     ("refused", what_cannot_be_restored_is_refused_before_it_runs),
 ];
 
 pub use capture::{
-    a_failed_capture_leaves_a_machine_that_goes_on, a_state_that_is_none_is_refused_with_words,
+    a_failed_capture_leaves_a_machine_that_goes_on,
+    a_saved_machine_goes_on_and_what_was_saved_can_be_captured, a_state_that_is_none_is_refused_with_words,
     restored_machines_go_on_and_share_a_file_they_do_not_change,
     what_cannot_be_restored_is_refused_before_it_runs,
 };

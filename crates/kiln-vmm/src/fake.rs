@@ -5,7 +5,9 @@ use crate::exit::{ShutdownReason, StopStep, VmmExit};
 use crate::fingerprint::MachineFingerprint;
 use crate::qemu;
 use crate::runtime_dir::RuntimeDir;
-use crate::snapshot::{CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings};
+use crate::snapshot::{
+    CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings, Saved, StateScope,
+};
 use crate::spec::{CheckedSpec, MachineSpec, SpecRejected};
 use crate::vmm::{Capabilities, Machine, Stop, Vmm, VmmError, Waited};
 use kiln_sys::process::{Exit, poll_within};
@@ -27,6 +29,8 @@ pub const CONSOLE_GREETING: &str = "FAKE-GUEST-UP\n";
 const PID_FIRST: u32 = 1 << 30;
 /// What a captured state is.
 const STATE: &str = "FAKE-STATE\n";
+/// What a machine is that was saved whole.
+const WHOLE: &str = "FAKE-WHOLE\n";
 
 /// What a machine of the fake does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,8 +193,9 @@ fn grow(file: &Path, len: u64) -> io::Result<()> {
 }
 
 fn load(restore: &RestoreState) -> Result<RestoreTimings, VmmError> {
-    match fs::read_limited(&restore.state_file, STATE.len()) {
-        Ok(bytes) if bytes == STATE.as_bytes() => {
+    let expected = if restore.scope == StateScope::Machine { WHOLE } else { STATE };
+    match fs::read_limited(&restore.state_file, expected.len()) {
+        Ok(bytes) if bytes == expected.as_bytes() => {
             Ok(RestoreTimings { up: Duration::ZERO, loaded: Duration::ZERO })
         }
         _ => Err(VmmError::NotRestored {
@@ -286,6 +291,19 @@ impl Machine for FakeMachine {
         }
         self.is_captured = true;
         Ok(Captured { paused: Duration::ZERO, state_bytes: STATE.len() as u64 })
+    }
+
+    fn save(&mut self, target: CaptureTarget<'_>) -> Result<Saved, VmmError> {
+        self.live()?;
+        if self.is_captured {
+            return Err(VmmError::AlreadyCaptured);
+        }
+        let mut state = target.state;
+        if let Err(error) = state.write_all(WHOLE.as_bytes()) {
+            return Err(VmmError::CaptureFailed { description: error.to_string(), message: String::new() });
+        }
+        let stood = self.shared.paused.swap(true, Ordering::Relaxed);
+        Ok(Saved { stopped: (!stood).then(Instant::now), bytes: WHOLE.len() as u64 })
     }
 
     fn restored(&self) -> Option<RestoreTimings> {

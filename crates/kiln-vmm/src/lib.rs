@@ -26,7 +26,9 @@ pub use fingerprint::{Difference, MachineFingerprint};
 pub use open_files::holds_open;
 pub use qemu::QemuVmm;
 pub use runtime_dir::{AGENT_SOCKET, CONSOLE_LOG, QMP_SOCKET, RuntimeDir, VMM_LOG};
-pub use snapshot::{CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings};
+pub use snapshot::{
+    CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings, Saved, StateScope,
+};
 pub use spec::{
     ChannelName, CheckedSpec, Disk, DiskFormat, DiskSerial, InvalidChannelName, InvalidMac, InvalidSerial,
     Mac, MachineSpec, SpecRejected,

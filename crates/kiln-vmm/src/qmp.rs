@@ -218,22 +218,22 @@ impl Qmp {
         }
     }
 
-    /// Waits for an event of this name, takes it and returns true, or false when the deadline passes before one comes.
-    /// Other events are kept for [`Qmp::take_events`].
+    /// Waits for an event of one of these names and takes it, or returns none when the deadline passes before one
+    /// comes. Other events are kept for [`Qmp::take_events`].
     ///
     /// # Errors
     /// When the connection fails or carries something else.
-    pub fn await_event(&mut self, name: &str, deadline: Instant) -> Result<bool, QmpError> {
-        if let Some(at) = self.events.iter().position(|event| event.name == name) {
-            self.events.remove(at);
-            return Ok(true);
+    pub fn await_event(&mut self, names: &[&str], deadline: Instant) -> Result<Option<QmpEvent>, QmpError> {
+        let is_one = |event: &QmpEvent| names.contains(&event.name.as_str());
+        if let Some(at) = self.events.iter().position(is_one) {
+            return Ok(self.events.remove(at));
         }
         loop {
             match self.next_message(deadline)? {
-                Some(Message::Event(event)) if event.name == name => return Ok(true),
+                Some(Message::Event(event)) if is_one(&event) => return Ok(Some(event)),
                 Some(Message::Event(event)) => self.keep(event),
                 Some(_) => {}
-                None => return Ok(false),
+                None => return Ok(None),
             }
         }
     }

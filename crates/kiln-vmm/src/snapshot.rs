@@ -3,16 +3,18 @@
 //! A machine whose memory is [`MemoryBacking::Shared`] is captured by its memory file, which holds its memory already,
 //! and by a small file with the state of its processors and devices. Any number of machines are made of the two:
 //! each maps the memory file privately and loads the state.
+//!
+//! Any machine is saved whole: memory and state in one stream, most of it written while the guest runs. One machine is
+//! made of it, which loads all of it. Where that machine's memory is shared, it can be captured in turn.
 
 use kiln_sys::process::Exit;
 use kiln_sys::tool::ExitText;
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Where a machine's memory is. The network device of a machine with a memory file is there also when it is connected
-/// to nothing, so that those restored from it may be connected.
+/// Where a machine's memory is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum MemoryBacking {
@@ -42,17 +44,29 @@ impl MemoryBacking {
     }
 }
 
-/// What a machine is restored from, beside its memory.
+/// What a machine is restored from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreState {
-    /// The state of processors and devices that a capture wrote.
+    /// What a capture or a save wrote.
     pub state_file: PathBuf,
+    /// What is in it.
+    pub scope: StateScope,
+}
+
+/// What a state holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StateScope {
+    /// Processors and devices: what a capture writes. The memory is the captured machine's file.
+    Devices,
+    /// The memory too: what a save writes. The restored machine's memory is its own.
+    Machine,
 }
 
 /// Where a capture goes.
 #[derive(Debug, Clone, Copy)]
 pub struct CaptureTarget<'a> {
-    /// A file open for writing, empty, in which the state of processors and devices is written. It is not synced.
+    /// A file open for writing, empty, in which the state is written. It is not synced.
     pub state: &'a File,
     /// Time the monitor has.
     pub within: Duration,
@@ -65,6 +79,15 @@ pub struct Captured {
     pub paused: Duration,
     /// Length of the state in bytes.
     pub state_bytes: u64,
+}
+
+/// A machine that was saved whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Saved {
+    /// When the guest stopped for it; none when it stood before.
+    pub stopped: Option<Instant>,
+    /// Length of what was written in bytes.
+    pub bytes: u64,
 }
 
 /// Where the time of a restore went.

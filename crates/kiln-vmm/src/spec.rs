@@ -44,8 +44,12 @@ pub struct MachineSpec {
     pub channel: ChannelName,
     /// Where its memory is.
     pub memory: MemoryBacking,
-    /// What it is restored from, instead of being started with a kernel; its memory is then
-    /// [`MemoryBacking::Private`]. Kernel and initramfs are not looked at.
+    /// Whether it has a network device also where it is connected to nothing: one that is captured without a backend
+    /// can be restored with any, or with none.
+    pub unplugged_nic: bool,
+    /// What it is restored from, instead of being started with a kernel. Kernel and initramfs are not looked at. Its
+    /// memory is [`MemoryBacking::Private`] for a state of [`StateScope::Devices`](crate::StateScope::Devices), and
+    /// else not.
     pub restore: Option<RestoreState>,
 }
 

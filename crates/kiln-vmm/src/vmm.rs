@@ -7,7 +7,7 @@ use crate::exit::VmmExit;
 use crate::fingerprint::MachineFingerprint;
 use crate::qmp::QmpError;
 use crate::runtime_dir::RuntimeDir;
-use crate::snapshot::{CaptureTarget, Captured, RestoreFailure, RestoreTimings};
+use crate::snapshot::{CaptureTarget, Captured, RestoreFailure, RestoreTimings, Saved};
 use crate::spec::{CheckedSpec, MachineSpec, SpecRejected};
 use kiln_core::arch::Arch;
 use kiln_core::variant::Board;
@@ -84,6 +84,14 @@ pub trait Machine: fmt::Debug + Send {
     /// # Errors
     /// When its memory is not [shared](crate::MemoryBacking::Shared), or the state could not be written in time.
     fn capture(&mut self, target: CaptureTarget<'_>) -> Result<Captured, VmmError>;
+
+    /// Writes memory, processors and devices in one stream, most of it while the guest runs. The guest stands at the
+    /// end, its disks written, and can be resumed: what the files of its disks hold until then belongs to the stream.
+    /// After a failure a guest that ran goes on.
+    ///
+    /// # Errors
+    /// When it [was captured](VmmError::AlreadyCaptured), or the stream could not be written in time.
+    fn save(&mut self, target: CaptureTarget<'_>) -> Result<Saved, VmmError>;
 
     /// Returns where the time of the machine's restore went, if it was restored.
     fn restored(&self) -> Option<RestoreTimings>;

@@ -3,7 +3,7 @@
 use super::{PATIENCE, Subject, greeted_as, launch};
 use crate::exit::StopStep;
 use crate::runtime_dir::{AGENT_SOCKET, CONSOLE_LOG, RuntimeDir};
-use crate::snapshot::{CaptureTarget, MemoryBacking, RestoreFailure, RestoreState};
+use crate::snapshot::{CaptureTarget, MemoryBacking, RestoreFailure, RestoreState, StateScope};
 use crate::spec::{MachineSpec, SpecRejected};
 use crate::vmm::{Machine, Stop, VmmError, Waited};
 use crate::{QMP_SOCKET, console};
@@ -29,7 +29,7 @@ fn capturable(subject: &dyn Subject, dir: &Path) -> MachineSpec {
 fn restorable(subject: &dyn Subject, snapshot: &Snapshot) -> MachineSpec {
     MachineSpec {
         memory: MemoryBacking::Private { file: snapshot.memory.clone() },
-        restore: Some(RestoreState { state_file: snapshot.state.clone() }),
+        restore: Some(RestoreState { state_file: snapshot.state.clone(), scope: StateScope::Devices }),
         kernel: "/no/kernel/is/needed".into(),
         ..subject.spec()
     }
@@ -87,6 +87,52 @@ pub fn restored_machines_go_on_and_share_a_file_they_do_not_change(subject: &dyn
     }
     assert!(bytes(&snapshot.memory, &spec) == memory, "a restored machine changed the memory file");
     assert!(bytes(&snapshot.state, &spec) == state, "a restored machine changed the state");
+}
+
+/// A running machine that is saved goes on, also after a save that failed. What was saved is a machine that can be
+/// captured without having run, and another that runs on.
+pub fn a_saved_machine_goes_on_and_what_was_saved_can_be_captured(subject: &dyn Subject, dir: &Path) {
+    let (mut machine, _) = greeted_as(subject, &subject.spec(), dir);
+    let error = machine.save(target(&File::from(nowhere()))).expect_err("a full device takes nothing");
+    assert!(matches!(error, VmmError::CaptureFailed { .. }), "{error}");
+    let whole = dir.join("whole");
+    let file = fs::create_new(&whole).expect("the directory is writable");
+    let saved = machine.save(target(&file)).expect("the machine can be saved");
+    assert!(saved.stopped.is_some(), "it ran until then");
+    assert_eq!(saved.bytes, file.metadata().expect("the file is there").len());
+    machine.resume().expect("a saved machine goes on");
+    let exit = machine.stop(Stop::Graceful { within: PATIENCE }).expect("the machine stops");
+    assert_eq!(exit.stopped_by, Some(StopStep::Guest), "{exit:?}");
+
+    let in_dir = |name: &str| {
+        let dir = dir.join(name);
+        fs::create_dir(&dir).expect("the directory is writable");
+        dir
+    };
+    let restore = Some(RestoreState { state_file: whole, scope: StateScope::Machine });
+    let spec = MachineSpec { restore, kernel: "/no/kernel/is/needed".into(), ..subject.spec() };
+    let alone = in_dir("alone");
+    let (mut machine, _) = launch(subject, &spec, &alone).expect("the machine is restored");
+    let again = fs::create_new(&alone.join("whole")).expect("the directory is writable");
+    let saved = machine.save(target(&again)).expect("a machine that stands can be saved");
+    assert_eq!(saved.stopped, None);
+    machine.resume().expect("a restored machine resumes");
+    let exit = machine.stop(Stop::Graceful { within: PATIENCE }).expect("the machine stops");
+    assert_eq!(exit.stopped_by, Some(StopStep::Guest), "{exit:?}");
+
+    let shared = in_dir("shared");
+    let memory = capturable(subject, &shared).memory;
+    let spec = MachineSpec { memory, ..spec };
+    let (mut machine, _) = launch(subject, &spec, &shared).expect("the machine is restored");
+    let state = shared.join("state");
+    let file = fs::create_new(&state).expect("the directory is writable");
+    machine.capture(target(&file)).expect("a machine that never ran can be captured");
+    machine.stop(Stop::Now).expect("a captured machine stops");
+    let spec = restorable(subject, &Snapshot { memory: shared.join("memory"), state });
+    let (mut machine, _) = launch(subject, &spec, &in_dir("clone")).expect("the machine is restored");
+    machine.resume().expect("a restored machine resumes");
+    let exit = machine.stop(Stop::Graceful { within: PATIENCE }).expect("the machine stops");
+    assert_eq!(exit.stopped_by, Some(StopStep::Guest), "{exit:?}");
 }
 
 /// A machine whose capture failed goes on, and can be captured afterwards.
@@ -147,7 +193,7 @@ pub fn what_cannot_be_restored_is_refused_before_it_runs(subject: &dyn Subject, 
     drop(fs::create_new(&short).expect("the directory is writable"));
     let short = MachineSpec { memory: MemoryBacking::Private { file: short }, ..good.clone() };
     assert!(matches!(refusal(&short), SpecRejected::MemoryLength { len: 0, .. }));
-    let restore = Some(RestoreState { state_file: dir.join("missing") });
+    let restore = Some(RestoreState { state_file: dir.join("missing"), scope: StateScope::Devices });
     assert!(matches!(refusal(&MachineSpec { restore, ..good }), SpecRejected::File { what: "state", .. }));
     let (mut machine, _) = greeted_as(subject, &subject.spec(), dir);
     assert!(matches!(machine.capture(target(&File::from(nowhere()))), Err(VmmError::NotCapturable)));

@@ -37,7 +37,7 @@ pub fn argv(checked: &CheckedSpec) -> Vec<OsString> {
     let spec = &checked.spec;
     let board = spec.shape.board;
     let mut args = Args(Vec::new());
-    args.pair("-M", machine(checked));
+    args.pair("-M", format!("{},memory-backend={MEMORY}", machine(checked)));
     match checked.accelerator {
         Accelerator::Kvm => {
             args.pair("-accel", "kvm");
@@ -48,9 +48,7 @@ pub fn argv(checked: &CheckedSpec) -> Vec<OsString> {
             args.pair("-cpu", TCG_CPU);
         }
     }
-    if let Some(object) = memory(checked) {
-        args.pair("-object", object);
-    }
+    args.pair("-object", memory(checked));
     args.pair("-m", format!("{}M", spec.shape.memory.mib()));
     args.pair("-smp", spec.shape.vcpus.to_string());
     for flag in ["-nodefaults", "-no-user-config", "-no-reboot", "-S"] {
@@ -86,8 +84,7 @@ pub fn argv(checked: &CheckedSpec) -> Vec<OsString> {
     args.0
 }
 
-/// Adds the network device. A machine with a memory file has it in any case: where it is captured without a backend, it
-/// can be restored with any, or with none.
+/// Adds the network device.
 fn network(args: &mut Args, spec: &MachineSpec) {
     let mut backend = "";
     if let Network::User { forwards, outbound } = &spec.network {
@@ -98,7 +95,7 @@ fn network(args: &mut Args, spec: &MachineSpec) {
         }
         args.pair("-netdev", netdev);
         backend = ",netdev=user0";
-    } else if spec.memory == MemoryBacking::Anonymous {
+    } else if !spec.unplugged_nic {
         return;
     }
     let board = spec.shape.board;
@@ -108,18 +105,21 @@ fn network(args: &mut Args, spec: &MachineSpec) {
     args.device("virtio-net", &options, board, SLOT_NETWORK);
 }
 
-/// Returns the object that holds the memory, where that is a file. It has the same name on both sides, by which its
-/// pages would be named in a state.
-fn memory(checked: &CheckedSpec) -> Option<String> {
+/// Returns the object that holds the memory. It has the same name wherever it is, by which its pages are named in a
+/// state.
+fn memory(checked: &CheckedSpec) -> String {
+    let size = checked.spec.shape.memory.bytes();
     let (file, share) = match &checked.spec.memory {
-        MemoryBacking::Anonymous => return None,
+        MemoryBacking::Anonymous => {
+            return json!({"qom-type": "memory-backend-ram", "id": MEMORY, "size": size}).to_string();
+        }
         MemoryBacking::Shared { file } => (file, true),
         MemoryBacking::Private { file } => (file, false),
     };
     let mut object = json!({
         "qom-type": "memory-backend-file",
         "id": MEMORY,
-        "size": checked.spec.shape.memory.bytes(),
+        "size": size,
         "mem-path": file.to_string_lossy(),
         "share": share,
     });
@@ -127,7 +127,7 @@ fn memory(checked: &CheckedSpec) -> Option<String> {
         object["readonly"] = json!(true);
         object["rom"] = json!("off");
     }
-    Some(object.to_string())
+    object.to_string()
 }
 
 struct Args(Vec<OsString>);
@@ -158,11 +158,7 @@ pub(super) fn machine(checked: &CheckedSpec) -> String {
         Board::Q35 => "hpet=off,vmport=off,usb=off,smbus=off,sata=off",
         _ => "hpet=off,vmport=off,usb=off,smbus=off",
     };
-    let memory = match checked.spec.memory {
-        MemoryBacking::Anonymous => String::new(),
-        _ => format!(",memory-backend={MEMORY}"),
-    };
-    format!("{},{options}{memory}", checked.machine_type)
+    format!("{},{options}", checked.machine_type)
 }
 
 fn blockdev(number: usize, disk: &Disk) -> String {

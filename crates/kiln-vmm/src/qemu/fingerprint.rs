@@ -3,7 +3,6 @@
 use super::argv::{TCG_CPU, argv, machine};
 use crate::accel::Accelerator;
 use crate::fingerprint::MachineFingerprint;
-use crate::snapshot::MemoryBacking;
 use crate::spec::CheckedSpec;
 use crate::vmm::Capabilities;
 use std::collections::BTreeMap;
@@ -12,8 +11,7 @@ use std::collections::BTreeMap;
 const NOT_STATE: [&str; 2] = ["netdev=", "mac="];
 
 pub(crate) fn fingerprint(vmm: &str, checked: &CheckedSpec, caps: &Capabilities) -> MachineFingerprint {
-    let mut checked = checked.clone();
-    let args = argv(&checked);
+    let args = argv(checked);
     let devices = args
         .windows(2)
         .filter(|pair| pair[0] == "-device")
@@ -27,13 +25,11 @@ pub(crate) fn fingerprint(vmm: &str, checked: &CheckedSpec, caps: &Capabilities)
     let shape = &checked.spec.shape;
     let (board, vcpus, memory_bytes) = (shape.board, shape.vcpus, shape.memory.bytes());
     let is_kvm = checked.accelerator == Accelerator::Kvm;
-    // The name of the memory's object is the same on both sides and says nothing about the machine.
-    checked.spec.memory = MemoryBacking::Anonymous;
     MachineFingerprint {
         vmm: vmm.to_owned(),
         vmm_version: caps.version,
         board,
-        machine_type: machine(&checked),
+        machine_type: machine(checked),
         cpu: if is_kvm { "host" } else { TCG_CPU }.to_owned(),
         host_cpu: is_kvm.then(|| caps.host_cpu.clone()),
         accelerator: checked.accelerator,
@@ -47,8 +43,7 @@ pub(crate) fn fingerprint(vmm: &str, checked: &CheckedSpec, caps: &Capabilities)
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::snapshot::RestoreState;
+    use crate::snapshot::{MemoryBacking, RestoreState, StateScope};
     use crate::{FakeVmm, MachineSpec, Vmm as _, fake::Behaviour};
     use kiln_core::machine::Network;
     use kiln_sys::fs;
@@ -76,6 +71,7 @@ mod tests {
             accelerator: crate::AcceleratorChoice::Auto,
             channel: crate::ChannelName::default(),
             memory: MemoryBacking::Shared { file: file("new", 0) },
+            unplugged_nic: true,
             restore: None,
         };
         let print = |spec: &MachineSpec| vmm.fingerprint(&vmm.check(spec, &caps).unwrap(), &caps);
@@ -84,7 +80,7 @@ mod tests {
         assert!(!captured.machine_type.contains("ram0"));
         let mut clone = MachineSpec {
             memory: MemoryBacking::Private { file: file("memory", spec.shape.memory.bytes()) },
-            restore: Some(RestoreState { state_file: file("state", 1) }),
+            restore: Some(RestoreState { state_file: file("state", 1), scope: StateScope::Devices }),
             network: Network::User { forwards: Vec::new(), outbound: true },
             mac: crate::Mac::local([0, 0, 2]),
             ..spec

@@ -6,7 +6,9 @@ use crate::console::{self, CONSOLE_BYTES_MAX, ConsoleLog, Pump, VMM_LOG_BYTES_MA
 use crate::exit::{ShutdownReason, StopStep, VmmExit, last_words};
 use crate::qmp::{Qmp, QmpError};
 use crate::runtime_dir::{QMP_SOCKET, RuntimeDir, VMM_LOG};
-use crate::snapshot::{CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreTimings};
+use crate::snapshot::{
+    CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings, Saved, StateScope,
+};
 use crate::spec::CheckedSpec;
 use crate::vmm::{Machine, Stop, VmmError, Waited};
 use kiln_sys::process::{Bond, Child, Exit, Output, Spawn, poll_within};
@@ -67,7 +69,9 @@ impl QemuMachine {
         dir: &RuntimeDir,
     ) -> Result<Self, VmmError> {
         let spec = checked.spec();
-        let state = spec.restore.as_ref().map(|restore| fs::open(&restore.state_file)).transpose()?;
+        let open =
+            |restore: &RestoreState| Ok::<_, VmmError>((fs::open(&restore.state_file)?, restore.scope));
+        let state = spec.restore.as_ref().map(open).transpose()?;
         let begun = Instant::now();
         dir.clear()?;
         let console_log = ConsoleLog::open(&dir.console_log(), CONSOLE_BYTES_MAX)?;
@@ -115,7 +119,7 @@ impl QemuMachine {
         &mut self,
         listener: &UnixListener,
         begun: Instant,
-        state: Option<&File>,
+        state: Option<&(File, StateScope)>,
     ) -> Result<(), VmmError> {
         let deadline = begun + UP_WITHIN;
         let stream = accept(listener, self.child.pidfd(), deadline)?;
@@ -125,9 +129,9 @@ impl QemuMachine {
             None => {
                 qmp.execute("cont", None, left())?;
             }
-            Some(state) => {
+            Some((state, scope)) => {
                 let up = begun.elapsed();
-                load(&mut qmp, state, deadline)
+                load(&mut qmp, state, *scope, deadline)
                     .map_err(|failure| VmmError::NotRestored { failure, message: String::new() })?;
                 self.restored = Some(RestoreTimings { up, loaded: begun.elapsed().saturating_sub(up) });
             }
@@ -223,6 +227,13 @@ impl QemuMachine {
         Ok(())
     }
 
+    /// Returns why a state was not written, with QEMU's last words.
+    fn not_captured(&self, description: String) -> VmmError {
+        let stderr = console::tail(self.dir.path(), VMM_LOG, WORDS_BYTES_MAX).unwrap_or_default();
+        let message = last_words(&String::from_utf8_lossy(&stderr));
+        VmmError::CaptureFailed { description, message }
+    }
+
     /// Waits for the end as the result of a step of [`Machine::stop`].
     fn ended_by(&mut self, step: StopStep, within: Duration) -> Result<Option<VmmExit>, VmmError> {
         match self.wait(Some(within), None)? {
@@ -305,24 +316,34 @@ impl Machine for QemuMachine {
         // What is not known to have failed may have become a snapshot.
         self.memory = Memory::Captured;
         match saved? {
-            Outcome::Completed => {
-                let state_bytes = target
-                    .state
-                    .metadata()
-                    .map_err(|source| VmmError::System { action: "measure the state written by", source })?
-                    .len();
-                Ok(Captured { paused, state_bytes })
-            }
+            Outcome::Completed => Ok(Captured { paused, state_bytes: written(target)? }),
             Outcome::Failed(description) => {
                 self.memory = Memory::Capturable;
-                let stderr = console::tail(self.dir.path(), VMM_LOG, WORDS_BYTES_MAX).unwrap_or_default();
-                let message = last_words(&String::from_utf8_lossy(&stderr));
-                Err(VmmError::CaptureFailed { description, message })
+                Err(self.not_captured(description))
             }
             Outcome::Late { settled } => {
                 if settled {
                     self.memory = Memory::Capturable;
                 }
+                Err(VmmError::CaptureTimedOut { within: target.within, settled })
+            }
+        }
+    }
+
+    fn save(&mut self, target: CaptureTarget<'_>) -> Result<Saved, VmmError> {
+        if self.ended()?.is_some() {
+            return Err(VmmError::Ended);
+        }
+        if self.memory == Memory::Captured {
+            return Err(VmmError::AlreadyCaptured);
+        }
+        // What it was stopped by before is not taken for the stop of this save.
+        self.read_events();
+        let qmp = self.qmp.as_mut().ok_or(QmpError::Closed)?;
+        match migrate::save_whole(qmp, target.state.as_fd(), Instant::now() + target.within)? {
+            (Outcome::Completed, stopped) => Ok(Saved { stopped, bytes: written(target)? }),
+            (Outcome::Failed(description), _) => Err(self.not_captured(description)),
+            (Outcome::Late { settled }, _) => {
                 Err(VmmError::CaptureTimedOut { within: target.within, settled })
             }
         }
@@ -364,14 +385,20 @@ impl Drop for QemuMachine {
     }
 }
 
+/// Returns how many bytes were written.
+fn written(target: CaptureTarget<'_>) -> Result<u64, VmmError> {
+    let failed = |source| VmmError::System { action: "measure the state written by", source };
+    Ok(target.state.metadata().map_err(failed)?.len())
+}
+
 /// Loads a state and looks whether the machine is then as it was captured: not running.
-fn load(qmp: &mut Qmp, state: &File, deadline: Instant) -> Result<(), RestoreFailure> {
+fn load(qmp: &mut Qmp, state: &File, scope: StateScope, deadline: Instant) -> Result<(), RestoreFailure> {
     let failed = |error| match error {
         QmpError::Closed => RestoreFailure::Lost,
         QmpError::TimedOut { .. } => RestoreFailure::TimedOut(UP_WITHIN),
         other => RestoreFailure::Refused(other.to_string()),
     };
-    match migrate::load(qmp, state.as_fd(), deadline).map_err(failed)? {
+    match migrate::load(qmp, state.as_fd(), scope, deadline).map_err(failed)? {
         Outcome::Completed => {}
         Outcome::Failed(words) => return Err(RestoreFailure::Refused(words)),
         Outcome::Late { .. } => return Err(RestoreFailure::TimedOut(UP_WITHIN)),

@@ -7,7 +7,8 @@ use kiln_core::variant::Board;
 use kiln_sys::{fs, socket};
 use kiln_vmm::{
     AGENT_SOCKET, CONSOLE_LOG, CaptureTarget, Disk, DiskFormat, Machine, MachineSpec, MemoryBacking,
-    RestoreFailure, RestoreState, RuntimeDir, Stop, StopStep, Vmm, VmmError, Waited, console, holds_open,
+    RestoreFailure, RestoreState, RuntimeDir, StateScope, Stop, StopStep, Vmm, VmmError, Waited, console,
+    holds_open,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -28,6 +29,7 @@ fn counting(dir: &Path, board: Board) -> MachineSpec {
     let mut spec = guest::spec(&guest::write(dir, After::Count, ">"));
     spec.shape.board = board;
     spec.memory = MemoryBacking::Shared { file: memory };
+    spec.unplugged_nic = true;
     spec.disks = ["root", "data"].map(|name| disk(dir, name)).into();
     spec
 }
@@ -73,7 +75,7 @@ fn captured(dir: &Path, board: Board) -> (MachineSpec, char) {
     let exit = machine.stop(Stop::Now).unwrap();
     let restored = MachineSpec {
         memory: MemoryBacking::Private { file: memory_file(&spec) },
-        restore: Some(RestoreState { state_file: dir.join("state") }),
+        restore: Some(RestoreState { state_file: dir.join("state"), scope: StateScope::Devices }),
         ..spec
     };
     (restored, exit.console_tail.chars().last().unwrap())
@@ -185,7 +187,7 @@ fn a_state_of_another_machine_is_refused_in_qemu_s_words_and_leaves_no_process()
         let path = dir.path().join("garbage-state");
         let mut file = fs::create_new(&path).unwrap();
         file.write_all(&[0x5a; 8192]).unwrap();
-        spec.restore = Some(RestoreState { state_file: path });
+        spec.restore = Some(RestoreState { state_file: path, scope: StateScope::Devices });
     });
     assert!(garbage.contains("Not a migration stream"), "{garbage}");
 }

@@ -115,6 +115,7 @@ pub(crate) fn spec(kernel: &Path) -> MachineSpec {
         accelerator: AcceleratorChoice::Auto,
         channel: ChannelName::default(),
         memory: MemoryBacking::Anonymous,
+        unplugged_nic: false,
         restore: None,
     }
 }

@@ -90,6 +90,7 @@ conformance_tests! {
     restored_machines_go_on_and_share_a_file_they_do_not_change
     a_failed_capture_leaves_a_machine_that_goes_on
     a_state_that_is_none_is_refused_with_words
+    a_saved_machine_goes_on_and_what_was_saved_can_be_captured
     what_cannot_be_restored_is_refused_before_it_runs
 }
 

@@ -181,6 +181,7 @@ fn spec(dir: &ScratchDir) -> MachineSpec {
         network: Network::None,
         mac: Mac::local([1, 2, 3]),
         memory: MemoryBacking::Anonymous,
+        unplugged_nic: false,
         restore: None,
         accelerator: AcceleratorChoice::Tcg,
         channel: "kiln.agent.0".parse().unwrap(),

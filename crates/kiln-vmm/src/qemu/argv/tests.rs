@@ -1,6 +1,6 @@
 use super::*;
 use crate::AcceleratorChoice;
-use crate::snapshot::RestoreState;
+use crate::snapshot::{RestoreState, StateScope};
 use crate::spec::{ChannelName, DiskFormat, Mac};
 use kiln_core::arch::Arch;
 use kiln_core::machine::Forward;
@@ -22,6 +22,7 @@ fn checked(board: Board, machine_type: &str, accelerator: Accelerator) -> Checke
             accelerator: AcceleratorChoice::Auto,
             channel: ChannelName::default(),
             memory: MemoryBacking::Anonymous,
+            unplugged_nic: false,
             restore: None,
         },
         accelerator,
@@ -68,9 +69,10 @@ fn text(checked: &CheckedSpec) -> String {
 }
 
 const PC: &str = "\
--M pc-i440fx-7.2,hpet=off,vmport=off,usb=off,smbus=off
+-M pc-i440fx-7.2,hpet=off,vmport=off,usb=off,smbus=off,memory-backend=ram0
 -accel tcg,tb-size=64
 -cpu Nehalem-v1,rdrand=on
+-object {\"id\":\"ram0\",\"qom-type\":\"memory-backend-ram\",\"size\":268435456}
 -m 256M
 -smp 1
 -nodefaults
@@ -118,7 +120,10 @@ fn pc_with_everything() {
 fn q35_differs_in_its_board_only() {
     let q35 = text(&with_everything(checked(Board::Q35, "pc-q35-7.2", Accelerator::Tcg)));
     let pc = text(&with_everything(checked(Board::Pc, "pc-i440fx-7.2", Accelerator::Tcg)));
-    assert_eq!(q35.lines().next().unwrap(), "-M pc-q35-7.2,hpet=off,vmport=off,usb=off,smbus=off,sata=off");
+    assert_eq!(
+        q35.lines().next().unwrap(),
+        "-M pc-q35-7.2,hpet=off,vmport=off,usb=off,smbus=off,sata=off,memory-backend=ram0"
+    );
     assert!(q35.lines().skip(1).eq(pc.lines().skip(1)));
 }
 
@@ -129,7 +134,9 @@ fn microvm_has_its_devices_on_its_own_bus() {
         *outbound = false;
     }
     let text = text(&micro);
-    assert!(text.starts_with("-M microvm,pit=off,pic=off,rtc=on,isa-serial=on,ioapic2=on\n"));
+    assert!(
+        text.starts_with("-M microvm,pit=off,pic=off,rtc=on,isa-serial=on,ioapic2=on,memory-backend=ram0\n")
+    );
     let devices: Vec<&str> =
         text.lines().filter(|line| line.starts_with("-device ") || line.starts_with("-netdev ")).collect();
     assert_eq!(
@@ -160,6 +167,7 @@ fn a_restored_machine_differs_from_the_captured_one_in_its_memory_and_has_no_ker
         let mut captured = with_everything(checked(board, machine_type, Accelerator::Tcg));
         captured.spec.network = Network::None;
         captured.spec.memory = MemoryBacking::Shared { file: "/s/a,\"b\"".into() };
+        captured.spec.unplugged_nic = true;
         let mut restored = captured.clone();
         restored.spec.memory = MemoryBacking::Private { file: "/s/a,\"b\"".into() };
         let shared = r#"-object {"id":"ram0","mem-path":"/s/a,\"b\"","qom-type":"memory-backend-file","share":true,"size":268435456}"#;
@@ -168,7 +176,8 @@ fn a_restored_machine_differs_from_the_captured_one_in_its_memory_and_has_no_ker
         restored.reads_memory_only = true;
         let read_only = r#"-object {"id":"ram0","mem-path":"/s/a,\"b\"","qom-type":"memory-backend-file","readonly":true,"rom":"off","share":false,"size":268435456}"#;
         assert_eq!(differences(&captured, &restored), [(shared.to_owned(), read_only.to_owned())]);
-        restored.spec.restore = Some(RestoreState { state_file: "/s/state".into() });
+        restored.spec.restore =
+            Some(RestoreState { state_file: "/s/state".into(), scope: StateScope::Devices });
         let (captured, restored) = (text(&captured), text(&restored));
         assert!(captured.lines().next().unwrap().ends_with(",memory-backend=ram0"));
         assert!(
@@ -183,7 +192,7 @@ fn a_restored_machine_differs_from_the_captured_one_in_its_memory_and_has_no_ker
 #[test]
 fn a_network_device_has_its_place_with_and_without_a_backend() {
     let mut with = with_everything(checked(Board::Pc, "pc-i440fx-7.2", Accelerator::Tcg));
-    with.spec.memory = MemoryBacking::Private { file: "/s/memory".into() };
+    with.spec.unplugged_nic = true;
     let mut without = with.clone();
     without.spec.network = Network::None;
     let devices = |checked| {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::snapshot::{MemoryBacking, RestoreState};
+use crate::snapshot::{MemoryBacking, RestoreState, StateScope};
 use crate::spec::{ChannelName, DiskFormat, Mac};
 use crate::vmm::{CaptureSupport, Version};
 use kiln_core::machine::Forward;
@@ -41,6 +41,7 @@ fn fixture() -> Fixture {
         accelerator: crate::AcceleratorChoice::Auto,
         channel: ChannelName::default(),
         memory: MemoryBacking::Anonymous,
+        unplugged_nic: false,
         restore: None,
     };
     let caps = Capabilities {
@@ -158,7 +159,9 @@ fn forwards_are_counted_and_unique() {
 fn memory_in_a_file_is_refused_where_it_cannot_be_captured_or_restored() {
     let memory = |f: &Fixture, len| {
         let file = f.dir.path().join(format!("memory-{len}"));
-        touch(&file, len);
+        if !fs::exists(&file).unwrap() {
+            touch(&file, len);
+        }
         file
     };
     let mut f = fixture();
@@ -176,7 +179,16 @@ fn memory_in_a_file_is_refused_where_it_cannot_be_captured_or_restored() {
     f.caps.capture = Some(CaptureSupport { reads_memory_only: true });
     let state_file = f.dir.path().join("state");
     touch(&state_file, 1);
-    f.spec.restore = Some(RestoreState { state_file });
+    f.spec.restore = Some(RestoreState { state_file, scope: StateScope::Machine });
+    f.spec.network = Network::User { forwards: Vec::new(), outbound: true };
+    f.check().unwrap();
+    f.spec.memory = MemoryBacking::Anonymous;
+    f.check().unwrap();
+    f.spec.memory = MemoryBacking::Private { file: memory(&f, f.spec.shape.memory.bytes()) };
+    assert!(f.refusal().starts_with("memory is private: a state that holds the memory"));
+    f.spec.network = Network::None;
+    f.spec.memory = MemoryBacking::Shared { file: memory(&f, 0) };
+    f.spec.restore.as_mut().unwrap().scope = StateScope::Devices;
     assert!(f.refusal().starts_with("memory is shared: a restored machine may only read"));
     f.spec.memory = MemoryBacking::Anonymous;
     assert!(f.refusal().starts_with("memory is anonymous: a restored machine has"));
