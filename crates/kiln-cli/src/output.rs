@@ -99,6 +99,12 @@ pub(crate) fn ago(unix_ms: u64) -> String {
     }
 }
 
+/// Returns a short time span, given in microseconds, for people.
+pub(crate) fn micros(us: u64) -> String {
+    let ms = f64::from(u32::try_from(us).unwrap_or(u32::MAX)) / 1000.0;
+    format!("{ms:.1} ms")
+}
+
 /// Returns a time span for people.
 pub(crate) fn span(ms: u64) -> String {
     if ms < 1000 { format!("{ms} ms") } else { format!("{}.{} s", ms / 1000, ms % 1000 / 100) }

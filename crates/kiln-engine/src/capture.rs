@@ -2,10 +2,11 @@
 //! own artifacts never change, and a capture that fails leaves nothing.
 
 mod guest;
+pub mod machine;
 
 use crate::create::{CreateRequest, DATA_DISK_FILE, DISK_STEM};
 use crate::progress::{Reporter, waiting};
-use crate::restore::RestoreChoice;
+use crate::restore::{NETWORK_FACT, RestoreChoice, network_name};
 use crate::spec::{MEMORY_FILE, SpecFiles};
 use crate::start::Ownership;
 use crate::supervisor::STATE_FILE;
@@ -94,6 +95,15 @@ pub struct SnapshotReport {
     pub state: ByteSize,
 }
 
+/// What the files of a captured machine are.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    /// Whether memory and state are among them.
+    memory: bool,
+    /// Whether it has a network device although it is connected to nothing.
+    unplugged_nic: bool,
+}
+
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
@@ -152,7 +162,8 @@ impl Engine {
         self.store.need_space(PUBLISH_SPACE)?;
         let mut waiting = waiting(reporter);
         let _store = self.store.lock(Share::Shared, "taking in a snapshot", &self.cancel, &mut waiting)?;
-        let manifest = self.take_in_captured(&record, &staging)?;
+        let taken = Taken { memory: true, unplugged_nic: true };
+        let manifest = self.take_in_captured(&record, &staging, taken)?;
         let made = SnapshotRecord {
             version: SNAPSHOT_RECORD_VERSION,
             created_unix_ms: clock::now_unix_ms(),
@@ -201,17 +212,28 @@ impl Engine {
     }
 
     /// Takes the files of a captured machine into the store.
-    fn take_in_captured(&self, record: &MachineRecord, staging: &Staging) -> EngineResult<SnapshotManifest> {
+    fn take_in_captured(
+        &self,
+        record: &MachineRecord,
+        staging: &Staging,
+        taken: Taken,
+    ) -> EngineResult<SnapshotManifest> {
         let file = |name: &str| staging.path().join(name);
         let disk = Path::new(DISK_STEM).with_extension(CloneMethod::Copy.extension());
         let disk = staging.path().join(disk);
         let data = record.shape.data_disk.map(|_| file(DATA_DISK_FILE));
-        let files = SpecFiles::of_raw(record, disk.clone(), data.clone())?.restored(
-            file(MEMORY_FILE),
-            file(STATE_FILE),
-            true,
-        );
-        let compatibility = self.compatibility(record, files)?;
+        let compatibility = if taken.memory {
+            let files = SpecFiles::of_raw(record, disk.clone(), data.clone())?;
+            let files = files.restored(file(MEMORY_FILE), file(STATE_FILE), taken.unplugged_nic);
+            let mut facts = self.compatibility(record, files)?;
+            // Unconnected, it can be restored with any network; else its state has a part that needs the same.
+            if record.network != Network::None {
+                facts.insert(NETWORK_FACT, network_name(&record.network));
+            }
+            Some(facts)
+        } else {
+            None
+        };
         let ingest = |path: &Path| -> EngineResult<SnapshotFile> {
             let taken = self.store.ingest(path, IngestFrom::Staging, staging, &self.cancel)?;
             Ok(SnapshotFile { digest: taken.digest, size: taken.size })
@@ -225,11 +247,14 @@ impl Engine {
             boot_args: record.boot_args.clone(),
             disk: ingest(&disk)?,
             data_disk: data.as_deref().map(ingest).transpose()?,
-            memory: Some(SnapshotMemory {
-                ram: Some(ingest(&file(MEMORY_FILE))?),
-                state: ingest(&file(STATE_FILE))?,
-                compatibility,
-            }),
+            memory: match compatibility {
+                Some(compatibility) => Some(SnapshotMemory {
+                    ram: Some(ingest(&file(MEMORY_FILE))?),
+                    state: ingest(&file(STATE_FILE))?,
+                    compatibility,
+                }),
+                None => None,
+            },
         })
     }
 }

@@ -39,6 +39,14 @@ pub enum Ask {
     Pause,
     /// To let them go on.
     Resume,
+    /// To save the machine as it is at one instant, after which it goes on. Copies of its disks are made, and with
+    /// `memory` a file `machine` with memory and state in one stream.
+    Save {
+        /// A directory below the store's `staging`.
+        into: PathBuf,
+        /// Whether more than the disks is wanted.
+        memory: bool,
+    },
     /// To capture the machine and end it. Its files are moved away: `memory`, `state`, the disks.
     Capture {
         /// A directory below the store's `staging`, on the same file system.
@@ -62,11 +70,22 @@ pub enum Answer {
         /// Microseconds from the command to stop the guest until its state was written.
         paused_us: u64,
     },
+    /// The machine was saved.
+    Saved(SavedMachine),
     /// It is not.
     Refused {
         /// Why.
         reason: String,
     },
+}
+
+/// A machine that was saved and goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedMachine {
+    /// Microseconds the guest stood for it; 0 for one that stood before.
+    pub paused_us: u64,
+    /// Whether it has a network device although it is connected to nothing.
+    pub unplugged_nic: bool,
 }
 
 impl Answer {
@@ -134,7 +153,20 @@ pub fn ask_capture(dir: &Path, name: &str, into: &Path) -> EngineResult<u64> {
     match read_line(&mut stream).at("read from", &path)? {
         Answer::Captured { paused_us } => Ok(paused_us),
         Answer::Refused { reason } => Err(EngineError::NotCaptured { name: name.to_owned(), reason }),
-        Answer::Ok { .. } => Err(strange(name)),
+        Answer::Ok { .. } | Answer::Saved(_) => Err(strange(name)),
+    }
+}
+
+/// Connects to a machine's supervisor and has the machine saved; it goes on.
+pub fn ask_save(dir: &Path, name: &str, into: &Path, memory: bool) -> EngineResult<SavedMachine> {
+    let path = dir.join(CONTROL_SOCKET);
+    let mut stream = socket::connect(dir, CONTROL_SOCKET)?;
+    stream.set_read_timeout(Some(CAPTURE_WITHIN)).at("use", &path)?;
+    write_line(&mut stream, &Ask::Save { into: into.to_owned(), memory }).at("write to", &path)?;
+    match read_line(&mut stream).at("read from", &path)? {
+        Answer::Saved(saved) => Ok(saved),
+        Answer::Refused { reason } => Err(EngineError::NotCaptured { name: name.to_owned(), reason }),
+        Answer::Ok { .. } | Answer::Captured { .. } => Err(strange(name)),
     }
 }
 
@@ -153,7 +185,7 @@ fn ask_over(stream: &mut UnixStream, path: &Path, name: &str, question: &Ask) ->
             Ok(already)
         }
         Answer::Refused { reason } => Err(EngineError::SupervisorRefused { name: name.to_owned(), reason }),
-        Answer::Captured { .. } => Err(strange(name)),
+        Answer::Captured { .. } | Answer::Saved(_) => Err(strange(name)),
     }
 }
 
@@ -208,7 +240,7 @@ fn await_ready_over(
     stream.set_read_timeout(Some(ANSWER_WITHIN)).at("use", path)?;
     match read_line(stream) {
         Ok(Answer::Ok { .. }) => Ok(Told::Ready),
-        Ok(Answer::Captured { .. }) => Err(strange(name)),
+        Ok(Answer::Captured { .. } | Answer::Saved(_)) => Err(strange(name)),
         Ok(Answer::Refused { reason }) => {
             Err(EngineError::SupervisorRefused { name: name.to_owned(), reason })
         }

@@ -1,12 +1,16 @@
 //! Forks: many machines that begin as one snapshot, at once.
 
+use crate::capture::machine::{MachineSnapshotReport, MachineSnapshotRequest};
 use crate::create::CreateRequest;
-use crate::progress::{Reporter, Silent};
+use crate::progress::{Reporter, Silent, waiting};
 use crate::restore::RestoreChoice;
 use crate::start::Ownership;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::{ByteSize, Digest, MachineId, MachineName};
-use kiln_store::StoreError;
+use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
+use kiln_core::snapshot::SnapshotKeep;
+use kiln_core::{ByteSize, Digest, MachineId, MachineName, Reference, RestartPolicy, RevisionSelector};
+use kiln_store::{CloneChoice, StoreError};
+use kiln_sys::lock::Share;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,6 +32,27 @@ pub struct ForkRequest {
     pub count: u32,
     /// How many are made and started at a time; none means as many as the host has processors.
     pub jobs: Option<NonZeroUsize>,
+}
+
+/// A machine that runs and is to be forked.
+#[derive(Debug, Clone)]
+pub struct MachineForkRequest {
+    /// Its name, its id, or the beginning of that.
+    pub machine: String,
+    /// The beginning of the forks' names; none means its template's.
+    pub name: Option<MachineName>,
+    /// How many.
+    pub count: u32,
+    /// How many are made and started at a time; none means as many as the host has processors.
+    pub jobs: Option<NonZeroUsize>,
+    /// How their disks are made.
+    pub clone: CloneChoice,
+    /// What becomes of one that is not made a machine of its own.
+    pub identity: IdentityPolicy,
+    /// Whether each is removed when it ends.
+    pub remove_on_exit: bool,
+    /// How long each runs at most.
+    pub ttl: Option<Duration>,
 }
 
 /// A machine that was made and runs.
@@ -92,6 +117,80 @@ impl Engine {
             return Err(EngineError::Cancelled);
         }
         Ok(ForkReport { snapshot, machines })
+    }
+
+    /// Captures a machine that runs, which goes on, and makes and starts machines that begin as it was at that instant. The
+    /// snapshot stays as long as one of them continues it.
+    ///
+    /// # Errors
+    /// As [`Engine::snapshot_machine`] and [`Engine::fork`].
+    pub fn fork_machine(
+        &self,
+        request: &MachineForkRequest,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<(ForkReport, MachineSnapshotReport)> {
+        let entry = self.find_machine(&request.machine)?;
+        let record = entry.record;
+        self.memory_preflight(request.count, record.shape.memory, Some(CLONE_PRIVATE))?;
+        // Nothing else keeps the snapshot until the first machine continues it.
+        let mut waiting = waiting(reporter);
+        let _store = self.store.lock(Share::Shared, "forking a machine", &self.cancel, &mut waiting)?;
+        let captured = self.snapshot_machine(
+            &MachineSnapshotRequest {
+                machine: record.id.to_string(),
+                keep: SnapshotKeep::Machines,
+                name: None,
+                memory: true,
+                quiesce: true,
+                drop_caches: false,
+            },
+            reporter,
+        )?;
+        let machine = CreateRequest {
+            name: request.name.clone(),
+            clone: request.clone,
+            identity: request.identity,
+            remove_on_exit: request.remove_on_exit,
+            ttl: request.ttl,
+            ..self.like(&record, captured.id)
+        };
+        let report =
+            self.fork(&ForkRequest { machine, count: request.count, jobs: request.jobs }, reporter)?;
+        Ok((report, captured))
+    }
+
+    /// Returns what is asked for to have a machine like this one that begins as a snapshot. Ports of the host stay with the
+    /// machine that has them.
+    pub(crate) fn like(&self, record: &MachineRecord, snapshot: Digest) -> CreateRequest {
+        let leads_there = |reference: &Reference| {
+            self.store.resolve(reference).is_ok_and(|revision| revision.id == record.revision)
+        };
+        // A tag may have moved on since.
+        let reference = record.reference.parse().ok().filter(leads_there).unwrap_or(Reference {
+            revision: RevisionSelector::Digest(record.revision),
+            variant: record.variant.clone(),
+        });
+        let network = match &record.network {
+            Network::User { outbound, .. } => Network::User { forwards: Vec::new(), outbound: *outbound },
+            other => other.clone(),
+        };
+        CreateRequest {
+            reference,
+            name: None,
+            vcpus: Some(record.shape.vcpus),
+            memory: Some(record.shape.memory),
+            network,
+            accelerator: record.accelerator.clone(),
+            board: Some(record.shape.board),
+            disk: None,
+            clone: CloneChoice::Auto,
+            restore: RestoreChoice::Exactly(snapshot),
+            identity: IdentityPolicy::default(),
+            capturable: false,
+            remove_on_exit: false,
+            ttl: None,
+            restart: RestartPolicy::default(),
+        }
     }
 
     /// Returns the snapshot that a machine like this one begins as.

@@ -61,7 +61,11 @@ impl Engine {
                 let mut found = Vec::new();
                 for (id, snapshot) in self.store.snapshots()?.into_iter().rev() {
                     match snapshot {
-                        Ok(snapshot) if snapshot.manifest.subject == record.revision => found.push(snapshot),
+                        Ok(snapshot)
+                            if snapshot.manifest.subject == record.revision && is_of_template(&snapshot) =>
+                        {
+                            found.push(snapshot);
+                        }
                         Ok(_) => {}
                         Err(error) => {
                             let reason = || format!("snapshot {}: {}", id.short(), chain(&error));
@@ -266,6 +270,12 @@ impl Engine {
         let clone = CloneRequest { digest, size, dir, stem: DISK_STEM, choice };
         Ok(self.store.clone_artifact(&clone, &self.cancel)?)
     }
+}
+
+/// Returns whether a snapshot is of a machine that was booted for it. One of somebody's machine holds what was done there:
+/// nobody begins as it who does not ask for it.
+fn is_of_template(snapshot: &Snapshot) -> bool {
+    snapshot.record.as_ref().is_some_and(|record| record.machine.is_none())
 }
 
 /// Returns whether a file could be opened for writing here, though nobody writes to it.

@@ -66,6 +66,16 @@ impl SpecFiles {
         }
     }
 
+    /// Returns the same with a machine that was saved whole, loaded into an empty memory file.
+    pub(crate) fn loaded(self, memory: PathBuf, whole: PathBuf, unplugged_nic: bool) -> Self {
+        Self {
+            memory: MemoryBacking::Shared { file: memory },
+            unplugged_nic,
+            restore: Some(RestoreState { state_file: whole, scope: StateScope::Machine }),
+            ..self
+        }
+    }
+
     /// Returns raw disks at these paths.
     pub(crate) fn of_raw(record: &MachineRecord, root: PathBuf, data: Option<PathBuf>) -> EngineResult<Self> {
         let root = disk(root, DiskFormat::Raw, "root");

@@ -11,8 +11,9 @@ mod clients;
 mod desk;
 mod life;
 mod probe;
+mod save;
 
-use crate::control::{CONTROL_SOCKET, Report, write_line};
+use crate::control::{CONTROL_SOCKET, Report, SavedMachine, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
 use crate::restore::has_nic;
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
@@ -35,6 +36,7 @@ pub(crate) use life::last_lines;
 use life::{GRACE, Launched, Life, World};
 pub(crate) use probe::{Tried, attempt};
 use rustix::event::{PollFd, PollFlags};
+pub(crate) use save::{copy_disk, whole_file};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -71,6 +73,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         record: record.clone(),
         desk: Arc::clone(&desk),
         is_new: status.phase == Phase::Created,
+        unplugged_nic: false,
     };
     let remove_on_exit = record.remove_on_exit;
     let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
@@ -119,12 +122,14 @@ struct Host<'a> {
     desk: Arc<Desk>,
     /// Whether the machine was never started.
     is_new: bool,
+    /// Whether the machine that was launched last has a network device although it is connected to nothing.
+    unplugged_nic: bool,
 }
 
 impl World for Host<'_> {
     fn launch(&mut self) -> EngineResult<Launched> {
         // Its disk and its memory fit only until the machine has written to the disk.
-        if !std::mem::take(&mut self.is_new) || self.record.snapshot.is_none() {
+        if !std::mem::take(&mut self.is_new) || !self.has_memory()? {
             return self.launch_as(false);
         }
         match self.launch_as(true) {
@@ -177,6 +182,16 @@ impl World for Host<'_> {
         Ok((captured, exit))
     }
 
+    fn save(
+        &mut self,
+        machine: &mut dyn Machine,
+        into: &Path,
+        memory: bool,
+        runs: bool,
+    ) -> Result<SavedMachine, CaptureError> {
+        self.save_running(machine, into, memory, runs)
+    }
+
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()> {
         Ok(self.engine.store.write_status(self.dir.path(), status)?)
     }
@@ -209,6 +224,16 @@ impl World for Host<'_> {
 }
 
 impl Host<'_> {
+    /// Returns whether the machine begins as a snapshot with memory.
+    fn has_memory(&self) -> EngineResult<bool> {
+        let Some(id) = self.record.snapshot else { return Ok(false) };
+        match self.engine.store.snapshot(&id) {
+            Ok(snapshot) => Ok(snapshot.manifest.memory.is_some()),
+            // Its disk is its own: whether it may boot from that is decided where it cannot be restored.
+            Err(_) => Ok(true),
+        }
+    }
+
     /// Returns what QEMU is asked for; `restore` says that the machine begins as its snapshot.
     fn spec(&self, restore: bool) -> EngineResult<MachineSpec> {
         let store = &self.engine.store;
@@ -243,13 +268,19 @@ impl Host<'_> {
         self.engine.machine_spec(record, files)
     }
 
+    /// Refuses a directory that is not in the store's staging.
+    fn only_staging(&self, into: &Path) -> EngineResult<()> {
+        let staging = fs::canonicalize(&self.engine.store.root().join("staging"))?;
+        if fs::canonicalize(into)?.starts_with(&staging) {
+            return Ok(());
+        }
+        let reason = format!("{} is not in {}", into.display(), staging.display());
+        Err(EngineError::NotCaptured { name: self.record.name.to_string(), reason })
+    }
+
     /// Stops the guest and writes the state of its processors and devices.
     fn write_state(&self, machine: &mut dyn Machine, into: &Path) -> EngineResult<Captured> {
-        let staging = fs::canonicalize(&self.engine.store.root().join("staging"))?;
-        if !fs::canonicalize(into)?.starts_with(&staging) {
-            let reason = format!("{} is not in {}", into.display(), staging.display());
-            return Err(EngineError::NotCaptured { name: self.record.name.to_string(), reason });
-        }
+        self.only_staging(into)?;
         let state = fs::create_new(&into.join(STATE_FILE))?;
         Ok(machine.capture(CaptureTarget { state: &state, within: CAPTURE_WITHIN })?)
     }
@@ -265,7 +296,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    fn launch_as(&self, restore: bool) -> EngineResult<Launched> {
+    fn launch_as(&mut self, restore: bool) -> EngineResult<Launched> {
         self.dir.clear()?;
         let (vmm, caps) = self.engine.qemu(self.record.arch)?;
         let checked =
@@ -273,6 +304,7 @@ impl Host<'_> {
         let accelerator = checked.accelerator().as_str().to_owned();
         let reason = checked.accelerator_reason().unwrap_or_default().to_owned();
         let root = checked.spec().disks.first().map(|disk| disk.path.clone());
+        self.unplugged_nic = checked.spec().unplugged_nic;
         let mut machine = vmm.launch(checked, &self.dir)?;
         if restore {
             // QEMU does not find out that it was given another disk than the captured machine's.

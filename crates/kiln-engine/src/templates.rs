@@ -33,6 +33,11 @@ pub struct RemovalReport {
 }
 
 impl Engine {
+    /// Returns whether a reference leads to a revision.
+    pub fn knows(&self, reference: &Reference) -> bool {
+        self.store.resolve(reference).is_ok()
+    }
+
     /// Lists all tags. A damaged tag or revision is a line of its own, not the end of the list.
     pub fn tag_lines(&self) -> EngineResult<Vec<TagLine>> {
         let tags = self.store.tags()?;

@@ -2,16 +2,18 @@
 
 use super::Context;
 use super::clone::CloneBy;
+use super::named::{Named, named};
 use super::run::Identity;
-use crate::error::{self, CliResult};
+use crate::error::{self, CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
 use clap::Args;
 use kiln_core::machine::Network;
 use kiln_core::{ByteSize, Digest, MachineName, Reference, RestartPolicy, TimeSpan};
 use kiln_engine::create::CreateRequest;
-use kiln_engine::fork::{FORKS_MAX, ForkRequest};
+use kiln_engine::fork::{FORKS_MAX, ForkRequest, MachineForkRequest};
 use kiln_engine::restore::RestoreChoice;
+use kiln_store::MachineEntry;
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -19,13 +21,16 @@ use std::time::Instant;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Makes machines that begin as a snapshot of the template and leaves them running. They share the
-snapshot's memory until they write to it; each has a disk, names, keys and random numbers of its
-own. Prints their names, one a line. Refused before anything is made when so many would not fit
-into the host's memory.
+Makes machines that begin as a snapshot of the template, or as a running machine is now, and leaves
+them running. They share the snapshot's memory until they write to it; each has a disk, names, keys
+and random numbers of its own. Prints their names, one a line. Refused before anything is made when
+so many would not fit into the host's memory.
+A running machine stands still for a moment, which is told, and goes on. Its published ports stay
+with it. The snapshot goes when no fork continues it; kiln snapshot create keeps one.
 
 Examples:
   kiln build --snapshot && kiln fork web -n 20
+  kiln run -d --name first web && kiln fork first -n 4
   kiln fork -n 8 --name worker --ttl 1h web
   kiln fork -q -n 3 web | xargs kiln rm -f")]
 pub(crate) struct ForkArgs {
@@ -63,13 +68,19 @@ pub(crate) struct ForkArgs {
     /// Print nothing but names
     #[arg(short, long)]
     quiet: bool,
-    #[arg(help = "What to fork: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…")]
-    reference: Reference,
+    #[arg(
+        value_name = "MACHINE|REF",
+        help = "What to fork: a machine's name or id, or NAME[/VARIANT][:TAG][@sha256:…] or sha256:…"
+    )]
+    target: String,
 }
 
 #[derive(Serialize)]
 struct Report {
     snapshot: Digest,
+    /// None for a template: it was captured before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paused_us: Option<u64>,
     elapsed_ms: u64,
     machines: Vec<Machine>,
     failed: Vec<String>,
@@ -82,9 +93,9 @@ struct Machine {
 }
 
 impl ForkArgs {
-    fn request(&self) -> ForkRequest {
+    fn request(&self, reference: Reference) -> ForkRequest {
         let machine = CreateRequest {
-            reference: self.reference.clone(),
+            reference,
             name: self.name.clone(),
             vcpus: self.vcpus,
             memory: self.memory,
@@ -102,12 +113,36 @@ impl ForkArgs {
         };
         ForkRequest { machine, count: self.count, jobs: self.jobs }
     }
+
+    fn machine_request(&self, machine: &MachineEntry) -> MachineForkRequest {
+        MachineForkRequest {
+            machine: machine.record.id.to_string(),
+            name: self.name.clone(),
+            count: self.count,
+            jobs: self.jobs,
+            clone: self.clone.into(),
+            identity: self.identity.into(),
+            remove_on_exit: self.rm,
+            ttl: self.ttl.map(TimeSpan::get),
+        }
+    }
 }
 
 pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     let begun = Instant::now();
     let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
-    let report = context.engine.fork(&args.request(), &reporter)?;
+    let (report, paused_us) = match named(context, &args.target)? {
+        Named::Template(reference) => (context.engine.fork(&args.request(reference), &reporter)?, None),
+        Named::Machine(machine) => {
+            if args.memory.is_some() || args.vcpus.is_some() {
+                let what = format!("machine `{}`: its forks have its memory and processors", args.target);
+                return Err(CliError::Usage(what));
+            }
+            let (report, captured) =
+                context.engine.fork_machine(&args.machine_request(&machine), &reporter)?;
+            (report, Some(captured.paused_us))
+        }
+    };
     drop(reporter);
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (mut machines, mut failed) = (Vec::new(), Vec::new());
@@ -124,7 +159,7 @@ pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     }
     if args.json {
         let all = failed.is_empty();
-        output::json(Report { snapshot: report.snapshot, elapsed_ms, machines, failed });
+        output::json(Report { snapshot: report.snapshot, paused_us, elapsed_ms, machines, failed });
         return Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     for machine in &machines {
@@ -132,11 +167,13 @@ pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     }
     if !args.quiet {
         let count = kiln_core::text::count(u32::try_from(machines.len()).unwrap_or(u32::MAX), "machine");
-        output::tell(&format!(
-            "{count} forked from {} in {}",
-            report.snapshot.short(),
-            output::span(elapsed_ms)
-        ));
+        let from = match paused_us {
+            Some(_) => args.target.clone(),
+            None => report.snapshot.short(),
+        };
+        let stood = paused_us
+            .map_or_else(String::new, |paused| format!("; it stood still for {}", output::micros(paused)));
+        output::tell(&format!("{count} forked from {from} in {}{stood}", output::span(elapsed_ms)));
     }
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -18,6 +18,7 @@ pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod ls;
 mod memory;
+mod named;
 pub(crate) mod pause;
 pub(crate) mod ps;
 pub(crate) mod rewarm;

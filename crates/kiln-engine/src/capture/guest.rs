@@ -66,22 +66,28 @@ impl Engine {
                 warm_up(&session, name, command, reporter)?;
             }
         }
-        let begun = Instant::now();
-        // The session ends before the capture: none is part of the snapshot.
-        let session = self.session(name)?;
-        let quiesce = Quiesce { drop_caches: request.drop_caches, ..Quiesce::default() };
-        match session.quiesce(quiesce, Instant::now() + QUIESCE_WITHIN) {
-            Err(SessionError::Hook(failure)) => {
-                let reason = hook_words(&failure);
-                return Err(EngineError::NotCaptured { name: name.to_owned(), reason });
-            }
-            other => other?,
-        };
-        drop(session);
-        let quiesce_ms = millis(begun);
+        let quiesce_ms = self.quiesce(name, request.drop_caches)?;
         self.cancel.check()?;
         let paused_us = ask_capture(&entry.dir, name, staging.path())?;
         Ok(Stood { paused_us, quiesce_ms })
+    }
+
+    /// Has a guest run its hooks before a capture and write its file systems; returns the milliseconds it took.
+    pub(super) fn quiesce(&self, name: &str, drop_caches: bool) -> EngineResult<u64> {
+        let begun = Instant::now();
+        // The session ends before the capture: none is part of the snapshot.
+        let session = self.session(name)?;
+        let quiesce = Quiesce { drop_caches, ..Quiesce::default() };
+        match session.quiesce(quiesce, Instant::now() + QUIESCE_WITHIN) {
+            Err(SessionError::Hook(failure)) => {
+                let reason = hook_words(&failure);
+                Err(EngineError::NotCaptured { name: name.to_owned(), reason })
+            }
+            other => {
+                other?;
+                Ok(millis(begun))
+            }
+        }
     }
 
     /// Ends the machine when the work is cancelled before it is done.

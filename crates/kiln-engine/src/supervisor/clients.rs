@@ -52,6 +52,7 @@ fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
         }
         Ask::Pause => write_line(&mut stream, &command(desk, News::Pause)),
         Ask::Resume => write_line(&mut stream, &command(desk, News::Resume)),
+        Ask::Save { into, memory } => write_line(&mut stream, &save(desk, into, memory)),
         Ask::Capture { into } => {
             // A capture is the end of this process, and its answer comes before that.
             let _owed = desk.owe_answer();
@@ -97,6 +98,17 @@ fn capture(desk: &Desk, into: PathBuf) -> Answer {
         Ok(Ok(captured)) => {
             Answer::Captured { paused_us: u64::try_from(captured.paused.as_micros()).unwrap_or(u64::MAX) }
         }
+        Ok(Err(reason)) => Answer::Refused { reason },
+        Err(RecvError) => Answer::Refused { reason: "it has ended".to_owned() },
+    }
+}
+
+/// Has the machine saved by the thread that drives it.
+fn save(desk: &Desk, into: PathBuf, memory: bool) -> Answer {
+    let (reply, said) = channel();
+    desk.post(News::Save { into, memory, reply });
+    match said.recv() {
+        Ok(Ok(saved)) => Answer::Saved(saved),
         Ok(Err(reason)) => Answer::Refused { reason },
         Err(RecvError) => Answer::Refused { reason: "it has ended".to_owned() },
     }

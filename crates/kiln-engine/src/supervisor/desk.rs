@@ -1,6 +1,7 @@
 //! Where a supervisor's news arrive, from any thread, and wake the one that acts.
 
 use crate::EngineResult;
+use crate::control::SavedMachine;
 use kiln_core::machine::Phase;
 use kiln_guest::Session;
 use kiln_guest::relay::Relay;
@@ -44,6 +45,8 @@ pub(super) enum News {
     Resume(Reply),
     /// Somebody wants the machine captured, its files in this directory, and ended.
     Capture { into: PathBuf, reply: Sender<Result<Captured, String>> },
+    /// Somebody wants the machine saved in this directory, with or without its memory.
+    Save { into: PathBuf, memory: bool, reply: Sender<Result<SavedMachine, String>> },
 }
 
 /// Says whether it was so already, or why it cannot be.

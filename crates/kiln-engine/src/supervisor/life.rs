@@ -7,10 +7,11 @@
 
 pub(super) mod capture;
 mod pause;
+mod save;
 
 use super::backoff::Backoff;
 use super::desk::{Desk, News};
-use crate::control::Report;
+use crate::control::{Report, SavedMachine};
 use crate::{EngineError, EngineResult};
 use capture::CaptureError;
 use kiln_core::machine::{EndCause, MachineRecord, MachineStatus, Phase};
@@ -59,6 +60,15 @@ pub(super) trait World {
         machine: &mut dyn Machine,
         into: &Path,
     ) -> Result<(Captured, VmmExit), CaptureError>;
+
+    /// Saves the machine, with its memory where that is wanted; it goes on then where `runs` says that it runs.
+    fn save(
+        &mut self,
+        machine: &mut dyn Machine,
+        into: &Path,
+        memory: bool,
+        runs: bool,
+    ) -> Result<SavedMachine, CaptureError>;
 
     /// Keeps the status.
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()>;
@@ -284,6 +294,7 @@ impl<W: World> Life<W> {
             News::Pause(reply) => reply.give(self.pause(machine)),
             News::Resume(reply) => reply.give(self.resume(machine)),
             News::Capture { into, reply } => return self.capture(machine, &into, &reply),
+            News::Save { into, memory, reply } => self.save(machine, &into, memory, &reply)?,
             News::EntrypointExited { .. } => {}
         }
         Ok(None)
@@ -333,6 +344,10 @@ impl<W: World> Life<W> {
                     News::OwnerLost => return Ok(Some(EndCause::ClientLost)),
                     News::Pause(reply) | News::Resume(reply) => reply.give(Err("it is starting".to_owned())),
                     News::Capture { reply, .. } => {
+                        // Whoever asked may have gone.
+                        let _ = reply.send(Err("it is starting".to_owned()));
+                    }
+                    News::Save { reply, .. } => {
                         // Whoever asked may have gone.
                         let _ = reply.send(Err("it is starting".to_owned()));
                     }

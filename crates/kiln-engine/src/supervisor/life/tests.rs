@@ -100,6 +100,23 @@ impl World for Fake {
         Ok((captured, exit))
     }
 
+    fn save(
+        &mut self,
+        machine: &mut dyn Machine,
+        _into: &Path,
+        _memory: bool,
+        runs: bool,
+    ) -> Result<SavedMachine, CaptureError> {
+        machine.pause().unwrap();
+        if runs {
+            machine.resume().unwrap();
+        }
+        if let Some(reason) = self.refuses_capture.take() {
+            return Err(CaptureError::GoesOn(EngineError::NotCaptured { name: "m".to_owned(), reason }));
+        }
+        Ok(SavedMachine { paused_us: 7000, unplugged_nic: false })
+    }
+
     fn attend(&mut self, run: u32, _begun: Instant, _restored: bool) -> EngineResult<()> {
         if self.ready_at_once {
             self.desk.post_of(run, News::Ready);
