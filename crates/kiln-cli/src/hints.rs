@@ -74,6 +74,10 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Phase { name, action: "removed", .. } => {
             one(format!("kiln stop {name}, or kiln rm -f {name}"))
         }
+        EngineError::Phase { name, action: "put back", .. } => one(format!("kiln stop {name}")),
+        EngineError::Phase { name, action: "captured with its memory", .. } => {
+            one(format!("kiln snapshot create --disk-only {name}, or kiln start {name} first"))
+        }
         EngineError::Phase { name, phase: "paused", .. } => one(format!("kiln resume {name}")),
         EngineError::Phase { action: "paused" | "resumed", phase: "starting", .. } => {
             one("try again once kiln ps shows it running")
@@ -96,7 +100,9 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::NotRestorable { reference, .. } => {
             one(format!("kiln snapshot create {reference} makes a snapshot for this host; kiln run boots it"))
         }
-        EngineError::NotCaptured { .. } => one("kiln run boots the same template, to look at it"),
+        EngineError::NotCaptured { .. } => {
+            one("kiln run boots a template, and kiln logs shows a machine's console, to look at it")
+        }
         EngineError::Guest(kiln_guest::SessionError::Hook(_)) => {
             one("docs/hooks.md tells what a hook must do; kiln run boots the template, to try it")
         }

@@ -60,6 +60,12 @@ pub struct MachineRecord {
     /// Whether it begins as its snapshot or not at all: otherwise a restore that fails becomes a boot.
     #[serde(default, skip_serializing_if = "is_default")]
     pub must_restore: bool,
+    /// Whether it boots from the disk of its snapshot, also where that has memory.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub boots: bool,
+    /// Whether its snapshot is of this very machine, which was put back to it and keeps its names and keys.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub put_back: bool,
     /// What becomes of a restored guest that is not made a machine of its own.
     #[serde(default, skip_serializing_if = "is_default")]
     pub identity: IdentityPolicy,

@@ -3,6 +3,7 @@
 
 mod guest;
 pub mod machine;
+pub mod restore;
 
 use crate::create::{CreateRequest, DATA_DISK_FILE, DISK_STEM};
 use crate::progress::{Reporter, waiting};

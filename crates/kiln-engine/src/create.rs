@@ -103,7 +103,8 @@ impl Engine {
         })
     }
 
-    fn record(
+    /// Makes the disks of a machine, and returns its record.
+    pub(crate) fn record(
         &self,
         request: &CreateRequest,
         revision: &Revision,
@@ -183,6 +184,8 @@ impl Engine {
             clone: CloneRecord { artifact: rootfs.digest, size: rootfs.size, method: CloneMethod::Copy },
             snapshot: None,
             must_restore: matches!(request.restore, RestoreChoice::Require | RestoreChoice::Exactly(_)),
+            put_back: false,
+            boots: matches!(request.restore, RestoreChoice::DiskOf(_)),
             identity: request.identity,
             capturable: request.capturable,
             remove_on_exit: request.remove_on_exit,
@@ -191,6 +194,12 @@ impl Engine {
             created_unix_ms: clock::now_unix_ms(),
             shape,
         })
+    }
+
+    /// Writes the record of a machine that was not started since it was made.
+    pub(crate) fn write_machine(&self, dir: &Path, record: &MachineRecord) -> EngineResult<()> {
+        write_json(dir, "status.json", &MachineStatus::created())?;
+        write_json(dir, "machine.json", record)
     }
 
     fn refuse_taken(&self, name: &MachineName) -> EngineResult<()> {

@@ -32,6 +32,8 @@ pub struct ForkRequest {
     pub count: u32,
     /// How many are made and started at a time; none means as many as the host has processors.
     pub jobs: Option<NonZeroUsize>,
+    /// Whether a number follows the beginning of their names; a single machine needs none.
+    pub numbered: bool,
 }
 
 /// A machine that runs and is to be forked.
@@ -83,8 +85,10 @@ impl Engine {
     pub fn fork(&self, request: &ForkRequest, reporter: &dyn Reporter) -> EngineResult<ForkReport> {
         let snapshot = self.snapshot_to_fork(&request.machine, reporter)?;
         let memory = self.store.snapshot(&snapshot)?.manifest.machine.memory;
-        self.memory_preflight(request.count, memory, Some(CLONE_PRIVATE))?;
-        let machine = CreateRequest { restore: RestoreChoice::Exactly(snapshot), ..request.machine.clone() };
+        let boots = matches!(request.machine.restore, RestoreChoice::DiskOf(_));
+        self.memory_preflight(request.count, memory, (!boots).then_some(CLONE_PRIVATE))?;
+        let restore = if boots { request.machine.restore.clone() } else { RestoreChoice::Exactly(snapshot) };
+        let machine = CreateRequest { restore, ..request.machine.clone() };
         let count = usize::try_from(request.count).unwrap_or(usize::MAX);
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let jobs = request.jobs.map_or(processors, NonZeroUsize::get).clamp(1, count.max(1));
@@ -95,7 +99,7 @@ impl Engine {
                 if number >= count {
                     return;
                 }
-                let forked = self.fork_one(&machine, number + 1);
+                let forked = self.fork_one(&machine, request.numbered.then_some(number + 1));
                 made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((number, forked));
             }
         };
@@ -154,8 +158,10 @@ impl Engine {
             ttl: request.ttl,
             ..self.like(&record, captured.id)
         };
-        let report =
-            self.fork(&ForkRequest { machine, count: request.count, jobs: request.jobs }, reporter)?;
+        let report = self.fork(
+            &ForkRequest { machine, count: request.count, jobs: request.jobs, numbered: true },
+            reporter,
+        )?;
         Ok((report, captured))
     }
 
@@ -195,7 +201,7 @@ impl Engine {
 
     /// Returns the snapshot that a machine like this one begins as.
     fn snapshot_to_fork(&self, machine: &CreateRequest, reporter: &dyn Reporter) -> EngineResult<Digest> {
-        if let RestoreChoice::Exactly(id) = machine.restore {
+        if let RestoreChoice::Exactly(id) | RestoreChoice::DiskOf(id) = machine.restore {
             return Ok(id);
         }
         let wanted = CreateRequest { restore: RestoreChoice::Require, ..machine.clone() };
@@ -209,10 +215,10 @@ impl Engine {
         })
     }
 
-    fn fork_one(&self, machine: &CreateRequest, number: usize) -> EngineResult<Forked> {
+    fn fork_one(&self, machine: &CreateRequest, number: Option<usize>) -> EngineResult<Forked> {
         self.cancel.check()?;
         let mut request = machine.clone();
-        if let Some(prefix) = &machine.name {
+        if let (Some(prefix), Some(number)) = (&machine.name, number) {
             let stem: String = prefix.as_str().chars().take(PREFIX_BYTES_MAX).collect();
             let name: MachineName = format!("{stem}-{number}").parse().map_err(StoreError::from)?;
             request.name = Some(name);

@@ -27,6 +27,8 @@ pub enum RestoreChoice {
     Require,
     /// As this one, or not at all.
     Exactly(Digest),
+    /// By a boot from the disk of this one.
+    DiskOf(Digest),
 }
 
 /// Two rates of one clock differ by less than a part in this many.
@@ -56,6 +58,7 @@ impl Engine {
         let mut unreadable = None;
         let candidates = match &request.restore {
             RestoreChoice::Never => return Ok(None),
+            RestoreChoice::DiskOf(id) => return Ok(Some(self.store.snapshot(id)?)),
             RestoreChoice::Exactly(id) => vec![self.store.snapshot(id)?],
             RestoreChoice::Auto | RestoreChoice::Require => {
                 let mut found = Vec::new();
@@ -183,7 +186,7 @@ impl Engine {
     }
 
     /// Returns the record of a machine like the captured one. Nothing is made.
-    fn captured_record(&self, snapshot: &Snapshot) -> EngineResult<MachineRecord> {
+    pub(crate) fn captured_record(&self, snapshot: &Snapshot) -> EngineResult<MachineRecord> {
         let SnapshotManifest { subject, arch, variant, machine, boot_args, disk, .. } = &snapshot.manifest;
         let revision = self.store.revision(subject)?;
         let kernel = revision.manifest.artifact(&ArtifactRole::kernel()).ok_or(StoreError::BadManifest {
@@ -209,6 +212,8 @@ impl Engine {
             clone: CloneRecord { artifact: disk.digest, size: disk.size, method: CloneMethod::Copy },
             snapshot: Some(snapshot.id),
             must_restore: true,
+            boots: false,
+            put_back: false,
             identity: IdentityPolicy::default(),
             capturable: false,
             remove_on_exit: true,

@@ -18,6 +18,7 @@ use crate::create::{DATA_DISK_FILE, DISK_STEM};
 use crate::restore::has_nic;
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
 use crate::{Engine, EngineError, EngineResult};
+use agent::Origin;
 use desk::{Desk, News};
 use kiln_core::MachineId;
 use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Phase};
@@ -73,6 +74,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         record: record.clone(),
         desk: Arc::clone(&desk),
         is_new: status.phase == Phase::Created,
+        begins_as_another: false,
         unplugged_nic: false,
     };
     let remove_on_exit = record.remove_on_exit;
@@ -122,28 +124,28 @@ struct Host<'a> {
     desk: Arc<Desk>,
     /// Whether the machine was never started.
     is_new: bool,
+    /// Whether the guest that was launched last boots from what the disk of another machine was.
+    begins_as_another: bool,
     /// Whether the machine that was launched last has a network device although it is connected to nothing.
     unplugged_nic: bool,
 }
 
 impl World for Host<'_> {
     fn launch(&mut self) -> EngineResult<Launched> {
-        // Its disk and its memory fit only until the machine has written to the disk.
-        if !std::mem::take(&mut self.is_new) || !self.has_memory()? {
-            return self.launch_as(false);
-        }
-        match self.launch_as(true) {
-            Err(error) if !self.record.must_restore => {
-                let mut launched = self.launch_as(false)?;
-                launched.reason = format!("it booted, since it could not be restored: {}", chain(&error));
-                Ok(launched)
-            }
-            other => other,
-        }
+        let launched = self.begin()?;
+        let copied = self.record.snapshot.is_some() && !self.record.put_back;
+        self.begins_as_another = !launched.restored && self.is_new && copied;
+        self.is_new = false;
+        Ok(launched)
     }
 
     fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()> {
-        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, restored)
+        let origin = match (restored, self.begins_as_another) {
+            (true, _) => Origin::Restored,
+            (false, true) => Origin::DiskOfAnother,
+            (false, false) => Origin::Booted,
+        };
+        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, origin)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -224,9 +226,29 @@ impl World for Host<'_> {
 }
 
 impl Host<'_> {
+    /// Begins the machine as its snapshot, once, or by a boot.
+    fn begin(&mut self) -> EngineResult<Launched> {
+        // Its disk and its memory fit only until the machine has written to the disk.
+        if !self.is_new || !self.has_memory()? {
+            return self.launch_as(false);
+        }
+        match self.launch_as(true) {
+            Err(error) if !self.record.must_restore => {
+                let mut launched = self.launch_as(false)?;
+                launched.reason = format!("it booted, since it could not be restored: {}", chain(&error));
+                Ok(launched)
+            }
+            other => {
+                // The monitor may have had its disk open.
+                self.is_new &= other.is_ok();
+                other
+            }
+        }
+    }
+
     /// Returns whether the machine begins as a snapshot with memory.
     fn has_memory(&self) -> EngineResult<bool> {
-        let Some(id) = self.record.snapshot else { return Ok(false) };
+        let Some(id) = self.record.snapshot.filter(|_| !self.record.boots) else { return Ok(false) };
         match self.engine.store.snapshot(&id) {
             Ok(snapshot) => Ok(snapshot.manifest.memory.is_some()),
             // Its disk is its own: whether it may boot from that is decided where it cannot be restored.

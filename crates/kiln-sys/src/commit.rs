@@ -48,6 +48,16 @@ pub fn commit_dir(from: &Path, to: &Path) -> IoResult<()> {
     sync_parent(to)
 }
 
+/// Has a finished directory take the place of the one at `to`, which is at `from` then. The caller has synced the files in
+/// it.
+pub fn commit_dir_over(from: &Path, to: &Path) -> IoResult<()> {
+    fail::point("commit.dir-sync", from)?;
+    fs::sync_dir(from)?;
+    fail::point("commit.dir-exchange", from)?;
+    fs::exchange(from, to)?;
+    sync_parent(to)
+}
+
 /// Writes `bytes` to `path` in one step: readers see the old content or the new, never a part.
 pub fn write_file(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> IoResult<()> {
     let aside = aside(path);

@@ -184,6 +184,12 @@ pub fn rename_new(from: &Path, to: &Path) -> IoResult<()> {
     rustix::fs::renameat_with(here, from, here, to, rustix::fs::RenameFlags::NOREPLACE).at("publish", to)
 }
 
+/// Has two files or directories change places, in one step.
+pub fn exchange(one: &Path, other: &Path) -> IoResult<()> {
+    let here = rustix::fs::CWD;
+    rustix::fs::renameat_with(here, one, here, other, rustix::fs::RenameFlags::EXCHANGE).at("replace", other)
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_dir(path: &Path) -> IoResult<()> {
     let dir = open_dir(path)?;

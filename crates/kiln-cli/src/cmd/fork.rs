@@ -111,7 +111,7 @@ impl ForkArgs {
             ttl: self.ttl.map(TimeSpan::get),
             restart: RestartPolicy::default(),
         };
-        ForkRequest { machine, count: self.count, jobs: self.jobs }
+        ForkRequest { machine, count: self.count, jobs: self.jobs, numbered: true }
     }
 
     fn machine_request(&self, machine: &MachineEntry) -> MachineForkRequest {

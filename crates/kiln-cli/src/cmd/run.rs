@@ -25,7 +25,7 @@ use std::time::Duration;
 const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Net {
+pub(super) enum Net {
     /// No network device (the default)
     None,
     /// Only the published ports
@@ -75,6 +75,17 @@ impl From<Identity> for IdentityPolicy {
             Identity::Try => Self::Try,
             Identity::Skip => Self::Skip,
         }
+    }
+}
+
+/// Returns the network that the two options mean.
+pub(super) fn network_of(net: Option<Net>, forwards: Vec<Forward>) -> Result<Network, CliError> {
+    match net {
+        None if forwards.is_empty() => Ok(Network::None),
+        Some(Net::None) if forwards.is_empty() => Ok(Network::None),
+        Some(Net::None) => Err(CliError::Usage("ports cannot be published with --net none".to_owned())),
+        None | Some(Net::Restricted) => Ok(Network::User { forwards, outbound: false }),
+        Some(Net::User) => Ok(Network::User { forwards, outbound: true }),
     }
 }
 
@@ -161,13 +172,7 @@ impl RunArgs {
                 forwards.len()
             )));
         }
-        match self.net {
-            None if forwards.is_empty() => Ok(Network::None),
-            Some(Net::None) if forwards.is_empty() => Ok(Network::None),
-            Some(Net::None) => Err(CliError::Usage("ports cannot be published with --net none".to_owned())),
-            None | Some(Net::Restricted) => Ok(Network::User { forwards, outbound: false }),
-            Some(Net::User) => Ok(Network::User { forwards, outbound: true }),
-        }
+        network_of(self.net, forwards)
     }
 
     fn create_request(&self) -> Result<CreateRequest, CliError> {

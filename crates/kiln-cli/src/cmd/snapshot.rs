@@ -2,6 +2,7 @@
 
 pub(super) mod create;
 mod ls;
+mod restore;
 mod rm;
 mod show;
 
@@ -22,6 +23,7 @@ Examples:
   kiln snapshot create --name warm web -- /usr/bin/warm-up
   kiln snapshot ls
   kiln snapshot show warm
+  kiln snapshot restore warm
   kiln snapshot rm warm")]
 pub(crate) struct SnapshotArgs {
     #[command(subcommand)]
@@ -30,12 +32,14 @@ pub(crate) struct SnapshotArgs {
 
 #[derive(Debug, Subcommand)]
 enum SnapshotCommand {
-    /// Boot a machine from a template, and capture it when it is ready
+    /// Capture a machine as it is, or one that is booted from a template for it
     Create(create::CreateArgs),
     /// List snapshots
     Ls(ls::LsArgs),
     /// Show a snapshot, its files and what it needs of a host
     Show(show::ShowArgs),
+    /// Make machines that go on as a captured one, or put a machine back
+    Restore(restore::RestoreArgs),
     /// Remove snapshots that no machine continues
     Rm(rm::RmArgs),
 }
@@ -45,6 +49,7 @@ pub(crate) fn run(context: &Context, args: &SnapshotArgs) -> CliResult {
         SnapshotCommand::Create(args) => create::run(context, args),
         SnapshotCommand::Ls(args) => ls::run(context, args),
         SnapshotCommand::Show(args) => show::run(context, args),
+        SnapshotCommand::Restore(args) => restore::run(context, args),
         SnapshotCommand::Rm(args) => rm::run(context, args),
     }
 }

@@ -7,6 +7,7 @@ mod damage;
 mod fit;
 mod keep;
 mod own;
+mod running;
 
 use crate::context;
 use kiln_core::snapshot::{SnapshotFile, SnapshotKeep, SnapshotManifest};
@@ -169,4 +170,10 @@ impl Lab {
 
 fn kill(pid: Pid) {
     rustix::process::kill_process(pid, Signal::KILL).unwrap();
+}
+
+/// Returns whether a file of this name is staged.
+fn is_staged(lab: &Lab, name: &str) -> bool {
+    let staging = lab.context.home().join("staging");
+    lab.context.staged().iter().any(|dir| staging.join(dir).join(name).exists())
 }

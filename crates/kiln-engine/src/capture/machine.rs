@@ -74,7 +74,8 @@ impl Engine {
         let refused = |reason: String| EngineError::NotCaptured { name: name.to_owned(), reason };
         let phase = entry.status.phase;
         if request.memory && !matches!(phase, Phase::Running | Phase::Paused) {
-            return Err(refused(format!("it is {phase}, and has no memory to capture; its disks can be")));
+            let (name, phase) = (name.to_owned(), phase.as_str());
+            return Err(EngineError::Phase { name, phase, action: "captured with its memory" });
         }
         if request.memory && entry.record.shape.board == Board::Microvm {
             return Err(refused(

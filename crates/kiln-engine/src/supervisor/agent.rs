@@ -34,6 +34,17 @@ const USER_ADDRESS: &str = "10.0.2.15/24";
 const USER_GATEWAY: &str = "10.0.2.2";
 const USER_DNS: &str = "10.0.2.3";
 
+/// How the guest of a run began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// By a boot from a disk that was this machine's before, or its template's.
+    Booted,
+    /// By a boot from what the disk of another machine was.
+    DiskOfAnother,
+    /// As a captured machine.
+    Restored,
+}
+
 /// Attends to the agent of a run from a thread of its own.
 pub(super) fn attend(
     record: &MachineRecord,
@@ -41,9 +52,9 @@ pub(super) fn attend(
     desk: &Arc<Desk>,
     run: u32,
     begun: Instant,
-    restored: bool,
+    origin: Origin,
 ) -> EngineResult<()> {
-    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, restored };
+    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, origin };
     // Connected to here, where the socket is this run's for certain.
     let stream = socket::connect(dir, AGENT_SOCKET);
     std::thread::Builder::new()
@@ -58,7 +69,7 @@ struct Attendant {
     desk: Arc<Desk>,
     run: u32,
     begun: Instant,
-    restored: bool,
+    origin: Origin,
 }
 
 /// Why a guest is not ready.
@@ -116,7 +127,8 @@ impl Attendant {
             Unready::Never(format!("{what} within {} s", within.as_secs_f32()))
         };
         // A restored agent is up already, unless its guest is no guest any more.
-        let greets_within = if self.restored { within.min(IDENTIFY_WITHIN) } else { within };
+        let greets_within =
+            if self.origin == Origin::Restored { within.min(IDENTIFY_WITHIN) } else { within };
         let stream = stream.map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let session = match Session::connect(Box::new(stream), self.begun + greets_within) {
             Err(SessionError::Timeout { .. }) => {
@@ -126,14 +138,17 @@ impl Attendant {
             other => other?,
         };
         let events = session.events();
-        if self.restored {
+        if self.origin == Origin::Restored {
             // Nobody reaches a guest that is not a machine of its own yet.
             self.identify(&session, deadline)?;
             self.desk.set_relay(self.run, Relay::new(session.clone()));
             self.probe(&session, &events, deadline)?;
             return Ok(events);
         }
-        self.desk.set_relay(self.run, Relay::new(session.clone()));
+        let copied = self.origin == Origin::DiskOfAnother;
+        if !copied {
+            self.desk.set_relay(self.run, Relay::new(session.clone()));
+        }
         match session.wait_ready(deadline) {
             Err(SessionError::Timeout { .. }) => {
                 return Err(late("the guest did not finish booting", within));
@@ -142,6 +157,11 @@ impl Attendant {
             other => other?,
         }
         session.configure(self.identity())?;
+        if copied {
+            // Its disk has the names and keys of the machine it was copied from.
+            self.identify(&session, deadline)?;
+            self.desk.set_relay(self.run, Relay::new(session.clone()));
+        }
         self.probe(&session, &events, deadline)?;
         Ok(events)
     }
@@ -185,9 +205,10 @@ impl Attendant {
         Ok(Identity {
             clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
             hostname: Some(Hostname::new(record.name.as_str())?),
-            machine_id: Some(MachineId::new(&machine_id[..32])?),
+            // What was put back has these, and nobody else has.
+            machine_id: (!record.put_back).then(|| MachineId::new(&machine_id[..32])).transpose()?,
             network: Some(IdentityNetwork { interface: None, config }),
-            ssh_host_keys: true,
+            ssh_host_keys: !record.put_back,
             ..Identity::new(Epoch::new(random_uuid())?, Entropy::new(clock::random::<64>().to_vec())?)
         })
     }

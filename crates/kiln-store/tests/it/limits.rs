@@ -67,6 +67,8 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         clone: CloneRecord { artifact: digest, size: ByteSize::from_mib(1), method: CloneMethod::Copy },
         snapshot: None,
         must_restore: false,
+        boots: false,
+        put_back: false,
         identity: kiln_core::machine::IdentityPolicy::default(),
         capturable: false,
         remove_on_exit: false,

@@ -1,15 +1,9 @@
 //! Whoever is killed while a template is captured or a machine restored: the store is whole, and a second try works.
 
 use super::capture::{console_says, create, with_hooks};
-use super::{Lab, kill};
+use super::{Lab, is_staged, kill};
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt as _;
-
-/// Returns whether a file of this name is staged.
-fn is_staged(lab: &Lab, name: &str) -> bool {
-    let staging = lab.context.home().join("staging");
-    lab.context.staged().iter().any(|dir| staging.join(dir).join(name).exists())
-}
 
 #[test]
 fn boot_a_killed_capture_leaves_a_whole_store() {

@@ -138,6 +138,8 @@ impl Shop {
                 method: CloneMethod::Copy,
             },
             must_restore: false,
+            boots: false,
+            put_back: false,
             identity: kiln_core::machine::IdentityPolicy::default(),
             capturable: false,
             snapshot: Some(of),

@@ -21,6 +21,7 @@ enum Act {
     Pause,
     Resume,
     Capture,
+    Save,
 }
 
 struct Fake {
@@ -43,6 +44,7 @@ struct Fake {
     /// Why the next capture fails.
     refuses_capture: Option<String>,
     captures: Vec<Receiver<Result<Captured, String>>>,
+    saves: Vec<Receiver<Result<SavedMachine, String>>>,
 }
 
 impl Fake {
@@ -57,6 +59,11 @@ impl Fake {
                 let (reply, said) = std::sync::mpsc::channel();
                 self.captures.push(said);
                 self.desk.post(News::Capture { into: self.dir.path().to_owned(), reply });
+            }
+            Act::Save => {
+                let (reply, said) = std::sync::mpsc::channel();
+                self.saves.push(said);
+                self.desk.post(News::Save { into: self.dir.path().to_owned(), memory: true, reply });
             }
             Act::Pause | Act::Resume => {
                 let (reply, said) = super::super::desk::Reply::new();
@@ -233,6 +240,8 @@ fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
         },
         snapshot: None,
         must_restore: false,
+        boots: false,
+        put_back: false,
         identity: kiln_core::machine::IdentityPolicy::default(),
         capturable: false,
         remove_on_exit: false,
@@ -265,6 +274,7 @@ fn life(
         answers: Vec::new(),
         refuses_capture: None,
         captures: Vec::new(),
+        saves: Vec::new(),
     };
     kiln_sys::fs::create_new(&fake.dir.path().join("kernel")).unwrap();
     Life::begin(fake, record(ttl_ms, restart), Phase::Created, 7, desk).unwrap()
@@ -309,6 +319,21 @@ fn a_capture_that_fails_changes_nothing_and_one_that_succeeds_is_the_end_by_ever
     assert_eq!(said[1], Err("machine `m` could not be captured: no room".to_owned()));
     assert_eq!(said[2].as_ref().unwrap().paused, Duration::from_millis(7));
     assert_eq!((life.world.now_ms, life.world.launched_at_ms.len()), (50, 1));
+}
+
+#[test]
+fn a_saved_machine_goes_on_as_it_was() {
+    use Act::{Pause, Resume, Save, Stop};
+    let script = [(10, Save), (20, Save), (30, Pause), (40, Save), (50, Resume), (60, Stop(0))];
+    let mut life = life(Behaviour::Boots, None, "always", script);
+    life.world.refuses_capture = Some("no room".to_owned());
+    assert_eq!(end(&mut life), EndCause::Requested);
+    let said: Vec<_> = life.world.saves.iter().map(Receiver::recv).collect();
+    assert_eq!(said[0], Ok(Err("machine `m` could not be captured: no room".to_owned())));
+    let saved = |said: &Result<Result<SavedMachine, String>, _>| said.clone().unwrap().unwrap().paused_us;
+    assert_eq!((saved(&said[1]), saved(&said[2])), (7000, 7000));
+    // One clock was set after the save of the running machine, one after the resume.
+    assert_eq!((life.world.clocks_set, life.world.launched_at_ms.len()), (2, 1));
 }
 
 #[test]

@@ -400,6 +400,8 @@ fn machine(
         clone: store.clone_grown(&request, grown, cancel)?,
         snapshot: None,
         must_restore: false,
+        boots: false,
+        put_back: false,
         identity: kiln_core::machine::IdentityPolicy::default(),
         capturable: false,
         remove_on_exit: false,
