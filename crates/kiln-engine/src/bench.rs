@@ -1,11 +1,13 @@
 //! Benchmarks: kiln beside what else does the same work, in one run, on real bytes.
 //!
 //! What is compared is done by both in turn (A B, B A, …), so that a host that drifts drifts for both. A call in this
-//! process is compared with calls only, a program with programs only. Everything happens in a directory of its own
-//! that is gone afterwards; the user's store is not touched.
+//! process is compared with calls only, a program with programs only. What is measured of the store happens in a
+//! directory of its own that is gone afterwards. Machines are those of a template of the user's store; they and
+//! their snapshots are removed afterwards.
 
 mod clone;
 mod contest;
+mod fork;
 mod host;
 mod ingest;
 mod material;
@@ -13,6 +15,7 @@ mod memory;
 mod report;
 mod verify;
 
+pub use fork::{FORKS, ForkBenchRequest, bench_fork};
 pub use host::Host;
 pub use ingest::{INGEST_COMMAND, ingest_file};
 pub use report::{Level, Measured, Peer, Row, Verdict};
@@ -27,8 +30,10 @@ use material::Material;
 use std::path::Path;
 
 /// The benchmarks there are: name, and what it measures.
-pub const BENCHMARKS: [(&str, &str); 1] =
-    [("store", "verification, seal check, private disks, ingest and memory, beside other tools")];
+pub const BENCHMARKS: [(&str, &str); 2] = [
+    ("fork", "machines that begin as a snapshot, beside machines that boot and the monitor's own way"),
+    ("store", "verification, seal check, private disks, ingest and memory, beside other tools"),
+];
 /// Data in MiB where nothing else is asked for.
 pub const SIZE_MIB: u32 = 256;
 /// The most data, in MiB.

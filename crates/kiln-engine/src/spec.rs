@@ -66,10 +66,10 @@ impl SpecFiles {
         }
     }
 
-    /// Returns the same with a machine that was saved whole, loaded into an empty memory file.
-    pub(crate) fn loaded(self, memory: PathBuf, whole: PathBuf, unplugged_nic: bool) -> Self {
+    /// Returns the same with a machine that was saved whole, loaded into memory of its own.
+    pub(crate) fn loaded(self, memory: MemoryBacking, whole: PathBuf, unplugged_nic: bool) -> Self {
         Self {
-            memory: MemoryBacking::Shared { file: memory },
+            memory,
             unplugged_nic,
             restore: Some(RestoreState { state_file: whole, scope: StateScope::Machine }),
             ..self

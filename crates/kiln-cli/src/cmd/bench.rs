@@ -5,29 +5,37 @@ use crate::progress::{ProgressMode, Shown};
 use crate::signals::SignalDesk;
 use crate::{env, output};
 use clap::Args;
+use kiln_core::Reference;
 use kiln_core::text::count;
+use kiln_engine::Engine;
 use kiln_engine::bench::{
-    BENCHMARKS, BenchReport, BenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row, SIZE_MIB, SIZE_MIB_MAX,
-    Verdict, bench_store, ingest_file,
+    BENCHMARKS, BenchReport, BenchRequest, FORKS, ForkBenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row,
+    SIZE_MIB, SIZE_MIB_MAX, Verdict, bench_fork, bench_store, ingest_file,
 };
+use kiln_engine::fork::FORKS_MAX;
 use kiln_sys::{Cancel, IoResultExt as _};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// The benchmark that takes a template.
+const FORK: &str = "fork";
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Measures kiln beside other tools on real bytes: in turn (A B, B A), medians of at least 7 rounds,
 of 100 for what takes under 10 ms. Calls are compared with calls, programs with programs. A ratio
 above 1 means that kiln takes less; `floor` is the share of the time that nothing can save. A load
-average over 3 marks a run as noisy: then only processor times count. Works in a store of its own,
-which is removed afterwards.
+average over 3 marks a run as noisy: then only processor times count. `store` works in a store of
+its own, which is removed afterwards; `fork` with a template of yours, whose machines and snapshots
+of the benchmark are removed.
 
 Examples:
   kiln bench --list
   kiln bench store
-  kiln bench store --dir /srv/xfs --json >store.json")]
+  kiln bench store --dir /srv/xfs --json >store.json
+  kiln bench fork --template web --forks 50")]
 pub(crate) struct BenchArgs {
     /// What to measure
     #[arg(required_unless_present = "list", value_parser = BENCHMARKS.map(|(name, _)| name))]
@@ -42,6 +50,13 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "MIB", default_value_t = SIZE_MIB,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(SIZE_MIB_MAX)))]
     size: u32,
+    /// The template that `fork` takes, of your store
+    #[arg(long, value_name = "REF", default_value = "demo")]
+    template: Reference,
+    /// How many machines `fork` has at once
+    #[arg(long, value_name = "N", default_value_t = FORKS,
+          value_parser = clap::value_parser!(u32).range(2..=i64::from(FORKS_MAX)))]
+    forks: u32,
     /// Rounds of each comparison [default: 7, 30 or 100, by what a round takes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
     rounds: Option<u32>,
@@ -169,7 +184,7 @@ impl<'a> PeerShape<'a> {
     }
 }
 
-pub(crate) fn run(args: &BenchArgs, progress: ProgressMode) -> CliResult {
+pub(crate) fn run(args: &BenchArgs, home: Option<PathBuf>, progress: ProgressMode) -> CliResult {
     if args.list {
         let all = BENCHMARKS.map(|(name, measures)| Listed { name, measures });
         if args.json {
@@ -182,10 +197,17 @@ pub(crate) fn run(args: &BenchArgs, progress: ProgressMode) -> CliResult {
     }
     let cancel = Cancel::new().at("make", "an event")?;
     let _signals = SignalDesk::open(&cancel).at("watch", "signals")?;
-    let dir = args.dir.clone().unwrap_or_else(env::temporary);
-    let request = BenchRequest { dir: &dir, size_mib: args.size, rounds: args.rounds };
     let reporter = Shown::new(progress, false);
-    let report = bench_store(&env::settings(None)?, &request, &cancel, &reporter)?;
+    let report = if args.name.as_deref() == Some(FORK) {
+        let engine = Engine::open(env::settings(home)?, cancel)?;
+        let request =
+            ForkBenchRequest { reference: args.template.clone(), rounds: args.rounds, forks: args.forks };
+        bench_fork(&engine, &request, &reporter)?
+    } else {
+        let dir = args.dir.clone().unwrap_or_else(env::temporary);
+        let request = BenchRequest { dir: &dir, size_mib: args.size, rounds: args.rounds };
+        bench_store(&env::settings(None)?, &request, &cancel, &reporter)?
+    };
     drop(reporter);
     if args.json {
         output::json(shape(&report));

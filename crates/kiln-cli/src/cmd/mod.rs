@@ -83,7 +83,7 @@ pub(crate) fn dispatch(cli: Cli) -> ExitCode {
         Command::Version(args) => version::run(&args),
         Command::Completion(args) => completion::run(&args),
         Command::Schema(args) => schema::run(&args),
-        Command::Bench(args) => bench::run(&args, global.progress),
+        Command::Bench(args) => bench::run(&args, global.home, global.progress),
         Command::Ingest(args) => bench::ingest(&args),
         Command::ProbeKvm => supervise::probe_kvm(),
         Command::Supervise(args) => supervise::run(&args),

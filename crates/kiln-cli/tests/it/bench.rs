@@ -14,7 +14,7 @@ fn benchmarks_are_listed() {
         .iter()
         .map(|listed| listed["name"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names, ["store"]);
+    assert_eq!(names, ["fork", "store"]);
     assert!(context.kiln(["bench", "--list"]).ok().contains("store   verification"));
     for bad in [
         &["bench"][..],
@@ -71,4 +71,37 @@ fn the_store_is_measured_in_a_directory_that_is_gone_afterwards() {
     assert_eq!(shape.lines().count() + if shares { 3 } else { 0 }, told["rows"].as_array().unwrap().len());
     assert_eq!(std::fs::read_dir(context.work().join("here")).unwrap().count(), 0);
     assert!(!context.home().exists(), "a benchmark does not touch the store");
+}
+
+#[test]
+fn boot_forks_are_measured_and_nothing_of_the_benchmark_stays() {
+    let context = context();
+    let dir = kiln_testing::recipe(&context, "web", "[machine]\nmemory = \"128M\"\n");
+    context.kiln(["build".as_ref(), dir.as_os_str()]).ok();
+    let missing = context.kiln(["bench", "fork"]).fails(1);
+    assert!(missing.contains("demo"), "{missing}");
+    let args = ["bench", "fork", "--template", "web", "--rounds", "1", "--forks", "2", "--json"];
+    let told = context.kiln(args).json();
+    let mut shape = String::new();
+    for row in told["rows"].as_array().unwrap() {
+        shape.push_str(row["name"].as_str().unwrap());
+        shape.push('\n');
+        assert!(row["kiln"]["wall_us"].as_f64().unwrap() > 0.0, "{row}");
+        let peers = row["peers"].as_array().unwrap();
+        assert!(peers.iter().all(|peer| peer["wall_ratio"].as_f64().unwrap() > 0.0), "{row}");
+    }
+    insta::assert_snapshot!(shape, @r"
+    capture
+    first answer of a command
+    size of memory
+    many
+    create, written
+    create, synced
+    monitor's start to first exec, disk cloned
+    ");
+    for list in [&["ps", "-aq"][..], &["snapshot", "ls", "-q"]] {
+        assert_eq!(context.kiln(list).ok(), "");
+    }
+    assert_eq!(context.staged(), Vec::<String>::new());
+    context.eventually("no process is left", || context.processes().is_empty());
 }

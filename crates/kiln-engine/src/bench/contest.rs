@@ -47,6 +47,10 @@ impl From<Usage> for Sample {
 pub(super) enum Target {
     /// Of processor time.
     Cpu(f64),
+    /// Of the median of wall times.
+    Wall(f64),
+    /// Of the medians of wall and of processor times.
+    WallAndCpu(f64, f64),
     /// Of the shortest wall time.
     WallMin(f64),
     /// Of the shortest wall time and of what the files take up.
@@ -224,8 +228,9 @@ impl<'a> Contest<'a> {
     }
 }
 
-fn compared(peer: Measured, ours: &Measured, target: Option<Target>) -> Peer {
+pub(super) fn compared(peer: Measured, ours: &Measured, target: Option<Target>) -> Peer {
     let cpu_ratio = ratio(peer.cpu, ours.cpu);
+    let wall_ratio = ratio(peer.wall, ours.wall);
     let wall_min_ratio = ratio(peer.wall_min, ours.wall_min);
     let blocks = || match (peer.allocated, ours.allocated) {
         (Some(theirs), Some(ours)) => theirs.bytes() as f64 / ours.bytes().max(1) as f64,
@@ -233,6 +238,11 @@ fn compared(peer: Measured, ours: &Measured, target: Option<Target>) -> Peer {
     };
     let verdict = target.map(|target| match target {
         Target::Cpu(least) => Verdict { target: format!("cpu >= {least:.1}"), met: cpu_ratio >= least },
+        Target::Wall(least) => Verdict { target: format!("wall >= {least:.1}"), met: wall_ratio >= least },
+        Target::WallAndCpu(wall, cpu) => Verdict {
+            target: format!("wall >= {wall:.1}, cpu >= {cpu:.1}"),
+            met: wall_ratio >= wall && cpu_ratio >= cpu,
+        },
         Target::WallMin(least) => {
             Verdict { target: format!("wall >= {least:.2}"), met: wall_min_ratio >= least }
         }
@@ -241,10 +251,10 @@ fn compared(peer: Measured, ours: &Measured, target: Option<Target>) -> Peer {
             met: wall_min_ratio >= least && blocks() >= least,
         },
     });
-    Peer { cpu_ratio, wall_ratio: ratio(peer.wall, ours.wall), wall_min_ratio, verdict, measured: peer }
+    Peer { cpu_ratio, wall_ratio, wall_min_ratio, verdict, measured: peer }
 }
 
-fn measured(name: String, samples: &[Sample]) -> Measured {
+pub(super) fn measured(name: String, samples: &[Sample]) -> Measured {
     let walls: Vec<Duration> = samples.iter().map(|sample| sample.usage.wall).collect();
     Measured {
         name,

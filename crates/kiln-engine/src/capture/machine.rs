@@ -15,7 +15,7 @@ use kiln_core::{ByteSize, Digest, VariantName};
 use kiln_store::{MachineEntry, Staging};
 use kiln_sys::lock::{FileLock, Share};
 use kiln_sys::{IoResultExt as _, clock, copy, fs};
-use kiln_vmm::{CaptureTarget, RuntimeDir, Stop, Vmm as _};
+use kiln_vmm::{CaptureTarget, MemoryBacking, RuntimeDir, Stop, Vmm as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -208,6 +208,7 @@ impl Engine {
         fs::create_dir(&dir)?;
         let memory = staging.path().join(MEMORY_FILE);
         drop(fs::create_new(&memory)?);
+        let memory = MemoryBacking::Shared { file: memory };
         // Disks of the same length: nothing is read from them, and nothing written.
         let blank = |file: PathBuf| -> EngineResult<PathBuf> {
             let len = fs::metadata(&staging.path().join(&file))?.len();
