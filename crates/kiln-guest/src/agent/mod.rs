@@ -45,6 +45,7 @@ mod stream;
 mod tree;
 mod user;
 mod vsock;
+mod workers;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
