@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use rustix::io::Errno;
@@ -14,6 +14,9 @@ use rustix::process::Signal;
 use super::child::{self, Attempt, Failure};
 use crate::limits::ENTROPY_BYTES_MAX;
 
+const SIOCSIFHWADDR: Opcode = 0x8924;
+const ARPHRD_ETHER: u16 = 1;
+const INTERFACE_NAME_BYTES: usize = 16;
 const RNDADDENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
 /// `fs/ext4/ext4.h` of Linux.
 const EXT4_IOC_RESIZE_FS: Opcode = opcode::write::<u64>(b'f', 16);
@@ -45,6 +48,29 @@ pub(super) fn add_entropy(random: &File, entropy: &[u8]) -> io::Result<()> {
     unsafe {
         ioctl(random, Setter::<RNDADDENTROPY, RandPoolInfo>::new(info))?;
         ioctl(random, NoArg::<RNDRESEEDCRNG>::new())?;
+    }
+    Ok(())
+}
+
+/// `struct ifreq` with a hardware address.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; INTERFACE_NAME_BYTES],
+    family: u16,
+    address: [u8; 22],
+}
+
+/// Gives the interface of this name a hardware address of Ethernet. `socket` is any socket.
+pub(super) fn set_hardware_address(socket: impl AsFd, name: &str, address: [u8; 6]) -> io::Result<()> {
+    let mut request = InterfaceRequest { name: [0; _], family: ARPHRD_ETHER, address: [0; _] };
+    let room = request.name.get_mut(..name.len()).filter(|_| name.len() < INTERFACE_NAME_BYTES);
+    room.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(name.as_bytes());
+    request.address[..address.len()].copy_from_slice(&address);
+    #[expect(unsafe_code, reason = "SIOCSIFHWADDR has no safe wrapper")]
+    // SAFETY: the kernel reads a `struct ifreq`, which has this size and begins with a name that ends with zero, and
+    // keeps nothing after the call.
+    unsafe {
+        ioctl(socket, Setter::<SIOCSIFHWADDR, InterfaceRequest>::new(request))?;
     }
     Ok(())
 }
