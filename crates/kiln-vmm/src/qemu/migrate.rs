@@ -52,6 +52,8 @@ pub(super) fn save(qmp: &mut Qmp, file: BorrowedFd<'_>, deadline: Instant) -> Re
 /// Loads the state in `file` into a machine that waits for it.
 pub(super) fn load(qmp: &mut Qmp, file: BorrowedFd<'_>, deadline: Instant) -> Result<Outcome, QmpError> {
     hand_over(qmp, file, deadline)?;
+    // QEMU would have the guest announce the captured machine's address, which is to be another's.
+    qmp.execute("migrate-set-parameters", Some(json!({"announce-rounds": 0})), left(deadline))?;
     let mut arguments = json!({"uri": format!("fd:{STATE}"), "exit-on-error": false});
     loop {
         match qmp.execute("migrate-incoming", Some(arguments.clone()), left(deadline)) {
