@@ -24,10 +24,10 @@ use kiln_guest::message::{Configure, ShutdownMode};
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
 use kiln_sys::process::poll_within;
-use kiln_sys::{IoResultExt as _, clock, fs};
+use kiln_sys::{IoResultExt as _, clock, fs, socket};
 use kiln_vmm::{
-    Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm, RuntimeDir, Stop,
-    Vmm, VmmExit, Waited, holds_open,
+    AGENT_SOCKET, Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm,
+    RuntimeDir, Stop, Vmm, VmmExit, Waited, holds_open,
 };
 use life::capture::CaptureError;
 pub(crate) use life::last_lines;
@@ -36,6 +36,7 @@ pub(crate) use probe::{Tried, attempt};
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,6 +71,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         record: record.clone(),
         desk: Arc::clone(&desk),
         is_new: status.phase == Phase::Created,
+        agent: None,
     };
     let remove_on_exit = record.remove_on_exit;
     let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
@@ -118,6 +120,8 @@ struct Host<'a> {
     desk: Arc<Desk>,
     /// Whether the machine was never started.
     is_new: bool,
+    /// The agent's end of a machine that was restored, until it is attended to.
+    agent: Option<UnixStream>,
 }
 
 impl World for Host<'_> {
@@ -137,7 +141,9 @@ impl World for Host<'_> {
     }
 
     fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()> {
-        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, restored)
+        // Connected to here, where the socket is this run's for certain.
+        let stream = self.agent.take().map_or_else(|| socket::connect(self.dir.path(), AGENT_SOCKET), Ok);
+        agent::attend(&self.record, stream, &self.desk, run, begun, restored)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -263,7 +269,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    fn launch_as(&self, restore: bool) -> EngineResult<Launched> {
+    fn launch_as(&mut self, restore: bool) -> EngineResult<Launched> {
         self.dir.clear()?;
         let (vmm, caps) = self.engine.qemu(self.record.arch)?;
         let checked =
@@ -279,6 +285,9 @@ impl Host<'_> {
             {
                 return Err(bad(&self.record, format!("{} is not the disk it opened", root.display())));
             }
+            // A guest that went on without a host at its port would be told that its host has left, and look for
+            // another only now and then. One that cannot be reached is found out when it is greeted.
+            self.agent = socket::connect(self.dir.path(), AGENT_SOCKET).ok();
             machine.resume()?;
         }
         Ok(Launched { machine, accelerator, reason, restored: restore })
