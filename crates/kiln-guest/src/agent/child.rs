@@ -140,7 +140,7 @@ fn find(places: &Places) -> Result<(usize, &CStr), Failure> {
     Err(denied.map_or(Failure::NotInPath, Failure::NotExecutable))
 }
 
-/// Refuses what the kernel cannot run: with another error it would not be told from a missing loader.
+/// Refuses what the kernel cannot run, which would only say that it is no program.
 pub(super) fn check_format(program: impl Arg) -> Result<(), BadFormat> {
     let mut head = [0; ELF_MACHINE_AT + 2];
     let count = open(program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

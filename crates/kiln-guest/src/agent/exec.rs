@@ -74,6 +74,8 @@ pub(super) fn run(reaper: &Reaper, stream: &Arc<AgentStream>, input: Receiver<In
             process.kill();
             return stream.fail(&RemoteError::from_io("cannot serve the program", &error));
         }
+    } else {
+        drop(input);
     }
     send_outputs(stream, outputs, &process);
     match exited.recv() {
