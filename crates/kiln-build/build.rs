@@ -65,8 +65,8 @@ fn compiled() -> Result<PathBuf, Box<dyn Error>> {
             cargo.env_remove(&name);
         }
     }
-    // At a fixed address, so that under software emulation the code of one process of it, once translated, serves the next:
-    // translations are kept by address. It starts a process of itself for every program it runs.
+    // At a fixed address: it relocates nothing when it starts, and under software emulation, which keeps translations by
+    // address, its code once translated serves the process of it that goes on beside an image's init.
     cargo.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static");
     let output =
         cargo.output().map_err(|error| format!("cannot start cargo for the guest agent: {error}"))?;

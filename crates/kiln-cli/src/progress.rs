@@ -21,10 +21,18 @@ pub(crate) enum ProgressMode {
     None,
 }
 
+/// What is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shows {
+    All(ProgressMode),
+    /// Only what makes a run slower than was to be expected, in plain lines: standard error is the guest's.
+    Surprises,
+}
+
 /// Shows progress in the chosen mode.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    mode: ProgressMode,
+    shows: Shows,
     bar: Mutex<Option<ProgressBar>>,
 }
 
@@ -37,7 +45,15 @@ impl Shown {
             ProgressMode::Auto => ProgressMode::Plain,
             mode => mode,
         };
-        Self { mode, bar: Mutex::new(None) }
+        Self { shows: Shows::All(mode), bar: Mutex::new(None) }
+    }
+
+    /// Decides how to show progress of a machine that has the terminal.
+    pub(crate) fn of_foreground(mode: ProgressMode) -> Self {
+        match mode {
+            ProgressMode::Auto => Self { shows: Shows::Surprises, bar: Mutex::new(None) },
+            mode => Self::new(mode, false),
+        }
     }
 
     fn bar(&self, event: Progress) {
@@ -69,7 +85,7 @@ impl Shown {
                 drop(bar);
                 plain(event);
             }
-            Progress::Note { .. } | Progress::Waiting { .. } => match bar.as_ref() {
+            Progress::Note { .. } | Progress::Boots { .. } | Progress::Waiting { .. } => match bar.as_ref() {
                 Some(bar) => bar.suspend(|| plain(event)),
                 None => plain(event),
             },
@@ -85,9 +101,14 @@ fn plain(event: Progress) {
             output::tell(&format!("{:>8}  {step}{result}", output::span(elapsed_ms)));
         }
         Progress::Note { text } => output::tell(&format!("    note  {text}")),
+        Progress::Boots { reason } => output::tell(&format!("    note  {}", boots(&reason))),
         Progress::Waiting { holder } => output::tell(&format!(" waiting  for {holder}")),
         _ => {}
     }
+}
+
+fn boots(reason: &str) -> String {
+    format!("it boots, not restored: {reason}")
 }
 
 fn as_json(event: Progress) {
@@ -98,6 +119,7 @@ fn as_json(event: Progress) {
             json!({"event": "done", "step": step, "elapsed_ms": elapsed_ms, "result": result})
         }
         Progress::Note { text } => json!({"event": "note", "text": text}),
+        Progress::Boots { reason } => json!({"event": "note", "text": boots(&reason)}),
         Progress::Waiting { holder } => json!({"event": "waiting", "holder": holder}),
         _ => return,
     };
@@ -106,11 +128,12 @@ fn as_json(event: Progress) {
 
 impl Reporter for Shown {
     fn progress(&self, event: Progress) {
-        match self.mode {
-            ProgressMode::Auto => self.bar(event),
-            ProgressMode::Plain => plain(event),
-            ProgressMode::Json => as_json(event),
-            ProgressMode::None => {}
+        match self.shows {
+            Shows::All(ProgressMode::Auto) => self.bar(event),
+            Shows::All(ProgressMode::Plain) => plain(event),
+            Shows::All(ProgressMode::Json) => as_json(event),
+            Shows::Surprises if matches!(event, Progress::Boots { .. }) => plain(event),
+            Shows::All(ProgressMode::None) | Shows::Surprises => {}
         }
     }
 }

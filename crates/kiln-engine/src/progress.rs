@@ -32,6 +32,11 @@ pub enum Progress {
         /// The fact.
         text: String,
     },
+    /// A machine that may begin as a snapshot boots, since none of those there are fits.
+    Boots {
+        /// Why the youngest does not.
+        reason: String,
+    },
     /// Somebody else holds what is needed.
     Waiting {
         /// Who.

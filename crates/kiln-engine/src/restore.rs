@@ -90,7 +90,7 @@ impl Engine {
         let first_reason = first_reason.or(unreadable);
         if request.restore == RestoreChoice::Auto {
             if let Some(reason) = first_reason {
-                reporter.progress(Progress::Note { text: format!("it boots, not restored: {reason}") });
+                reporter.progress(Progress::Boots { reason });
             }
             return Ok(None);
         }

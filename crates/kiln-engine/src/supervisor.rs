@@ -27,10 +27,10 @@ use kiln_guest::message::{Configure, ShutdownMode};
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
 use kiln_sys::process::poll_within;
-use kiln_sys::{IoResultExt as _, clock, fs};
+use kiln_sys::{IoResultExt as _, clock, fs, socket};
 use kiln_vmm::{
-    Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm, RuntimeDir, Stop,
-    Vmm, VmmExit, Waited, holds_open,
+    AGENT_SOCKET, Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm,
+    RuntimeDir, Stop, Vmm, VmmExit, Waited, holds_open,
 };
 use life::capture::CaptureError;
 pub(crate) use life::last_lines;
@@ -40,6 +40,7 @@ use rustix::event::{PollFd, PollFlags};
 pub(crate) use save::{copy_disk, whole_file};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,6 +77,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         is_new: status.phase == Phase::Created,
         begins_as_another: false,
         unplugged_nic: false,
+        agent: None,
     };
     let remove_on_exit = record.remove_on_exit;
     let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
@@ -128,6 +130,8 @@ struct Host<'a> {
     begins_as_another: bool,
     /// Whether the machine that was launched last has a network device although it is connected to nothing.
     unplugged_nic: bool,
+    /// The agent's end of a machine that was restored, until it is attended to.
+    agent: Option<UnixStream>,
 }
 
 impl World for Host<'_> {
@@ -145,7 +149,9 @@ impl World for Host<'_> {
             (false, true) => Origin::DiskOfAnother,
             (false, false) => Origin::Booted,
         };
-        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, origin)
+        // Connected to here, where the socket is this run's for certain.
+        let stream = self.agent.take().map_or_else(|| socket::connect(self.dir.path(), AGENT_SOCKET), Ok);
+        agent::attend(&self.record, stream, &self.desk, run, begun, origin)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -335,6 +341,9 @@ impl Host<'_> {
             {
                 return Err(bad(&self.record, format!("{} is not the disk it opened", root.display())));
             }
+            // A guest that went on without a host at its port would be told that its host has left, and look for
+            // another only now and then. One that cannot be reached is found out when it is greeted.
+            self.agent = socket::connect(self.dir.path(), AGENT_SOCKET).ok();
             machine.resume()?;
         }
         Ok(Launched { machine, accelerator, reason, restored: restore })

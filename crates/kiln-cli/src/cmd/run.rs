@@ -5,7 +5,7 @@ use super::exec::{GuestOptions, shell_of, strip_dashes};
 use super::{Context, echo, logs};
 use crate::error::{CliError, CliResult};
 use crate::output;
-use crate::progress::ProgressMode;
+use crate::progress::Shown;
 use crate::terminal;
 use clap::{Args, ValueEnum};
 use kiln_core::machine::{EndCause, Forward, IdentityPolicy, Network};
@@ -240,7 +240,8 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
     }
     args.check_end()?;
     let request = args.options.request(&command)?;
-    let reporter = context.reporter(!args.detach && context.progress_mode() == ProgressMode::Auto);
+    let reporter =
+        if args.detach { context.reporter(false) } else { Shown::of_foreground(context.progress_mode()) };
     let created = context.engine.create(&args.create_request()?, &reporter)?;
     let entry = created.entry.clone();
     let ownership = if args.detach { Ownership::Detached } else { Ownership::Owned };

@@ -87,9 +87,7 @@ impl Lab {
     }
 
     fn run(&self, options: &[&str], script: &str) -> Output {
-        // In the foreground, notes are told on demand only: standard error is the guest's.
-        let run = ["--progress", "plain", "run", "--rm"];
-        let words = [&run, options, &["web", "--", "sh", "-c", script]].concat();
+        let words = [&["run", "--rm"], options, &["web", "--", "sh", "-c", script]].concat();
         self.context.kiln(words)
     }
 

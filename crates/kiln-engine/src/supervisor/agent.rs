@@ -15,18 +15,18 @@ use kiln_guest::relay::Relay;
 use kiln_guest::secret::Entropy;
 use kiln_guest::token::{Epoch, Hostname, MachineId};
 use kiln_guest::{Session, SessionError};
-use kiln_sys::{IoResult, IoResultExt as _, clock, socket};
-use kiln_vmm::AGENT_SOCKET;
+use kiln_sys::{IoResult, IoResultExt as _, clock};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Time to readiness where the recipe has no probe.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// Time a restored guest has to become a machine of its own, hooks included.
-const IDENTIFY_WITHIN: Duration = Duration::from_secs(60);
+/// Time a restored guest has to become a machine of its own, hooks and the keys of an SSH server included.
+const IDENTIFY_WITHIN: Duration = Duration::from_secs(180);
+/// Time its agent, which is up already, has to answer.
+const GREETS_WITHIN: Duration = Duration::from_secs(60);
 /// Characters of the reason why a machine is not ready: a part of it may be the guest's own words.
 const REASON_CHARS_MAX: usize = 1000;
 /// The guest's end of the machine monitor's user-mode network, fixed by QEMU's defaults.
@@ -45,18 +45,16 @@ pub(super) enum Origin {
     Restored,
 }
 
-/// Attends to the agent of a run from a thread of its own.
+/// Attends to the agent of a run, behind `stream`, from a thread of its own.
 pub(super) fn attend(
     record: &MachineRecord,
-    dir: &Path,
+    stream: IoResult<UnixStream>,
     desk: &Arc<Desk>,
     run: u32,
     begun: Instant,
     origin: Origin,
 ) -> EngineResult<()> {
     let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, origin };
-    // Connected to here, where the socket is this run's for certain.
-    let stream = socket::connect(dir, AGENT_SOCKET);
     std::thread::Builder::new()
         .name("agent".to_owned())
         .spawn(move || attendant.run(stream))
@@ -121,14 +119,14 @@ impl Attendant {
     }
 
     fn make_ready(&self, stream: IoResult<UnixStream>) -> Result<Receiver<AgentEvent>, Unready> {
-        let within = time_to_readiness(self.record.ready.as_ref());
+        let within = time_to_readiness(self.record.ready.as_ref(), self.origin != Origin::Booted);
         let deadline = self.begun + within;
         let late = |what: &str, within: Duration| {
             Unready::Never(format!("{what} within {} s", within.as_secs_f32()))
         };
         // A restored agent is up already, unless its guest is no guest any more.
         let greets_within =
-            if self.origin == Origin::Restored { within.min(IDENTIFY_WITHIN) } else { within };
+            if self.origin == Origin::Restored { within.min(GREETS_WITHIN) } else { within };
         let stream = stream.map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let session = match Session::connect(Box::new(stream), self.begun + greets_within) {
             Err(SessionError::Timeout { .. }) => {
@@ -286,8 +284,9 @@ fn random_uuid() -> String {
 }
 
 /// Returns the time a machine has to become ready, from its supervisor's start.
-fn time_to_readiness(probe: Option<&ReadyProbe>) -> Duration {
-    probe.map_or(READY_WITHIN, |probe| Duration::from_millis(probe.timeout_ms))
+fn time_to_readiness(probe: Option<&ReadyProbe>, restored: bool) -> Duration {
+    let without = if restored { READY_WITHIN.max(IDENTIFY_WITHIN) } else { READY_WITHIN };
+    probe.map_or(without, |probe| Duration::from_millis(probe.timeout_ms))
 }
 
 /// Returns a reason in one line whose beginning, which says what was waited for, and end are kept.
@@ -309,7 +308,9 @@ mod tests {
 
     #[test]
     fn the_time_to_readiness_is_the_probes_or_two_minutes() {
-        assert_eq!(time_to_readiness(None), Duration::from_secs(120));
+        assert_eq!(time_to_readiness(None, false), Duration::from_secs(120));
+        // The keys of an SSH server alone may take two minutes under emulation.
+        assert_eq!(time_to_readiness(None, true), Duration::from_secs(180));
         let probe = ReadyProbe {
             check: kiln_core::ready::ReadyCheck::Agent,
             interval_ms: 1,
@@ -317,7 +318,7 @@ mod tests {
             start_period_ms: None,
             retries: None,
         };
-        assert_eq!(time_to_readiness(Some(&probe)), Duration::from_secs(86_400));
+        assert_eq!(time_to_readiness(Some(&probe), true), Duration::from_secs(86_400));
     }
 
     #[test]

@@ -1,34 +1,32 @@
-//! Runs a program for a stream: pipes or a terminal, and the threads that pump them.
+//! Runs a program for a stream: pipes or a terminal, and what pumps them.
 //!
-//! The program is started through the trampoline, which becomes it. The end is reported when the program has
+//! The stream's thread sends the output; only input takes another. The end is reported when the program has
 //! ended and its output is drained; a child it left behind that keeps the output open and silent does not
 //! delay the end.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::tcsetwinsize;
 
+use super::launch::{self, Launched, Spec, Streams};
 use super::process::{Process, winsize};
 use super::reaper::Reaper;
 use super::stream::{AgentStream, Input};
-use super::trampoline::{self, Spec};
 use crate::error::{ErrorKind, RemoteError};
 use crate::frame::Channel;
-use crate::message::{ExecRequest, ExitStatus, Opened};
+use crate::limits::DATA_CHUNK_BYTES;
+use crate::message::{ExecRequest, Opened};
 
 /// How long output may be silent after the program's end before it counts as drained.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
@@ -36,13 +34,14 @@ const DRAIN_IDLE: Duration = Duration::from_millis(500);
 /// Ends a terminal's input.
 const END_OF_TRANSMISSION: &[u8] = b"\x04";
 
-const PUMP_STACK_BYTES: usize = 256 * 1024;
+const FEEDER_STACK_BYTES: usize = 256 * 1024;
+
+/// Size of the first reads: a page of a small guest that is not touched need not be found.
+const BUFFER_BYTES: usize = 4096;
 
 /// What the program and the agent hold of its standard streams.
 struct Wiring {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    theirs: Streams,
     ours: Ours,
 }
 
@@ -57,53 +56,32 @@ pub(super) fn run(reaper: &Reaper, stream: &Arc<AgentStream>, input: Receiver<In
     let tty = request.tty.is_some();
     let started = request.check().and_then(|()| wire(&request)).and_then(|wiring| {
         let spec = Spec::new(request, tty);
-        let (pid, exited) = start(reaper, &spec, wiring.stdin, wiring.stdout, wiring.stderr)?;
-        Ok((pid, exited, wiring.ours))
+        let Ours { stdin, outputs, terminal } = wiring.ours;
+        let launched = launch::start(reaper, &spec, wiring.theirs, terminal)?;
+        Ok((launched, stdin, outputs))
     });
-    let (pid, exited, ours) = match started {
+    let (Launched { process, exited }, stdin, outputs) = match started {
         Ok(started) => started,
         Err(error) => return stream.fail(&error),
     };
-    let process = Process::new(pid, ours.terminal);
-    stream.opened(&Opened { pid: u32::try_from(pid.as_raw_nonzero().get()).ok(), ..Opened::default() });
+    let pid = process.pid().as_raw_nonzero().get();
+    stream.opened(&Opened { pid: u32::try_from(pid).ok(), ..Opened::default() });
     stream.set_process(&process);
-    let status = pump(stream, input, ours.stdin, ours.outputs, &process, &exited, tty);
-    match status {
-        Ok(status) => stream.exit(status),
-        Err(error) => {
+    if let Some(stdin) = stdin {
+        let (reading, fed) = (Arc::clone(stream), Arc::clone(&process));
+        let feeder = thread::Builder::new().name("stdin".to_owned()).stack_size(FEEDER_STACK_BYTES);
+        if let Err(error) = feeder.spawn(move || feed_stdin(&reading, &input, stdin, &fed, tty)) {
             process.kill();
-            stream.fail(&error);
+            return stream.fail(&RemoteError::from_io("cannot serve the program", &error));
         }
+    } else {
+        drop(input);
     }
-}
-
-/// Starts a program through the trampoline and waits until it is itself.
-pub(super) fn start(
-    reaper: &Reaper,
-    spec: &Spec,
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-) -> Result<(Pid, Receiver<ExitStatus>), RemoteError> {
-    let io = |what: &'static str| move |error| RemoteError::from_io(what, &error);
-    let (control, theirs) = UnixStream::pair().map_err(io("cannot make a socket pair"))?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg(trampoline::MODE).env_clear();
-    command.stdin(OwnedFd::from(theirs)).stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    let (pid, exited) = reaper
-        .spawn(|| command.spawn().map(|child| child.id()))
-        .map_err(io("cannot start /proc/self/exe"))?;
-    // The command holds the other end of the socket and the program's side of the pipes.
-    drop(command);
-    trampoline::send_spec(&control, spec, stdin).map_err(io("cannot talk to the trampoline"))?;
-    let mut answer = Vec::new();
-    let limit = trampoline::ANSWER_BYTES_MAX;
-    control.take(limit).read_to_end(&mut answer).map_err(io("cannot talk to the trampoline"))?;
-    if answer.is_empty() {
-        return Ok((pid, exited));
+    send_outputs(stream, outputs, &process);
+    match exited.recv() {
+        Ok(status) => stream.exit(status),
+        Err(_) => stream.fail(&RemoteError::new(ErrorKind::Io, "the program's end was missed")),
     }
-    Err(serde_json::from_slice(&answer)
-        .unwrap_or_else(|_| RemoteError::new(ErrorKind::Io, "the trampoline gave no reason")))
 }
 
 fn wire(request: &ExecRequest) -> Result<Wiring, RemoteError> {
@@ -127,7 +105,7 @@ fn wire(request: &ExecRequest) -> Result<Wiring, RemoteError> {
             outputs: vec![(Channel::Stdout, copy(&master)?)],
             terminal: Some(master),
         };
-        return Ok(Wiring { stdin: slave, stdout, stderr, ours });
+        return Ok(Wiring { theirs: Streams { stdin: slave, stdout, stderr }, ours });
     }
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(io("cannot make a pipe"));
     let (stdout_ours, stdout) = pipe()?;
@@ -141,95 +119,97 @@ fn wire(request: &ExecRequest) -> Result<Wiring, RemoteError> {
         (null.into(), None)
     };
     let outputs = vec![(Channel::Stdout, stdout_ours), (Channel::Stderr, stderr_ours)];
-    Ok(Wiring { stdin, stdout, stderr, ours: Ours { stdin: stdin_ours, outputs, terminal: None } })
+    let ours = Ours { stdin: stdin_ours, outputs, terminal: None };
+    Ok(Wiring { theirs: Streams { stdin, stdout, stderr }, ours })
 }
 
-fn pump(
-    stream: &Arc<AgentStream>,
-    input: Receiver<Input>,
-    stdin: Option<OwnedFd>,
-    outputs: Vec<(Channel, OwnedFd)>,
-    process: &Arc<Process>,
-    exited: &Receiver<ExitStatus>,
-    tty: bool,
-) -> Result<ExitStatus, RemoteError> {
-    let io = |error| RemoteError::from_io("cannot serve the program", &error);
-    // Every thread polls the reading end; that the writing end is closed means the program has ended.
-    let (ended, alive) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| io(error.into()))?;
-    let ended = Arc::new(ended);
-    let mut threads: Vec<JoinHandle<()>> = Vec::new();
-    for (channel, output) in outputs {
-        let (stream, ended) = (Arc::clone(stream), Arc::clone(&ended));
-        threads.push(spawn("output", move || send_output(&stream, channel, output, &ended)).map_err(io)?);
-    }
-    let (reading, ended_stdin) = (Arc::clone(stream), Arc::clone(&ended));
-    spawn("stdin", move || feed_stdin(&reading, &input, stdin, &ended_stdin, tty)).map_err(io)?;
-    let status = exited.recv();
-    process.set_exited();
-    drop(alive);
-    for thread in threads {
-        // A panic aborts the process.
-        let _ = thread.join();
-    }
-    status.map_err(|_| RemoteError::new(ErrorKind::Io, "the program's end was missed"))
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(name.to_owned()).stack_size(PUMP_STACK_BYTES).spawn(work)
-}
-
-fn send_output(stream: &AgentStream, channel: Channel, output: OwnedFd, ended: &OwnedFd) {
-    let mut file = File::from(output);
-    let mut buffer = vec![0; crate::limits::DATA_CHUNK_BYTES];
-    let mut program_ended = false;
-    loop {
-        // Wait for bytes before taking credit: the other output of the program needs it too.
-        if !wait_output(&file, ended, &mut program_ended) {
+/// Sends a program's output until it has ended and the output is drained, or the stream is over.
+fn send_outputs(stream: &AgentStream, outputs: Vec<(Channel, OwnedFd)>, process: &Process) {
+    let mut outputs: Vec<(Channel, File)> =
+        outputs.into_iter().map(|(channel, output)| (channel, File::from(output))).collect();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut ended = false;
+    while !outputs.is_empty() {
+        let ready = wait_outputs(&outputs, process, &mut ended);
+        if ready.is_empty() {
             break;
         }
-        let Some(credit) = stream.take_credit() else { return };
-        let count = match file.read(buffer.get_mut(..credit).unwrap_or_default()) {
-            Ok(count) => count,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock
-                ) =>
-            {
-                stream.send(channel, &[], credit);
-                continue;
+        for at in ready.into_iter().rev() {
+            let Some((channel, file)) = outputs.get_mut(at) else { continue };
+            match send_output(stream, *channel, file, &mut buffer) {
+                Sent::Some => {}
+                Sent::Eof => {
+                    let (channel, _) = outputs.remove(at);
+                    stream.eof(channel);
+                }
+                Sent::Over => return,
             }
-            // A terminal that no program holds any more fails with EIO.
-            Err(_) => 0,
-        };
-        if !stream.send(channel, buffer.get(..count).unwrap_or_default(), credit) {
-            return;
-        }
-        if count == 0 {
-            break;
         }
     }
-    stream.eof(channel);
+    for (channel, _) in outputs {
+        stream.eof(channel);
+    }
 }
 
-/// Waits until the output can be read, which may be its end; `false` when it counts as drained.
-fn wait_output(output: &File, ended: &OwnedFd, program_ended: &mut bool) -> bool {
+/// Returns which outputs can be read, which may be their end; none when they count as drained.
+fn wait_outputs(outputs: &[(Channel, File)], process: &Process, ended: &mut bool) -> Vec<usize> {
     loop {
-        let mut fds = [PollFd::new(output, PollFlags::IN), PollFd::new(ended, PollFlags::empty())];
-        let polled = if *program_ended {
-            let (fds, _) = fds.split_at_mut(1);
-            poll(fds, timespec(DRAIN_IDLE).as_ref())
+        let mut fds: Vec<PollFd<'_>> =
+            outputs.iter().map(|(_, file)| PollFd::new(file, PollFlags::IN)).collect();
+        let idle = if *ended {
+            timespec(DRAIN_IDLE)
         } else {
-            poll(&mut fds, None)
+            fds.push(PollFd::from_borrowed_fd(process.ended(), PollFlags::IN));
+            None
         };
-        match polled {
-            Ok(0) => return false,
-            Ok(_) if !fds[0].revents().is_empty() => return true,
-            Ok(_) => *program_ended = true,
-            Err(Errno::INTR) => {}
-            Err(_) => return true,
+        match poll(&mut fds, idle.as_ref()) {
+            Ok(0) => return Vec::new(),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            // Reading tells what is wrong.
+            Err(_) => return (0..outputs.len()).collect(),
+        }
+        let ready = |(at, fd): (usize, &PollFd<'_>)| (!fd.revents().is_empty()).then_some(at);
+        let ready: Vec<usize> = fds.iter().enumerate().filter_map(ready).collect();
+        *ended |= ready.contains(&outputs.len());
+        let readable: Vec<usize> = ready.into_iter().filter(|at| *at < outputs.len()).collect();
+        if !readable.is_empty() {
+            return readable;
         }
     }
+}
+
+/// What one read of an output gave.
+enum Sent {
+    Some,
+    Eof,
+    /// Nobody takes any more.
+    Over,
+}
+
+fn send_output(stream: &AgentStream, channel: Channel, file: &mut File, buffer: &mut Vec<u8>) -> Sent {
+    // There are bytes before credit is taken: the other output of the program needs it too.
+    let Some(credit) = stream.take_credit() else { return Sent::Over };
+    let room = credit.min(buffer.len());
+    let count = match file.read(buffer.get_mut(..room).unwrap_or_default()) {
+        Ok(count) => count,
+        Err(error)
+            if matches!(error.kind(), std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock) =>
+        {
+            stream.send(channel, &[], credit);
+            return Sent::Some;
+        }
+        // A terminal that no program holds any more fails with EIO.
+        Err(_) => 0,
+    };
+    if !stream.send(channel, buffer.get(..count).unwrap_or_default(), credit) {
+        return Sent::Over;
+    }
+    if count == buffer.len() {
+        // A program that has much to say is read in larger pieces.
+        buffer.resize(DATA_CHUNK_BYTES, 0);
+    }
+    if count == 0 { Sent::Eof } else { Sent::Some }
 }
 
 /// Converts a timeout for `poll`.
@@ -237,24 +217,16 @@ pub(super) fn timespec(timeout: Duration) -> Option<Timespec> {
     Timespec::try_from(timeout).ok()
 }
 
-fn feed_stdin(
-    stream: &AgentStream,
-    input: &Receiver<Input>,
-    stdin: Option<OwnedFd>,
-    ended: &OwnedFd,
-    tty: bool,
-) {
-    let mut target = stdin.map(File::from);
-    if let Some(file) = &target {
-        // A program that does not read must not hold this thread after its end.
-        let flags = fcntl_getfl(file).unwrap_or(OFlags::empty());
-        let _ = fcntl_setfl(file, flags | OFlags::NONBLOCK);
-    }
+fn feed_stdin(stream: &AgentStream, input: &Receiver<Input>, stdin: OwnedFd, process: &Process, tty: bool) {
+    // A program that does not read must not hold this thread after its end.
+    let flags = fcntl_getfl(&stdin).unwrap_or(OFlags::empty());
+    let _ = fcntl_setfl(&stdin, flags | OFlags::NONBLOCK);
+    let mut target = Some(File::from(stdin));
     while let Ok(next) = input.recv() {
         match next {
             Input::Data(bytes) => {
                 if let Some(file) = &mut target
-                    && !write_stdin(file, &bytes, ended)
+                    && !write_stdin(file, &bytes, process)
                 {
                     target = None;
                 }
@@ -263,7 +235,7 @@ fn feed_stdin(
             }
             Input::Eof if tty => {
                 if let Some(file) = &mut target {
-                    write_stdin(file, END_OF_TRANSMISSION, ended);
+                    write_stdin(file, END_OF_TRANSMISSION, process);
                 }
             }
             Input::Eof => target = None,
@@ -273,7 +245,7 @@ fn feed_stdin(
 }
 
 /// Writes everything; `false` when no one will read it.
-fn write_stdin(file: &mut File, mut bytes: &[u8], ended: &OwnedFd) -> bool {
+fn write_stdin(file: &mut File, mut bytes: &[u8], process: &Process) -> bool {
     while !bytes.is_empty() {
         match file.write(bytes) {
             Ok(0) => return false,
@@ -282,7 +254,7 @@ fn write_stdin(file: &mut File, mut bytes: &[u8], ended: &OwnedFd) -> bool {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 let mut fds = [
                     PollFd::from_borrowed_fd(file.as_fd(), PollFlags::OUT),
-                    PollFd::new(ended, PollFlags::empty()),
+                    PollFd::from_borrowed_fd(process.ended(), PollFlags::IN),
                 ];
                 if poll(&mut fds, None).is_ok() && !fds[1].revents().is_empty() {
                     return false;

@@ -13,6 +13,9 @@ use crate::name::GuestPath;
 
 const MODE_MASK: u32 = 0o7777;
 
+/// Mode of a file that is being written for a host.
+const PRIVATE_MODE: u32 = 0o600;
+
 pub(super) fn read(
     stream: &AgentStream,
     mut output: OutputWriter,
@@ -83,7 +86,7 @@ pub(super) fn write(
     let (Some(directory), Some(_)) = (target.parent(), target.file_name()) else {
         return Err(invalid(format!("cannot write {path}: it names no file")));
     };
-    let (temporary, mut file) = Temporary::create(directory).map_err(failed)?;
+    let (temporary, mut file) = Temporary::create(directory, PRIVATE_MODE).map_err(failed)?;
     stream.opened(&Opened::default());
     copy(&mut input, &mut file).map_err(failed)?;
     set_owner(&file, request).map_err(failed)?;
@@ -119,9 +122,10 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    pub(super) fn create(directory: &Path) -> io::Result<(Self, File)> {
+    /// `mode` is without what the agent's mask takes away.
+    pub(super) fn create(directory: &Path, mode: u32) -> io::Result<(Self, File)> {
         let path = directory.join(format!(".kiln-{}.tmp", random_hex::<8>()?));
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
         Ok((Self { path: Some(path) }, file))
     }
 
@@ -147,9 +151,11 @@ impl Drop for Temporary {
 /// Replaces a small file at once.
 pub(super) fn replace(target: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let directory = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let (temporary, file) = Temporary::create(directory)?;
+    let (temporary, file) = Temporary::create(directory, mode)?;
     file.write_all_at(bytes, 0)?;
-    file.set_permissions(Permissions::from_mode(mode))?;
+    if file.metadata()?.mode() & MODE_MASK != mode {
+        file.set_permissions(Permissions::from_mode(mode))?;
+    }
     temporary.rename(target)
 }
 

@@ -35,7 +35,7 @@ pub(super) fn run(
 ) -> Result<HookReport, RemoteError> {
     let mut report = HookReport::default();
     let mut facts = Facts::default();
-    let hooks = find(&machine.path(HOOKS).join(format!("{stage}.d")), notes)?;
+    let hooks = find(&directory(machine, stage), notes)?;
     let crowded = hooks.len() > HOOKS_MAX;
     for (hook, path) in hooks {
         let (mut lines, mut stdout, mut stderr) = (Lines::default(), Vec::new(), Vec::new());
@@ -64,6 +64,15 @@ pub(super) fn run(
         report.ran.push(HookRun { hook, elapsed_ms });
     }
     Ok(report)
+}
+
+/// Returns whether there are hooks of a stage.
+pub(super) fn exist(machine: &Machine, stage: HookStage) -> Result<bool, RemoteError> {
+    find(&directory(machine, stage), &mut Vec::new()).map(|hooks| !hooks.is_empty())
+}
+
+fn directory(machine: &Machine, stage: HookStage) -> PathBuf {
+    machine.path(HOOKS).join(format!("{stage}.d"))
 }
 
 /// Lists what is to run, by name. Files that are not executable are none of it; of too many one more than allowed is

@@ -65,6 +65,11 @@ pub(super) fn replace(
     Ok(true)
 }
 
+/// Returns whether there are keys.
+pub(super) fn exist(machine: &Machine) -> Result<bool, RemoteError> {
+    keys(machine).map(|keys| !keys.is_empty())
+}
+
 /// Lists the keys, both halves of each.
 fn keys(machine: &Machine) -> Result<Vec<PathBuf>, RemoteError> {
     let directory = machine.path(DIRECTORY);

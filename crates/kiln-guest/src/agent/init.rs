@@ -26,12 +26,12 @@ use signal_hook::iterator::Signals;
 use super::boot::{new_boot_id, read_config};
 use super::channel::{Handed, Served};
 use super::console::log;
+use super::launch::{self, DEFAULT_PATH, Launched, Spec, Streams, check_format};
 use super::machine::Machine;
 use super::process::Process;
 use super::reaper::Reaper;
 use super::server::{Platform, Server, spawn_worker};
-use super::trampoline::{DEFAULT_PATH, Spec, check_format};
-use super::{configure, daemon, exec, grow, modules, mounts, power};
+use super::{configure, daemon, grow, modules, mounts, power};
 use crate::config::{Entrypoint, Init, InitConfig};
 use crate::error::RemoteError;
 use crate::flow::lock;
@@ -236,13 +236,12 @@ fn start_entrypoint(
     };
     let (stdout, stderr) = (console().map_err(failed)?, console().map_err(failed)?);
     let spec = Spec::for_entrypoint(entrypoint);
-    let (pid, exited) = exec::start(server.reaper(), &spec, null.into(), stdout, stderr)
+    let streams = Streams { stdin: null.into(), stdout, stderr };
+    let Launched { process, exited } = launch::start(server.reaper(), &spec, streams, None)
         .map_err(|error| format!("cannot start the entry point {program}: {error}"))?;
-    let process = Process::new(pid, None);
-    let (ended, orders) = (Arc::clone(&process), orders.clone());
+    let orders = orders.clone();
     spawn_worker("entrypoint", move || {
         if let Ok(status) = exited.recv() {
-            ended.set_exited();
             let _ = orders.send(Order::EntrypointExited(status));
         }
     })

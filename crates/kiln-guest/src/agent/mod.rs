@@ -1,7 +1,7 @@
 //! The agent: the guest's side of the channel.
 //!
-//! One program has four modes, chosen by its arguments: PID 1 of an initramfs, the daemon beside an image's
-//! own init, the trampoline every program is started through, and, for tests, a server on a unix socket.
+//! One program has three modes, chosen by its arguments: PID 1 of an initramfs, the daemon beside an image's
+//! own init, and, for tests, a server on a unix socket.
 
 #![expect(
     clippy::disallowed_methods,
@@ -10,6 +10,7 @@
 
 mod boot;
 mod channel;
+mod child;
 mod configure;
 mod console;
 mod daemon;
@@ -21,6 +22,7 @@ mod hooks;
 mod host_keys;
 mod identity;
 mod init;
+mod launch;
 mod link;
 mod machine;
 mod modules;
@@ -40,10 +42,10 @@ mod runtime;
 mod server;
 mod socket;
 mod stream;
-mod trampoline;
 mod tree;
 mod user;
 mod vsock;
+mod workers;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -60,7 +62,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let words: Vec<Option<&str>> = arguments.iter().map(|a| a.to_str()).collect();
     match (words.as_slice(), arguments.as_slice()) {
-        ([Some(trampoline::MODE)], _) => trampoline::run(),
         ([Some(daemon::MODE), Some(channel), Some(session), Some(boot_id)], _) => {
             daemon::run(channel, session, boot_id)
         }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use rustix::net::netdevice::name_to_index;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
@@ -42,8 +43,11 @@ const HEADER_BYTES: usize = 16;
 const IFADDR_BYTES: usize = 8;
 const SCOPE_LINK: u8 = 253;
 
-/// Largest datagram read.
+/// Largest datagram of a list.
 const DATAGRAM_BYTES: usize = 64 * 1024;
+
+/// Largest datagram of an answer, which repeats the request.
+const ANSWER_BYTES: usize = 4096;
 
 /// Datagrams read for one answer.
 const DATAGRAMS_MAX: usize = 256;
@@ -67,6 +71,11 @@ impl Netlink {
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         bind(&socket, &SocketAddrNetlink::new(0, 0))?;
         Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Returns the number of an interface.
+    pub(super) fn index(&self, name: &str) -> io::Result<u32> {
+        Ok(name_to_index(&self.socket, name)?)
     }
 
     pub(super) fn set_up(&mut self, index: u32) -> io::Result<()> {
@@ -131,7 +140,7 @@ impl Netlink {
         message.extend_from_slice(body);
         send(&self.socket, &message, SendFlags::empty())?;
         let mut bodies = Vec::new();
-        let mut buffer = vec![0; DATAGRAM_BYTES];
+        let mut buffer = vec![0; if flags & DUMP == DUMP { DATAGRAM_BYTES } else { ANSWER_BYTES }];
         for _ in 0..DATAGRAMS_MAX {
             let (count, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
             let mut rest = buffer.get(..count).unwrap_or_default();

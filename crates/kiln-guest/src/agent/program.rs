@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -16,13 +15,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Signal, kill_process_group};
 
-use super::exec::{self, timespec};
+use super::exec::timespec;
+use super::launch::{self, DEFAULT_PATH, Launched, Spec, Streams};
 use super::process::Process;
 use super::reaper::Reaper;
 use super::stream::AgentStream;
-use super::trampoline::{DEFAULT_PATH, Spec};
 use crate::hook::{HookCause, HookTimeout};
 use crate::message::{ExecRequest, ExitStatus};
 
@@ -86,26 +85,11 @@ impl<'a> Programs<'a> {
         env.insert("PATH".to_owned(), DEFAULT_PATH.to_owned());
         let request = ExecRequest { argv: program.argv, env, clear_env: true, ..ExecRequest::default() };
         let spec = Spec::new(request, false);
-        let (pid, exited) = exec::start(self.reaper, &spec, null.into(), their_stdout, their_stderr)
+        let streams = Streams { stdin: null.into(), stdout: their_stdout, stderr: their_stderr };
+        let Launched { process, exited } = launch::start(self.reaper, &spec, streams, None)
             .map_err(|error| HookCause::NotStarted { reason: error.message })?;
-        let ended = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(ended) => Some(ended),
-            Err(Errno::SRCH) => None,
-            Err(error) => {
-                // It cannot be waited for within a limit.
-                let _ = kill_process_group(pid, Signal::KILL);
-                return Err(reason("watch it")(error));
-            }
-        };
-        let process = Process::new(pid, None);
         self.stream.set_process(&process);
-        Ok(Running {
-            pid,
-            process,
-            exited,
-            ended,
-            outputs: [Some(File::from(stdout)), Some(File::from(stderr))],
-        })
+        Ok(Running { process, exited, outputs: [Some(File::from(stdout)), Some(File::from(stderr))] })
     }
 }
 
@@ -120,10 +104,9 @@ impl Runner for Programs<'_> {
         let in_time = running.pump(deadline, take);
         if !in_time {
             // Its end was not seen, so the number is still its own.
-            let _ = kill_process_group(running.pid, Signal::KILL);
+            let _ = kill_process_group(running.process.pid(), Signal::KILL);
         }
         let status = running.exited.recv_timeout(KILL_WAIT);
-        running.process.set_exited();
         self.stream.clear_process();
         running.rest(take);
         match status {
@@ -142,18 +125,16 @@ impl Runner for Programs<'_> {
 }
 
 struct Running {
-    pid: Pid,
     process: Arc<Process>,
     exited: Receiver<ExitStatus>,
-    /// Absent when it ended at once.
-    ended: Option<OwnedFd>,
     outputs: [Option<File>; 2],
 }
 
 impl Running {
     /// Takes output until the program ends; `false` at the deadline.
     fn pump(&mut self, deadline: Instant, take: &mut dyn FnMut(Output, &[u8])) -> bool {
-        let Some(ended) = self.ended.take() else { return true };
+        let process = Arc::clone(&self.process);
+        let ended = process.ended();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {

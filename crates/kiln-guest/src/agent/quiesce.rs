@@ -44,5 +44,6 @@ pub(super) fn apply(
         machine.kernel.drop_caches()?;
         done.drop_caches_ms = Some(millis(begun));
     }
+    runtime::look_ahead(machine);
     Ok(done)
 }

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::files;
 use super::machine::Machine;
+use super::{files, hooks, host_keys};
 use crate::error::RemoteError;
+use crate::hook::HookStage;
 use crate::secret::SecretValue;
 use crate::token::{Epoch, MachineId, SecretName, VariableName};
 
@@ -21,6 +22,7 @@ const ENVIRONMENT: &str = "run/kiln/env";
 const MACHINE_ID: &str = "etc/machine-id";
 /// A machine id and the end of its line.
 const MACHINE_ID_BYTES: u64 = 33;
+const MODE_MASK: u32 = 0o7777;
 const NOFOLLOW: i32 = OFlags::NOFOLLOW.bits().cast_signed();
 const DBUS_MACHINE_ID: &str = "var/lib/dbus/machine-id";
 
@@ -51,6 +53,18 @@ pub(super) fn prepare_machine_id(machine: &Machine) -> Result<(), RemoteError> {
     let id = files::random_hex::<16>()
         .map_err(|error| RemoteError::from_io("cannot make a machine id", &error))?;
     write(&path, format!("{id}\n").as_bytes(), 0o444)
+}
+
+/// Looks at what a restored guest looks at first, so that it finds it in its memory and reads no disk. What is wrong
+/// with it is told then.
+pub(super) fn look_ahead(machine: &Machine) {
+    let _ = make_directory(&machine.path(DIRECTORY), 0o755);
+    let _ = fs::read(machine.path(MACHINE_ID));
+    for path in [DBUS_MACHINE_ID, ENVIRONMENT, SECRETS, EPOCH] {
+        let _ = fs::symlink_metadata(machine.path(path));
+    }
+    let _ = host_keys::exist(machine);
+    let _ = hooks::exist(machine, HookStage::PostRestore);
 }
 
 /// Replaces the bytes of a file of this very length where it lies; tells whether it did. What a reader sees is the old bytes
@@ -119,6 +133,9 @@ fn list(directory: &Path) -> Result<Vec<PathBuf>, RemoteError> {
 }
 
 fn make_directory(path: &Path, mode: u32) -> Result<(), RemoteError> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_dir() && found.mode() & MODE_MASK == mode) {
+        return Ok(());
+    }
     let made = DirBuilder::new().mode(mode).recursive(true).create(path);
     made.and_then(|()| {
         // A link would lead elsewhere.

@@ -13,6 +13,7 @@ use super::machine::Machine;
 use super::program::Programs;
 use super::reaper::Reaper;
 use super::stream::{AgentStream, InputReader, OutputWriter};
+use super::workers::Workers;
 use super::{exec, files, identity, probe, quiesce, tree};
 use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
@@ -26,7 +27,7 @@ use crate::outbox::Outbox;
 
 const READ_BYTES: usize = 64 * 1024;
 
-/// Stack of a worker thread; the tar reader and serde need the most.
+/// Stack of a thread of its own.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
 
 /// Longest a pause waits for the rest of a frame.
@@ -76,6 +77,7 @@ impl AgentSession {
 pub(super) struct Server {
     platform: Box<dyn Platform>,
     reaper: Arc<Reaper>,
+    workers: Arc<Workers>,
     boot_id: String,
     status: Mutex<Status>,
     changed: Condvar,
@@ -105,6 +107,7 @@ impl Server {
         Arc::new(Self {
             platform,
             reaper,
+            workers: Arc::default(),
             boot_id,
             status: Mutex::new(Status { state, session: None }),
             changed: Condvar::new(),
@@ -308,7 +311,7 @@ impl Server {
         };
         let server = Arc::clone(self);
         let worker = Arc::clone(&stream);
-        let spawned = spawn_worker("stream", move || server.work(&worker, input, request));
+        let spawned = self.workers.run(move || server.work(&worker, input, request));
         if let Err(error) = spawned {
             stream.abandon();
             return Err(RemoteError::from_io("cannot start a thread", &error));

@@ -51,7 +51,10 @@ impl AgentStream {
         match frame.kind {
             Kind::Data => match frame.data_parts() {
                 Some((Channel::Stdin, bytes)) if self.window.receive(bytes.len()) => {
-                    let _ = self.input.send(Input::Data(bytes.to_vec()));
+                    if self.input.send(Input::Data(bytes.to_vec())).is_err() {
+                        // Nobody reads it, which must not hold the host up.
+                        self.consumed(bytes.len());
+                    }
                 }
                 _ => self.refuse("the host sent more than its credit"),
             },

@@ -138,6 +138,8 @@ pub(super) fn load(
     deadline: Instant,
 ) -> Result<Outcome, QmpError> {
     hand_over(qmp, file, scope, deadline)?;
+    // QEMU would have the guest announce the captured machine's address, which is to be another's.
+    qmp.execute("migrate-set-parameters", Some(json!({"announce-rounds": 0})), left(deadline))?;
     let mut arguments = json!({"uri": format!("fd:{STATE}"), "exit-on-error": false});
     loop {
         match qmp.execute("migrate-incoming", Some(arguments.clone()), left(deadline)) {

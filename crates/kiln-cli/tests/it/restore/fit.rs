@@ -6,6 +6,11 @@ use super::Lab;
 fn boot_another_shape_boots_and_says_why() {
     let lab = Lab::captured("");
     lab.boots_because(&["-m", "192M"], "memory is 128M in the snapshot and 192M here");
+    // Nothing else is told in the foreground, and not even that where nothing is to be told.
+    let told = lab.run(&["-m", "192M"], "true").stderr;
+    assert_eq!(told.lines().count(), 1, "{told}");
+    let silent = ["--progress", "none", "run", "--rm", "-m", "192M", "web", "--", "true"];
+    assert_eq!(lab.context.kiln(silent).stderr, "");
     lab.boots_because(&["--vcpus", "2"], "vcpus is 1 in the snapshot and 2 here");
     lab.boots_because(&["--board", "q35"], "board is pc in the snapshot and q35 here");
     lab.boots_because(&["--disk", "1G"], "disk is ");
