@@ -15,12 +15,14 @@ mod probe;
 use crate::control::{CONTROL_SOCKET, Report, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
-use crate::{Engine, EngineError, EngineResult};
+use crate::{Engine, EngineError, EngineResult, private};
 use desk::{Desk, News};
 use kiln_core::MachineId;
 use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Phase};
 use kiln_core::text::chain;
+use kiln_guest::config::WAIT_ARGUMENT;
 use kiln_guest::message::{Configure, ShutdownMode};
+use kiln_guest::private::Private;
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
 use kiln_sys::process::poll_within;
@@ -42,6 +44,8 @@ use std::time::{Duration, Instant};
 
 /// The state of a captured machine's processors and devices, beside its memory and disks.
 pub(crate) const STATE_FILE: &str = "state";
+/// Why a machine is not ready whose agent would leave its environment and secrets out.
+pub const OLD_AGENT: &str = "the guest's agent is too old to be given an environment or secrets";
 /// Time a machine monitor has to write it.
 const CAPTURE_WITHIN: Duration = Duration::from_secs(60);
 /// Time that answers which are on their way at a supervisor's end have.
@@ -70,6 +74,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         record: record.clone(),
         desk: Arc::clone(&desk),
         is_new: status.phase == Phase::Created,
+        private: Private::default(),
     };
     let remove_on_exit = record.remove_on_exit;
     let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
@@ -118,10 +123,13 @@ struct Host<'a> {
     desk: Arc<Desk>,
     /// Whether the machine was never started.
     is_new: bool,
+    /// What the run in progress is told alone.
+    private: Private,
 }
 
 impl World for Host<'_> {
     fn launch(&mut self) -> EngineResult<Launched> {
+        self.private = private::read(self.dir.path())?;
         // Its disk and its memory fit only until the machine has written to the disk.
         if !std::mem::take(&mut self.is_new) || self.record.snapshot.is_none() {
             return self.launch_as(false);
@@ -137,7 +145,7 @@ impl World for Host<'_> {
     }
 
     fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()> {
-        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, restored)
+        agent::attend(&self.record, &self.private, self.dir.path(), &self.desk, run, begun, restored)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -238,7 +246,11 @@ impl Host<'_> {
             fs::remove_file(file)?;
             drop(fs::create_new(file)?);
         }
-        self.engine.machine_spec(record, files)
+        let mut spec = self.engine.machine_spec(record, files)?;
+        if !restore && !self.private.is_empty() {
+            spec.boot_args.push(WAIT_ARGUMENT.to_owned());
+        }
+        Ok(spec)
     }
 
     /// Stops the guest and writes the state of its processors and devices.

@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::clone::CloneBy;
+use super::private::PrivateOptions;
 use super::run::Identity;
 use crate::error::{self, CliResult};
 use crate::output;
@@ -12,6 +13,7 @@ use kiln_core::{ByteSize, Digest, MachineName, Reference, RestartPolicy, TimeSpa
 use kiln_engine::create::CreateRequest;
 use kiln_engine::fork::{FORKS_MAX, ForkRequest};
 use kiln_engine::restore::RestoreChoice;
+use kiln_guest::private::Private;
 use serde::Serialize;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -21,8 +23,8 @@ use std::time::Instant;
 #[command(after_help = "\
 Makes machines that begin as a snapshot of the template and leaves them running. They share the
 snapshot's memory until they write to it; each has a disk, names, keys and random numbers of its
-own. Prints their names, one a line. Refused before anything is made when so many would not fit
-into the host's memory.
+own, and all have the same environment and secrets. Prints their names, one a line. Refused before
+anything is made when so many would not fit into the host's memory.
 
 Examples:
   kiln build --snapshot && kiln fork web -n 20
@@ -57,6 +59,8 @@ pub(crate) struct ForkArgs {
     /// What becomes of a guest that cannot be given names, keys and random numbers of its own
     #[arg(long, value_enum, default_value = "require", hide = true)]
     identity: Identity,
+    #[command(flatten)]
+    private: PrivateOptions,
     /// Print an object of JSON
     #[arg(long)]
     json: bool,
@@ -82,7 +86,7 @@ struct Machine {
 }
 
 impl ForkArgs {
-    fn request(&self) -> ForkRequest {
+    fn request(&self, private: Private) -> ForkRequest {
         let machine = CreateRequest {
             reference: self.reference.clone(),
             name: self.name.clone(),
@@ -99,6 +103,7 @@ impl ForkArgs {
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
             restart: RestartPolicy::default(),
+            private,
         };
         ForkRequest { machine, count: self.count, jobs: self.jobs }
     }
@@ -106,8 +111,9 @@ impl ForkArgs {
 
 pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     let begun = Instant::now();
+    let private = args.private.read(args.identity, false)?;
     let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
-    let report = context.engine.fork(&args.request(), &reporter)?;
+    let report = context.engine.fork(&args.request(private), &reporter)?;
     drop(reporter);
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (mut machines, mut failed) = (Vec::new(), Vec::new());

@@ -19,6 +19,7 @@ pub(crate) mod logs;
 pub(crate) mod ls;
 mod memory;
 pub(crate) mod pause;
+pub(crate) mod private;
 pub(crate) mod ps;
 pub(crate) mod rewarm;
 pub(crate) mod rm;

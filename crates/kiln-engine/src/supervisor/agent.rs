@@ -1,5 +1,6 @@
 //! Attending to the guest's agent: greeting it, giving the machine its identity, and finding out when it is ready.
 
+use super::OLD_AGENT;
 use super::desk::{Desk, News};
 use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
@@ -9,8 +10,9 @@ use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
 use kiln_core::ready::ReadyProbe;
 use kiln_core::text::tail;
 use kiln_guest::identity::{Identity, IdentityNetwork, PartResult};
-use kiln_guest::message::{AgentEvent, AgentState, Configure, NetworkConfig};
+use kiln_guest::message::{AgentEvent, AgentState, Configure, FEATURE_ENVIRONMENT, NetworkConfig};
 use kiln_guest::name::NameError;
+use kiln_guest::private::Private;
 use kiln_guest::relay::Relay;
 use kiln_guest::secret::Entropy;
 use kiln_guest::token::{Epoch, Hostname, MachineId};
@@ -37,13 +39,21 @@ const USER_DNS: &str = "10.0.2.3";
 /// Attends to the agent of a run from a thread of its own.
 pub(super) fn attend(
     record: &MachineRecord,
+    private: &Private,
     dir: &Path,
     desk: &Arc<Desk>,
     run: u32,
     begun: Instant,
     restored: bool,
 ) -> EngineResult<()> {
-    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, restored };
+    let attendant = Attendant {
+        record: record.clone(),
+        private: private.clone(),
+        desk: Arc::clone(desk),
+        run,
+        begun,
+        restored,
+    };
     // Connected to here, where the socket is this run's for certain.
     let stream = socket::connect(dir, AGENT_SOCKET);
     std::thread::Builder::new()
@@ -55,6 +65,7 @@ pub(super) fn attend(
 
 struct Attendant {
     record: MachineRecord,
+    private: Private,
     desk: Arc<Desk>,
     run: u32,
     begun: Instant,
@@ -125,6 +136,10 @@ impl Attendant {
             Err(error @ SessionError::Io { .. }) if !is_timeout(&error) => return Err(Unready::Ended),
             other => other?,
         };
+        let knows = session.agent().features.iter().any(|feature| feature == FEATURE_ENVIRONMENT);
+        if !self.private.is_empty() && !knows {
+            return Err(Unready::Never(OLD_AGENT.to_owned()));
+        }
         let events = session.events();
         if self.restored {
             // Nobody reaches a guest that is not a machine of its own yet.
@@ -149,7 +164,13 @@ impl Attendant {
     /// Makes a restored guest a machine of its own.
     fn identify(&self, session: &Session, deadline: Instant) -> Result<(), Unready> {
         if self.record.identity == IdentityPolicy::Skip {
-            return Ok(());
+            return if self.private.is_empty() {
+                Ok(())
+            } else {
+                Err(Unready::Never(
+                    "its environment and secrets are part of the identity that was left out".to_owned(),
+                ))
+            };
         }
         let identity = self.new_identity().map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let error = match session.identify(identity, deadline.min(Instant::now() + IDENTIFY_WITHIN)) {
@@ -157,7 +178,7 @@ impl Attendant {
             Err(error) if error.is_lost() => return Err(Unready::Ended),
             Err(error) => error,
         };
-        if self.record.identity == IdentityPolicy::Try {
+        if self.record.identity == IdentityPolicy::Try && self.private.is_empty() {
             return Ok(());
         }
         let reason = match &error {
@@ -188,6 +209,9 @@ impl Attendant {
             machine_id: Some(MachineId::new(&machine_id[..32])?),
             network: Some(IdentityNetwork { interface: None, config }),
             ssh_host_keys: true,
+            // Also when there is none: what the captured guest had is not this machine's.
+            environment: Some(self.private.environment().clone()),
+            secrets: Some(self.private.secrets().clone()),
             ..Identity::new(Epoch::new(random_uuid())?, Entropy::new(clock::random::<64>().to_vec())?)
         })
     }
@@ -200,11 +224,15 @@ impl Attendant {
             gateway: Some(USER_GATEWAY.to_owned()),
             dns: vec![USER_DNS.to_owned()],
         });
+        // A machine that boots has no former life; one without any of its own is not kept waiting for none.
+        let private = Some(&self.private).filter(|private| !private.is_empty());
         Configure {
             hostname: Some(self.record.name.to_string()),
             network,
             clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
             entropy: Some(clock::random_hex::<32>()),
+            environment: private.map(|private| private.environment().clone()),
+            secrets: private.map(|private| private.secrets().clone()),
         }
     }
 
