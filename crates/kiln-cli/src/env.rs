@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "this is where the environment is collected")]
 
 use kiln_engine::Settings;
+use kiln_guest::token::VariableName;
 use kiln_sys::{IoResult, Toolbox, process, tool};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -72,6 +73,11 @@ fn toolbox() -> Toolbox {
     let env =
         HANDED_ON.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
     Toolbox::new(search, env)
+}
+
+/// Returns a variable that the user names, as it is.
+pub(crate) fn variable(name: &VariableName) -> Option<OsString> {
+    std::env::var_os(name.as_str())
 }
 
 /// Returns whether colours are unwanted.

@@ -1,5 +1,6 @@
 //! From an error to what the user reads and the exit code the script reads.
 
+use crate::cmd::private::PrivateError;
 use crate::{env, hints, output};
 use kiln_core::text::count;
 use kiln_engine::EngineError;
@@ -24,6 +25,9 @@ pub(crate) enum CliError {
     /// The arguments do not make sense together.
     #[error("{0}")]
     Usage(String),
+    /// A machine cannot be given the environment or secrets that were asked for.
+    #[error(transparent)]
+    Private(#[from] PrivateError),
     /// Something on the way to the engine failed.
     #[error(transparent)]
     Io(#[from] kiln_sys::IoError),
@@ -76,7 +80,9 @@ fn not_whole(artifacts: usize, revisions: usize, snapshots: usize) -> String {
 impl CliError {
     fn code(&self) -> u8 {
         match self {
+            Self::Private(PrivateError::File(_)) => EXIT_FAILED,
             Self::Usage(_)
+            | Self::Private(_)
             | Self::Engine(EngineError::Recipe { .. } | EngineError::CopySides | EngineError::Shape(_)) => {
                 EXIT_USAGE
             }

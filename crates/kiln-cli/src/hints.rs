@@ -1,9 +1,11 @@
 //! What to try next. Library errors say what is so; this says what may help.
 
+use crate::cmd::private::PrivateError;
 use crate::error::CliError;
 use kiln_build::BuildError;
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
+use kiln_engine::supervisor::OLD_AGENT;
 use kiln_store::{CannotGrow, StoreError};
 use kiln_sys::ToolError;
 use kiln_sys::protect::{Means, ProtectError};
@@ -42,6 +44,7 @@ pub(crate) fn hints(error: &CliError) -> Vec<String> {
             }
             hints
         }
+        CliError::Private(error) => private(error),
         CliError::Usage(_) => vec!["kiln --help".to_owned()],
         _ => Vec::new(),
     }
@@ -121,8 +124,27 @@ fn engine(error: &EngineError) -> Vec<String> {
     }
 }
 
+fn private(error: &PrivateError) -> Vec<String> {
+    match error {
+        PrivateError::NotSet { name, .. } => {
+            one(format!("{name}=VALUE sets it here, export {name} in your shell"))
+        }
+        PrivateError::VariableTwice { .. } => one("give each variable once"),
+        PrivateError::StdinTwice { .. } | PrivateError::StdinTaken { .. } => one("put the other into a file"),
+        PrivateError::StdinTerminal { name } => one(format!("--secret {name}=FILE, or a pipe into kiln")),
+        PrivateError::Limit(_) => one("kiln cp brings larger files into a machine that runs"),
+        PrivateError::File(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            one("--secret NAME=- reads what is no regular file from standard input")
+        }
+        _ => Vec::new(),
+    }
+}
+
 fn ended(cause: &EndCause, name: &str) -> Vec<String> {
     match cause {
+        EndCause::NeverReady { reason } if reason == OLD_AGENT => {
+            one("kiln build --force in the recipe's directory bakes the template with this kiln's agent")
+        }
         EndCause::NeverReady { .. } => one(format!(
             "kiln logs {name} shows the whole console; [ready] in kiln.toml sets probe and timeout"
         )),

@@ -20,6 +20,7 @@ use kiln_core::snapshot::{
 };
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, Digest, Reference, VariantName};
+use kiln_guest::private::Private;
 use kiln_store::{CloneChoice, IngestFrom, Staging, StoreError};
 use kiln_sys::clock;
 use kiln_sys::lock::Share;
@@ -136,6 +137,7 @@ impl Engine {
             remove_on_exit: true,
             ttl: None,
             restart: RestartPolicy::default(),
+            private: Private::default(),
         };
         let created = self.create(&create, reporter)?;
         let record = created.entry.record.clone();

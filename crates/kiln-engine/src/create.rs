@@ -2,13 +2,14 @@
 
 use crate::progress::{Progress, Reporter, waiting};
 use crate::restore::RestoreChoice;
-use crate::{Engine, EngineError, EngineResult};
+use crate::{Engine, EngineError, EngineResult, private};
 use kiln_core::machine::{
     CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX,
     RECORD_VERSION,
 };
 use kiln_core::variant::MachineShape;
 use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, RestartPolicy, TemplateName};
+use kiln_guest::private::Private;
 use kiln_store::{CloneChoice, CloneRequest, MachineEntry, Revision, StoreError};
 use kiln_sys::commit::{Existing, commit_dir, write_file};
 use kiln_sys::lock::{FileLock, Share};
@@ -56,6 +57,8 @@ pub struct CreateRequest {
     pub ttl: Option<Duration>,
     /// When it is started again after an end.
     pub restart: RestartPolicy,
+    /// Its own environment and secrets.
+    pub private: Private,
 }
 
 /// A machine that was made and is not started yet. Holding this keeps others from taking it for an orphan.
@@ -86,6 +89,7 @@ impl Engine {
                 EngineError::SupervisorRefused { name: record.name.to_string(), reason: holder.text }
             })?;
         write_json(&dir, "status.json", &MachineStatus::created())?;
+        private::write(&dir, &request.private)?;
         let names = self.store.root().join("machines.lock");
         let _names = FileLock::take(&names, "naming a machine", &self.cancel, &mut waiting)
             .map_err(|error| EngineError::from(StoreError::from(error)))?;

@@ -21,6 +21,7 @@ pub mod machines;
 pub mod memory;
 pub mod pause;
 pub mod preflight;
+pub mod private;
 pub mod progress;
 pub mod ready;
 pub mod restore;

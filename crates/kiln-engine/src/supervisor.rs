@@ -17,13 +17,15 @@ use crate::control::{CONTROL_SOCKET, Report, SavedMachine, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
 use crate::restore::has_nic;
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
-use crate::{Engine, EngineError, EngineResult};
+use crate::{Engine, EngineError, EngineResult, private};
 use agent::Origin;
 use desk::{Desk, News};
 use kiln_core::MachineId;
 use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Phase};
 use kiln_core::text::chain;
+use kiln_guest::config::WAIT_ARGUMENT;
 use kiln_guest::message::{Configure, ShutdownMode};
+use kiln_guest::private::Private;
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
 use kiln_sys::process::poll_within;
@@ -47,6 +49,8 @@ use std::time::{Duration, Instant};
 
 /// The state of a captured machine's processors and devices, beside its memory and disks.
 pub(crate) const STATE_FILE: &str = "state";
+/// Why a machine is not ready whose agent would leave its environment and secrets out.
+pub const OLD_AGENT: &str = "the guest's agent is too old to be given an environment or secrets";
 /// Time a machine monitor has to write it.
 const CAPTURE_WITHIN: Duration = Duration::from_secs(60);
 /// Time that answers which are on their way at a supervisor's end have.
@@ -75,6 +79,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
         record: record.clone(),
         desk: Arc::clone(&desk),
         is_new: status.phase == Phase::Created,
+        private: Private::default(),
         begins_as_another: false,
         unplugged_nic: false,
         agent: None,
@@ -126,6 +131,8 @@ struct Host<'a> {
     desk: Arc<Desk>,
     /// Whether the machine was never started.
     is_new: bool,
+    /// What the run in progress is told alone.
+    private: Private,
     /// Whether the guest that was launched last boots from what the disk of another machine was.
     begins_as_another: bool,
     /// Whether the machine that was launched last has a network device although it is connected to nothing.
@@ -136,6 +143,7 @@ struct Host<'a> {
 
 impl World for Host<'_> {
     fn launch(&mut self) -> EngineResult<Launched> {
+        self.private = private::read(self.dir.path())?;
         let launched = self.begin()?;
         let copied = self.record.snapshot.is_some() && !self.record.put_back;
         self.begins_as_another = !launched.restored && self.is_new && copied;
@@ -151,7 +159,7 @@ impl World for Host<'_> {
         };
         // Connected to here, where the socket is this run's for certain.
         let stream = self.agent.take().map_or_else(|| socket::connect(self.dir.path(), AGENT_SOCKET), Ok);
-        agent::attend(&self.record, stream, &self.desk, run, begun, origin)
+        agent::attend(&self.record, &self.private, stream, &self.desk, run, begun, origin)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -293,7 +301,11 @@ impl Host<'_> {
             fs::remove_file(file)?;
             drop(fs::create_new(file)?);
         }
-        self.engine.machine_spec(record, files)
+        let mut spec = self.engine.machine_spec(record, files)?;
+        if !restore && !self.private.is_empty() {
+            spec.boot_args.push(WAIT_ARGUMENT.to_owned());
+        }
+        Ok(spec)
     }
 
     /// Refuses a directory that is not in the store's staging.

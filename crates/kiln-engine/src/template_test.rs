@@ -18,6 +18,7 @@ use kiln_core::template_test::{
 };
 use kiln_core::text::{chain, count};
 use kiln_core::{Digest, Reference};
+use kiln_guest::private::Private;
 use kiln_store::{CloneChoice, Revision, Snapshot, StoreError, Verdict};
 use kiln_sys::clock;
 use kiln_sys::lock::Share;
@@ -133,6 +134,7 @@ impl Engine {
             remove_on_exit: true,
             ttl: None,
             restart: RestartPolicy::default(),
+            private: Private::default(),
         };
         let mut snapshot = None;
         let mut trouble = None;

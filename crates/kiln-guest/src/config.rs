@@ -10,6 +10,9 @@ use crate::name::{GuestPath, UserSpec};
 /// Where the agent looks for the configuration.
 pub const INIT_CONFIG_PATH: &str = "/kiln/init.json";
 
+/// Word of the kernel's command line: the entry point waits until the machine has been told its own environment and secrets.
+pub const WAIT_ARGUMENT: &str = "kiln.wait=private";
+
 /// Version of the format.
 pub const INIT_CONFIG_VERSION: u32 = 1;
 

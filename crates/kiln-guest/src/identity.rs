@@ -2,17 +2,17 @@
 //!
 //! The agent does the parts in the order of [`Part`], whatever is given.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ErrorKind, RemoteError};
 use crate::hook::{HookReport, HookTimeout};
-use crate::limits::{DNS_SERVERS_MAX, ENVIRONMENT_BYTES_MAX, SECRETS_BYTES_MAX, SECRETS_MAX};
+use crate::limits::DNS_SERVERS_MAX;
 use crate::message::NetworkConfig;
-use crate::secret::{Entropy, SecretValue};
-use crate::token::{Epoch, Hostname, InterfaceName, MachineId, SecretName, VariableName};
+use crate::private::{Environment, Secrets, check_environment, check_secrets};
+use crate::secret::Entropy;
+use crate::token::{Epoch, Hostname, InterfaceName, MachineId};
 
 /// Makes a restored guest a machine of its own; absent parts are left alone.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,10 +38,10 @@ pub struct Identity {
     pub ssh_host_keys: bool,
     /// The machine's own environment, all of it.
     #[serde(default)]
-    pub environment: Option<BTreeMap<VariableName, String>>,
+    pub environment: Option<Environment>,
     /// The machine's own secrets, all of them.
     #[serde(default)]
-    pub secrets: Option<BTreeMap<SecretName, SecretValue>>,
+    pub secrets: Option<Secrets>,
     /// Time each hook may take.
     #[serde(default)]
     pub hook_timeout_ms: HookTimeout,
@@ -55,8 +55,8 @@ impl fmt::Debug for Identity {
             .field("hostname", &self.hostname)
             .field("machine_id", &self.machine_id)
             .field("network", &self.network)
-            .field("environment", &self.environment.as_ref().map(BTreeMap::len))
-            .field("secrets", &self.secrets.as_ref().map(BTreeMap::len))
+            .field("environment", &self.environment.as_ref().map(Environment::len))
+            .field("secrets", &self.secrets.as_ref().map(Secrets::len))
             .finish_non_exhaustive()
     }
 }
@@ -95,37 +95,14 @@ impl Identity {
     /// # Errors
     /// Names the first rule that is broken; no value is part of the text.
     pub fn check(&self) -> Result<(), RemoteError> {
-        let invalid = |message: String| Err(RemoteError::new(ErrorKind::Invalid, message));
-        if let Some(environment) = &self.environment {
-            let bytes: usize = environment.iter().map(|(name, value)| variable_bytes(name, value)).sum();
-            if bytes > ENVIRONMENT_BYTES_MAX {
-                return invalid(format!(
-                    "the environment has {bytes} bytes, more than {ENVIRONMENT_BYTES_MAX}"
-                ));
-            }
-            if let Some((name, _)) = environment.iter().find(|(_, value)| value.contains('\0')) {
-                return invalid(format!("variable {name} contains a zero byte"));
-            }
-        }
-        if let Some(secrets) = &self.secrets {
-            if secrets.len() > SECRETS_MAX {
-                return invalid(format!("{} secrets, more than {SECRETS_MAX}", secrets.len()));
-            }
-            let bytes: usize = secrets.values().map(|secret| secret.bytes().len()).sum();
-            if bytes > SECRETS_BYTES_MAX {
-                return invalid(format!("the secrets have {bytes} bytes, more than {SECRETS_BYTES_MAX}"));
-            }
-        }
+        self.environment.as_ref().map(check_environment).transpose()?;
+        self.secrets.as_ref().map(check_secrets).transpose()?;
         if self.network.as_ref().is_some_and(|network| network.config.dns.len() > DNS_SERVERS_MAX) {
-            return invalid(format!("more than {DNS_SERVERS_MAX} dns servers"));
+            let message = format!("more than {DNS_SERVERS_MAX} dns servers");
+            return Err(RemoteError::new(ErrorKind::Invalid, message));
         }
         Ok(())
     }
-}
-
-/// `NAME=value` and the zero byte behind it.
-fn variable_bytes(name: &VariableName, value: &str) -> usize {
-    name.as_str().len() + value.len() + 2
 }
 
 /// A part of the identity, in the order they are done.

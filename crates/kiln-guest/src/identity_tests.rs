@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -5,10 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::hook::{Fact, HookCause, HookFailure, HookRun, HookStage};
 use crate::limits::{
-    FACTS_BYTES_MAX, FRAME_PAYLOAD_MAX, HOOK_TAIL_BYTES_MAX, HOOKS_MAX, NOTE_BYTES_MAX, NOTES_MAX,
+    ENVIRONMENT_BYTES_MAX, FACTS_BYTES_MAX, FRAME_PAYLOAD_MAX, HOOK_TAIL_BYTES_MAX, HOOKS_MAX,
+    NOTE_BYTES_MAX, NOTES_MAX, SECRETS_BYTES_MAX, SECRETS_MAX,
 };
 use crate::message::{Opened, Request, parse_json, plain, plain_tail, to_json};
-use crate::token::{EventName, HookName};
+use crate::secret::SecretValue;
+use crate::token::{EventName, HookName, SecretName, VariableName};
 
 const EPOCH: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 

@@ -2,7 +2,7 @@
 //!
 //! The host uses [`session::Session`], directly over a [`transport::Transport`] or through a
 //! [`relay::Relay`]; the guest runs [`agent`], started by the `kiln-agent` program. Both sides share
-//! [`frame`] (bytes), [`message`], [`quiesce`] and [`identity`] (payloads) and [`config`] (what the agent reads at boot). The format is
+//! [`frame`] (bytes), [`message`], [`quiesce`], [`identity`] and [`private`] (payloads) and [`config`] (what the agent reads at boot). The format is
 //! described in `docs/formats/guest-channel.md`.
 
 pub mod agent;
@@ -16,6 +16,7 @@ pub mod limits;
 pub mod message;
 pub mod name;
 mod outbox;
+pub mod private;
 pub mod probe;
 pub mod quiesce;
 pub mod relay;

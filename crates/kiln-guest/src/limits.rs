@@ -74,6 +74,9 @@ pub const SECRETS_MAX: usize = 64;
 /// Bytes of all secrets of one identity.
 pub const SECRETS_BYTES_MAX: usize = 16 * 1024;
 
+/// Bytes of a machine's environment and secrets as JSON: a frame has room for the rest of their request.
+pub const PRIVATE_WIRE_BYTES_MAX: usize = FRAME_PAYLOAD_MAX - 2 * 1024;
+
 /// Hooks of one stage.
 pub const HOOKS_MAX: usize = 64;
 

@@ -4,6 +4,7 @@
 //! new version; what an older side must not misread needs a new [`PROTOCOL_VERSION`](crate::limits::PROTOCOL_VERSION).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use crate::frame::{Frame, Kind};
 use crate::identity::{Identity, IdentityReport};
 use crate::limits::{ARGV_ENV_BYTES_MAX, FRAME_PAYLOAD_MAX};
 use crate::name::{GuestPath, SignalNumber, UserSpec};
+use crate::private::{Environment, Secrets, check_environment, check_secrets};
 use crate::probe::{ProbeCheck, Probed};
 use crate::quiesce::{Quiesce, Quiesced};
 use crate::token::Epoch;
@@ -23,8 +25,11 @@ pub const FEATURE_QUIESCE: &str = "quiesce";
 /// Names the operation `identity` among an agent's features.
 pub const FEATURE_IDENTITY: &str = "identity";
 
+/// Names, among an agent's features, that `configure` takes environment and secrets, and that programs get the environment.
+pub const FEATURE_ENVIRONMENT: &str = "environment";
+
 /// Every feature of this version's agent.
-pub(crate) const FEATURES: [&str; 2] = [FEATURE_QUIESCE, FEATURE_IDENTITY];
+pub(crate) const FEATURES: [&str; 3] = [FEATURE_QUIESCE, FEATURE_IDENTITY, FEATURE_ENVIRONMENT];
 
 /// `HELLO`, behind magic and nonce.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,7 +131,7 @@ pub enum Request {
         path: GuestPath,
     },
     /// Sets the guest's identity: after a boot, and after every restore.
-    Configure(Configure),
+    Configure(Box<Configure>),
     /// Checks something in the guest, once.
     Probe {
         /// What.
@@ -242,7 +247,7 @@ pub struct WriteFile {
 }
 
 /// Sets the guest's identity; absent parts are left alone.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Configure {
     /// Host name.
     #[serde(default)]
@@ -256,6 +261,43 @@ pub struct Configure {
     /// 32 fresh random bytes, in hex, credited to the kernel's generator.
     #[serde(default)]
     pub entropy: Option<String>,
+    /// The machine's own environment, all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
+    /// The machine's own secrets, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<Secrets>,
+}
+
+impl Configure {
+    /// Checks the limits that no single type has.
+    ///
+    /// # Errors
+    /// Names the first limit that is broken; no value is part of the text.
+    pub fn check(&self) -> Result<(), RemoteError> {
+        self.environment.as_ref().map(check_environment).transpose()?;
+        self.secrets.as_ref().map(check_secrets).transpose()?;
+        Ok(())
+    }
+
+    /// Returns whether it gives the machine an environment or secrets, empty ones included.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.environment.is_some() || self.secrets.is_some()
+    }
+}
+
+/// Values may be secrets: only their number is shown.
+impl fmt::Debug for Configure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Configure")
+            .field("hostname", &self.hostname)
+            .field("network", &self.network)
+            .field("clock_unix_ns", &self.clock_unix_ns)
+            .field("environment", &self.environment.as_ref().map(Environment::len))
+            .field("secrets", &self.secrets.as_ref().map(Secrets::len))
+            .finish_non_exhaustive()
+    }
 }
 
 /// Configuration of one interface.

@@ -19,9 +19,6 @@ pub(crate) struct GuestOptions {
     /// Give the program a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Set an environment variable
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    pub(crate) env: Vec<String>,
     /// Run as this user: name or number, with :group or :number
     #[arg(short, long, value_name = "USER")]
     pub(crate) user: Option<UserSpec>,
@@ -32,19 +29,11 @@ pub(crate) struct GuestOptions {
 
 impl GuestOptions {
     /// Returns the request that runs `command` with these options.
-    pub(crate) fn request(&self, command: &[String]) -> Result<ExecRequest, CliError> {
-        let mut env = BTreeMap::new();
-        for pair in &self.env {
-            let Some((name, value)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-                return Err(CliError::Usage(format!("`{pair}` is not NAME=VALUE")));
-            };
-            env.insert(name.to_owned(), value.to_owned());
-        }
+    pub(crate) fn request(&self, command: &[String]) -> ExecRequest {
         let mut request = ExecRequest::new(command.iter().cloned());
-        request.env = env;
         request.user = self.user.clone();
         request.cwd = self.workdir.clone();
-        Ok(request)
+        request
     }
 
     pub(crate) fn attach(&self) -> Attach {
@@ -65,6 +54,9 @@ Examples:
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     options: GuestOptions,
+    /// Set an environment variable, above the machine's own
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
     /// The machine
     machine: String,
     /// The command
@@ -74,10 +66,22 @@ pub(crate) struct ExecArgs {
 
 pub(crate) fn run(context: &Context, args: ExecArgs) -> CliResult {
     let command = strip_dashes(&args.command);
-    let request = args.options.request(command)?;
+    let mut request = args.options.request(command);
+    request.env = environment(&args.env)?;
     let session = context.engine.session(&args.machine)?;
     let code = terminal::exec(&session, request, args.options.attach(), &context.signals)?;
     Ok(ExitCode::from(code))
+}
+
+fn environment(pairs: &[String]) -> Result<BTreeMap<String, String>, CliError> {
+    let mut env = BTreeMap::new();
+    for pair in pairs {
+        let Some((name, value)) = pair.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(CliError::Usage(format!("`{pair}` is not NAME=VALUE")));
+        };
+        env.insert(name.to_owned(), value.to_owned());
+    }
+    Ok(env)
 }
 
 /// Drops the `--` that clap leaves in front of a trailing command.

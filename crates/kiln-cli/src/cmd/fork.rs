@@ -3,6 +3,7 @@
 use super::Context;
 use super::clone::CloneBy;
 use super::named::{Named, named};
+use super::private::PrivateOptions;
 use super::run::Identity;
 use crate::error::{self, CliError, CliResult};
 use crate::output;
@@ -13,6 +14,7 @@ use kiln_core::{ByteSize, Digest, MachineName, Reference, RestartPolicy, TimeSpa
 use kiln_engine::create::CreateRequest;
 use kiln_engine::fork::{FORKS_MAX, ForkRequest, MachineForkRequest};
 use kiln_engine::restore::RestoreChoice;
+use kiln_guest::private::Private;
 use kiln_store::MachineEntry;
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -23,10 +25,12 @@ use std::time::Instant;
 #[command(after_help = "\
 Makes machines that begin as a snapshot of the template, or as a running machine is now, and leaves
 them running. They share the snapshot's memory until they write to it; each has a disk, names, keys
-and random numbers of its own. Prints their names, one a line. Refused before anything is made when
-so many would not fit into the host's memory.
+and random numbers of its own, and all have the same environment and secrets. Prints their names,
+one a line. Refused before anything is made when so many would not fit into the host's memory.
 A running machine stands still for a moment, which is told, and goes on. Its published ports stay
-with it. The snapshot goes when no fork continues it; kiln snapshot create keeps one.
+with it, and its environment is that of its forks where -e does not say otherwise. One with secrets
+is not captured: its memory holds them. The snapshot goes when no fork continues it; kiln snapshot
+create keeps one.
 
 Examples:
   kiln build --snapshot && kiln fork web -n 20
@@ -62,6 +66,8 @@ pub(crate) struct ForkArgs {
     /// What becomes of a guest that cannot be given names, keys and random numbers of its own
     #[arg(long, value_enum, default_value = "require", hide = true)]
     identity: Identity,
+    #[command(flatten)]
+    private: PrivateOptions,
     /// Print an object of JSON
     #[arg(long)]
     json: bool,
@@ -93,7 +99,7 @@ struct Machine {
 }
 
 impl ForkArgs {
-    fn request(&self, reference: Reference) -> ForkRequest {
+    fn request(&self, reference: Reference, private: Private) -> ForkRequest {
         let machine = CreateRequest {
             reference,
             name: self.name.clone(),
@@ -110,11 +116,12 @@ impl ForkArgs {
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
             restart: RestartPolicy::default(),
+            private,
         };
         ForkRequest { machine, count: self.count, jobs: self.jobs, numbered: true }
     }
 
-    fn machine_request(&self, machine: &MachineEntry) -> MachineForkRequest {
+    fn machine_request(&self, machine: &MachineEntry, private: Private) -> MachineForkRequest {
         MachineForkRequest {
             machine: machine.record.id.to_string(),
             name: self.name.clone(),
@@ -122,6 +129,7 @@ impl ForkArgs {
             jobs: self.jobs,
             clone: self.clone.into(),
             identity: self.identity.into(),
+            private,
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
         }
@@ -130,16 +138,19 @@ impl ForkArgs {
 
 pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     let begun = Instant::now();
+    let private = args.private.read(args.identity, false)?;
     let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
     let (report, paused_us) = match named(context, &args.target)? {
-        Named::Template(reference) => (context.engine.fork(&args.request(reference), &reporter)?, None),
+        Named::Template(reference) => {
+            (context.engine.fork(&args.request(reference, private), &reporter)?, None)
+        }
         Named::Machine(machine) => {
             if args.memory.is_some() || args.vcpus.is_some() {
                 let what = format!("machine `{}`: its forks have its memory and processors", args.target);
                 return Err(CliError::Usage(what));
             }
-            let (report, captured) =
-                context.engine.fork_machine(&args.machine_request(&machine), &reporter)?;
+            let request = args.machine_request(&machine, private);
+            let (report, captured) = context.engine.fork_machine(&request, &reporter)?;
             (report, Some(captured.paused_us))
         }
     };

@@ -20,6 +20,7 @@ pub(crate) mod ls;
 mod memory;
 mod named;
 pub(crate) mod pause;
+pub(crate) mod private;
 pub(crate) mod ps;
 pub(crate) mod rewarm;
 pub(crate) mod rm;

@@ -7,6 +7,7 @@ use clap::Args;
 use kiln_core::machine::{EndCause, Network, Phase};
 use kiln_core::{Digest, MachineId, RestartPolicy};
 use kiln_engine::memory::{MachineMemory, MemorySum};
+use kiln_engine::private::PrivateNames;
 use kiln_store::MachineEntry;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -62,13 +63,15 @@ pub(crate) struct Line {
     supervisor_pid: Option<u32>,
     vmm_pid: Option<u32>,
     end: Option<EndCause>,
+    #[serde(flatten)]
+    private: PrivateNames,
     /// Only where it was asked for; then null for a machine that does not run.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Option<memory::Machine>>,
 }
 
 impl Line {
-    pub(crate) fn new(entry: MachineEntry) -> Self {
+    pub(crate) fn new(entry: MachineEntry, private: PrivateNames) -> Self {
         let MachineEntry { record, status, .. } = entry;
         let ports = match &record.network {
             Network::User { forwards, .. } => forwards.iter().map(ToString::to_string).collect(),
@@ -97,6 +100,7 @@ impl Line {
             supervisor_pid: status.supervisor_pid,
             vmm_pid: status.vmm_pid,
             end: status.end,
+            private,
             memory: None,
         }
     }
@@ -110,7 +114,16 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
         match entry {
             Ok(entry) if args.all || entry.status.phase.is_live() || entry.status.phase == Phase::Created => {
                 let memory = if args.memory { MachineMemory::of(&entry) } else { None };
-                let mut line = Line::new(entry);
+                let private = match context.engine.private_names(&entry) {
+                    Ok(private) => private,
+                    Err(error) => {
+                        output::tell(&format!("machine {id}:"));
+                        error::tell(&error.into());
+                        damaged += 1;
+                        PrivateNames::default()
+                    }
+                };
+                let mut line = Line::new(entry, private);
                 line.memory = args.memory.then(|| memory.as_ref().map(memory::Machine::new));
                 memories.push(memory);
                 lines.push(line);

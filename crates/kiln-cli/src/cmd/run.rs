@@ -2,6 +2,7 @@
 
 use super::clone::CloneBy;
 use super::exec::{GuestOptions, shell_of, strip_dashes};
+use super::private::PrivateOptions;
 use super::{Context, echo, logs};
 use crate::error::{CliError, CliResult};
 use crate::output;
@@ -17,6 +18,7 @@ use kiln_engine::machines::ConsoleReader;
 use kiln_engine::restore::RestoreChoice;
 use kiln_engine::start::{Ownership, Started};
 use kiln_guest::message::ExecRequest;
+use kiln_guest::private::Private;
 use kiln_store::MachineEntry;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -97,12 +99,15 @@ With -d: leaves the machine running and prints its name. A machine in the foregr
 kiln, however that ends.
 A machine that was ready once is started again as --restart says, after a rest of 100 ms that
 doubles to a minute; kiln stop, --ttl and kiln rm -f end it for good.
+Its environment is that of its entrypoint and of every command in it, its secrets are files there;
+it has both again whenever it is started. id=NAME,src=FILE is another form of NAME=FILE.
 
 Examples:
   kiln run --rm web -- uname -a
   kiln run -it --rm web
   kiln run -d --name w1 -p 8080:80 web
   kiln run -d --restart on-failure:5 --ttl 12h web
+  kiln run --rm -e LANG=C --secret token=token.txt web -- cat /run/kiln/secrets/token
   kiln run web/big:v1 -- nproc")]
 pub(crate) struct RunArgs {
     /// Remove the machine and its disk when it ends
@@ -154,6 +159,8 @@ pub(crate) struct RunArgs {
     )]
     restart: Option<RestartPolicy>,
     #[command(flatten)]
+    private: PrivateOptions,
+    #[command(flatten)]
     options: GuestOptions,
     #[arg(help = "What to run: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…")]
     reference: Reference,
@@ -175,7 +182,7 @@ impl RunArgs {
         network_of(self.net, forwards)
     }
 
-    fn create_request(&self) -> Result<CreateRequest, CliError> {
+    fn create_request(&self, private: Private) -> Result<CreateRequest, CliError> {
         Ok(CreateRequest {
             reference: self.reference.clone(),
             name: self.name.clone(),
@@ -205,6 +212,7 @@ impl RunArgs {
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
             restart: self.restart.unwrap_or_default(),
+            private,
         })
     }
 
@@ -239,10 +247,11 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
         ));
     }
     args.check_end()?;
-    let request = args.options.request(&command)?;
+    let request = args.options.request(&command);
+    let private = args.private.read(args.identity, args.options.interactive)?;
     let reporter =
         if args.detach { context.reporter(false) } else { Shown::of_foreground(context.progress_mode()) };
-    let created = context.engine.create(&args.create_request()?, &reporter)?;
+    let created = context.engine.create(&args.create_request(private)?, &reporter)?;
     let entry = created.entry.clone();
     let ownership = if args.detach { Ownership::Detached } else { Ownership::Owned };
     let started = context.engine.start_created(created, ownership, &reporter)?;

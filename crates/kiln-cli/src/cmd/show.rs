@@ -96,7 +96,8 @@ fn machine(context: &Context, args: &ShowArgs) -> CliResult {
     let entry = context.engine.find_machine(&args.name)?;
     let (dir, boot_args) = (entry.dir.display().to_string(), entry.record.boot_args.join(" "));
     let disk = entry.record.clone.clone();
-    let line = ps::Line::new(entry);
+    let private = context.engine.private_names(&entry)?;
+    let line = ps::Line::new(entry, private);
     if args.json {
         output::json(line);
         return Ok(ExitCode::SUCCESS);

@@ -20,6 +20,7 @@ mod identity;
 mod lifecycle;
 mod memory;
 mod pause;
+mod private;
 mod ready;
 mod registry;
 mod restore;

@@ -6,10 +6,10 @@ use crate::create::{DATA_DISK_FILE, DISK_STEM, START_LOCK};
 use crate::progress::{Progress, Reporter, waiting};
 use crate::spec::{MEMORY_FILE, SpecFiles};
 use crate::supervisor::{STATE_FILE, SUPERVISOR_LOCK, copy_disk, whole_file};
-use crate::{Engine, EngineError, EngineResult};
+use crate::{Engine, EngineError, EngineResult, private};
 use kiln_core::machine::{CloneMethod, MachineRecord, Network, Phase};
 use kiln_core::snapshot::{SNAPSHOT_RECORD_VERSION, SnapshotFile, SnapshotKeep, SnapshotRecord};
-use kiln_core::text::chain;
+use kiln_core::text::{chain, count};
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, Digest, VariantName};
 use kiln_store::{MachineEntry, Staging};
@@ -81,6 +81,11 @@ impl Engine {
             return Err(refused(
                 "board microvm has no version, and only disks can be captured on it".to_owned(),
             ));
+        }
+        let secrets = private::read(&entry.dir)?.secrets().len();
+        if request.memory && secrets > 0 {
+            let secrets = count(u32::try_from(secrets).unwrap_or(u32::MAX), "secret");
+            return Err(refused(format!("it has {secrets}, which a snapshot of its memory would hold")));
         }
         let used = self.disk_bytes(&entry)?;
         let memory = entry.record.shape.memory.bytes();

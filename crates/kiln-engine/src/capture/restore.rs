@@ -4,7 +4,7 @@ use crate::create::{CreateRequest, START_LOCK};
 use crate::progress::{Reporter, waiting};
 use crate::restore::RestoreChoice;
 use crate::supervisor::SUPERVISOR_LOCK;
-use crate::{Engine, EngineError, EngineResult};
+use crate::{Engine, EngineError, EngineResult, private};
 use kiln_core::machine::MachineRecord;
 use kiln_core::{Reference, RevisionSelector};
 use kiln_store::{MachineEntry, Snapshot};
@@ -86,6 +86,7 @@ impl Engine {
             put_back: of.as_deref() == Some(entry.record.name.as_str()),
             ..entry.record.clone()
         };
+        private::write(&dir, &private::read(&entry.dir)?)?;
         self.write_machine(&dir, &record)?;
         self.cancel.check()?;
         commit_dir_over(&dir, &entry.dir)?;

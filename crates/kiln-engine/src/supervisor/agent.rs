@@ -1,5 +1,6 @@
 //! Attending to the guest's agent: greeting it, giving the machine its identity, and finding out when it is ready.
 
+use super::OLD_AGENT;
 use super::desk::{Desk, News};
 use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
@@ -9,8 +10,9 @@ use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
 use kiln_core::ready::ReadyProbe;
 use kiln_core::text::tail;
 use kiln_guest::identity::{Identity, IdentityNetwork, PartResult};
-use kiln_guest::message::{AgentEvent, AgentState, Configure, NetworkConfig};
+use kiln_guest::message::{AgentEvent, AgentState, Configure, FEATURE_ENVIRONMENT, NetworkConfig};
 use kiln_guest::name::NameError;
+use kiln_guest::private::Private;
 use kiln_guest::relay::Relay;
 use kiln_guest::secret::Entropy;
 use kiln_guest::token::{Epoch, Hostname, MachineId};
@@ -48,13 +50,21 @@ pub(super) enum Origin {
 /// Attends to the agent of a run, behind `stream`, from a thread of its own.
 pub(super) fn attend(
     record: &MachineRecord,
+    private: &Private,
     stream: IoResult<UnixStream>,
     desk: &Arc<Desk>,
     run: u32,
     begun: Instant,
     origin: Origin,
 ) -> EngineResult<()> {
-    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, origin };
+    let attendant = Attendant {
+        record: record.clone(),
+        private: private.clone(),
+        desk: Arc::clone(desk),
+        run,
+        begun,
+        origin,
+    };
     std::thread::Builder::new()
         .name("agent".to_owned())
         .spawn(move || attendant.run(stream))
@@ -64,6 +74,7 @@ pub(super) fn attend(
 
 struct Attendant {
     record: MachineRecord,
+    private: Private,
     desk: Arc<Desk>,
     run: u32,
     begun: Instant,
@@ -125,8 +136,7 @@ impl Attendant {
             Unready::Never(format!("{what} within {} s", within.as_secs_f32()))
         };
         // A restored agent is up already, unless its guest is no guest any more.
-        let greets_within =
-            if self.origin == Origin::Restored { within.min(GREETS_WITHIN) } else { within };
+        let greets_within = if self.origin == Origin::Restored { within.min(GREETS_WITHIN) } else { within };
         let stream = stream.map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let session = match Session::connect(Box::new(stream), self.begun + greets_within) {
             Err(SessionError::Timeout { .. }) => {
@@ -135,6 +145,10 @@ impl Attendant {
             Err(error @ SessionError::Io { .. }) if !is_timeout(&error) => return Err(Unready::Ended),
             other => other?,
         };
+        let knows = session.agent().features.iter().any(|feature| feature == FEATURE_ENVIRONMENT);
+        if !self.private.is_empty() && !knows {
+            return Err(Unready::Never(OLD_AGENT.to_owned()));
+        }
         let events = session.events();
         if self.origin == Origin::Restored {
             // Nobody reaches a guest that is not a machine of its own yet.
@@ -167,7 +181,13 @@ impl Attendant {
     /// Makes a restored guest a machine of its own.
     fn identify(&self, session: &Session, deadline: Instant) -> Result<(), Unready> {
         if self.record.identity == IdentityPolicy::Skip {
-            return Ok(());
+            return if self.private.is_empty() {
+                Ok(())
+            } else {
+                Err(Unready::Never(
+                    "its environment and secrets are part of the identity that was left out".to_owned(),
+                ))
+            };
         }
         let identity = self.new_identity().map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let error = match session.identify(identity, deadline.min(Instant::now() + IDENTIFY_WITHIN)) {
@@ -175,7 +195,7 @@ impl Attendant {
             Err(error) if error.is_lost() => return Err(Unready::Ended),
             Err(error) => error,
         };
-        if self.record.identity == IdentityPolicy::Try {
+        if self.record.identity == IdentityPolicy::Try && self.private.is_empty() {
             return Ok(());
         }
         let reason = match &error {
@@ -207,6 +227,9 @@ impl Attendant {
             machine_id: (!record.put_back).then(|| MachineId::new(&machine_id[..32])).transpose()?,
             network: Some(IdentityNetwork { interface: None, config }),
             ssh_host_keys: !record.put_back,
+            // Also when there is none: what the captured guest had is not this machine's.
+            environment: Some(self.private.environment().clone()),
+            secrets: Some(self.private.secrets().clone()),
             ..Identity::new(Epoch::new(random_uuid())?, Entropy::new(clock::random::<64>().to_vec())?)
         })
     }
@@ -219,11 +242,15 @@ impl Attendant {
             gateway: Some(USER_GATEWAY.to_owned()),
             dns: vec![USER_DNS.to_owned()],
         });
+        // A machine that boots has no former life; one without any of its own is not kept waiting for none.
+        let private = Some(&self.private).filter(|private| !private.is_empty());
         Configure {
             hostname: Some(self.record.name.to_string()),
             network,
             clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
             entropy: Some(clock::random_hex::<32>()),
+            environment: private.map(|private| private.environment().clone()),
+            secrets: private.map(|private| private.secrets().clone()),
         }
     }
 

@@ -9,7 +9,7 @@ use rustix::event::poll;
 
 use super::exec::timespec;
 use super::files;
-use crate::config::{INIT_CONFIG_PATH, InitConfig};
+use crate::config::{INIT_CONFIG_PATH, InitConfig, WAIT_ARGUMENT};
 use crate::limits::INIT_CONFIG_BYTES_MAX;
 
 /// Interval of looking for a device; the kernel makes them in its own time.
@@ -19,6 +19,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// that has read it gives the same one to all its clones.
 pub(super) fn new_boot_id() -> String {
     files::random_hex::<16>().unwrap_or_default()
+}
+
+/// Returns whether the host will tell the machine something that its entry point is to have.
+pub(super) fn is_private() -> bool {
+    let line = read_attribute(Path::new("/proc/cmdline")).unwrap_or_default();
+    line.split_whitespace().any(|word| word == WAIT_ARGUMENT)
 }
 
 /// Lets some time pass.

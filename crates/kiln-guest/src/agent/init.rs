@@ -5,6 +5,8 @@
 //!                                                                     \-> stay: entry point, serve, reap
 //! ```
 //!
+//! Where the kernel's command line says so, the entry point waits for the machine's environment and secrets.
+//!
 //! PID 1 never ends: a guest that cannot boot says so over the channel and powers off.
 
 use std::fs::File;
@@ -23,7 +25,7 @@ use rustix::system::RebootCommand;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-use super::boot::{new_boot_id, read_config};
+use super::boot::{is_private, new_boot_id, read_config};
 use super::channel::{Handed, Served};
 use super::console::log;
 use super::launch::{self, DEFAULT_PATH, Launched, Spec, Streams, check_format};
@@ -33,10 +35,11 @@ use super::reaper::Reaper;
 use super::server::{Platform, Server, spawn_worker};
 use super::{configure, daemon, grow, modules, mounts, power};
 use crate::config::{Entrypoint, Init, InitConfig};
-use crate::error::RemoteError;
+use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
 use crate::message::{AgentEvent, AgentState, Configure, Configured, ExitStatus, ShutdownMode};
 use crate::name::GuestPath;
+use crate::private::Environment;
 
 /// Where an image's init may be.
 const IMAGE_INITS: [&str; 4] =
@@ -50,6 +53,8 @@ enum Order {
     Signal(i32),
     EntrypointExited(ExitStatus),
     Shutdown(ShutdownMode, Duration),
+    /// The machine's secrets and this environment are there; the answer says whether what waited for them could be started.
+    Private(Environment, Sender<Result<(), String>>),
 }
 
 struct GuestPlatform {
@@ -59,7 +64,17 @@ struct GuestPlatform {
 
 impl Platform for GuestPlatform {
     fn configure(&self, request: &Configure) -> Result<Configured, RemoteError> {
-        configure::apply(request)
+        let configured = configure::apply(request)?;
+        if request.is_private() {
+            let (answer, answered) = mpsc::channel();
+            let environment = request.environment.clone().unwrap_or_default();
+            // PID 1 takes orders as long as it lives, and answers unless it stops.
+            let _ = lock(&self.orders).send(Order::Private(environment, answer));
+            if let Ok(Err(reason)) = answered.recv() {
+                return Err(RemoteError::new(ErrorKind::Io, reason));
+            }
+        }
+        Ok(configured)
     }
 
     fn machine(&self) -> Option<&Machine> {
@@ -185,10 +200,11 @@ fn stay(
     // Ctrl-Alt-Del arrives as SIGINT instead of restarting at once.
     let _ = rustix::system::reboot(RebootCommand::CadOff);
     take_signals(orders).map_err(|error| format!("cannot take signals: {error}"))?;
-    let entrypoint = match entrypoint {
-        Some(entrypoint) => Some(start_entrypoint(server, entrypoint, orders)?),
-        None => None,
-    };
+    let mut waiting = entrypoint;
+    let mut entrypoint = None;
+    if !is_private() {
+        entrypoint = waiting.take().map(|waited| start_entrypoint(server, waited, orders)).transpose()?;
+    }
     server.set_state(AgentState::Ready);
     loop {
         let order = taken.recv().map_err(|_| "no one gives orders any more".to_owned())?;
@@ -207,6 +223,18 @@ fn stay(
                 (ShutdownMode::Poweroff, STOP_GRACE)
             }
             Order::Shutdown(mode, grace) => (mode, grace),
+            Order::Private(environment, answer) => {
+                let told = match waiting.take() {
+                    Some(mut waited) => {
+                        waited.env.extend(environment.into_iter().map(|(name, value)| (name.into(), value)));
+                        start_entrypoint(server, waited, orders).map(|process| entrypoint = Some(process))
+                    }
+                    None => Ok(()),
+                };
+                // Whoever asked may have given up.
+                let _ = answer.send(told);
+                continue;
+            }
         };
         power::stop(server, server.reaper(), mode, grace);
     }

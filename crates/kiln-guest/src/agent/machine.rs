@@ -12,6 +12,7 @@ use super::{configure, network};
 use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
 use crate::identity::IdentityNetwork;
+use crate::private::Environment;
 use crate::secret::Entropy;
 use crate::token::{Epoch, Hostname};
 
@@ -41,6 +42,7 @@ pub(super) struct Machine {
     pub(super) kernel: Box<dyn Kernel>,
     turn: Mutex<()>,
     epoch: Mutex<Option<Epoch>>,
+    environment: Mutex<Environment>,
 }
 
 impl Machine {
@@ -56,7 +58,7 @@ impl Machine {
     }
 
     pub(super) fn new(root: PathBuf, kernel: Box<dyn Kernel>) -> Self {
-        Self { root, kernel, turn: Mutex::default(), epoch: Mutex::default() }
+        Self { root, kernel, turn: Mutex::default(), epoch: Mutex::default(), environment: Mutex::default() }
     }
 
     /// Returns the place of a path of the guest, given without its leading `/`.
@@ -73,13 +75,22 @@ impl Machine {
         *lock(&self.epoch) = Some(epoch.clone());
     }
 
+    /// Returns the machine's own environment, as `/run/kiln/env` has it.
+    pub(super) fn environment(&self) -> Environment {
+        lock(&self.environment).clone()
+    }
+
+    pub(super) fn set_environment(&self, environment: &Environment) {
+        lock(&self.environment).clone_from(environment);
+    }
+
     /// Takes the turn: two requests of two sessions must not mix their parts.
     pub(super) fn turn(&self) -> Result<MutexGuard<'_, ()>, RemoteError> {
         match self.turn.try_lock() {
             Ok(turn) => Ok(turn),
             Err(TryLockError::Poisoned(turn)) => Ok(turn.into_inner()),
             Err(TryLockError::WouldBlock) => {
-                Err(RemoteError::new(ErrorKind::Busy, "another quiesce or identity is under way"))
+                Err(RemoteError::new(ErrorKind::Busy, "another quiesce, identity or configure is under way"))
             }
         }
     }

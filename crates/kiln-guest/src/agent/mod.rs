@@ -32,6 +32,7 @@ mod network;
 mod port;
 mod power;
 mod pretend;
+mod private;
 mod probe;
 mod process;
 mod program;

@@ -1,6 +1,5 @@
 //! `/run/kiln`: what a guest is told about itself, as files.
 
-use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -12,8 +11,8 @@ use super::machine::Machine;
 use super::{files, hooks, host_keys};
 use crate::error::RemoteError;
 use crate::hook::HookStage;
-use crate::secret::SecretValue;
-use crate::token::{Epoch, MachineId, SecretName, VariableName};
+use crate::private::{Environment, Secrets};
+use crate::token::{Epoch, MachineId, SecretName};
 
 const DIRECTORY: &str = "run/kiln";
 const SECRETS: &str = "run/kiln/secrets";
@@ -83,23 +82,25 @@ pub(super) fn write_epoch(machine: &Machine, epoch: &Epoch) -> Result<(), Remote
     write(&machine.path(EPOCH), format!("{epoch}\n").as_bytes(), 0o444)
 }
 
-/// Writes the environment, as `NAME=value` with a zero byte behind each.
-pub(super) fn write_environment(
-    machine: &Machine,
-    environment: &BTreeMap<VariableName, String>,
-) -> Result<(), RemoteError> {
+/// Writes the environment, as `NAME=value` with a zero byte behind each, and has programs get it.
+pub(super) fn write_environment(machine: &Machine, environment: &Environment) -> Result<(), RemoteError> {
+    machine.set_environment(environment);
+    if environment.is_empty() && is_absent(&machine.path(ENVIRONMENT)) {
+        return Ok(());
+    }
     let text: String = environment.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
     make_directory(&machine.path(DIRECTORY), 0o755)?;
     write(&machine.path(ENVIRONMENT), text.as_bytes(), 0o600)
 }
 
 /// Writes the secrets, in memory, and removes those of a former life.
-pub(super) fn write_secrets(
-    machine: &Machine,
-    secrets: &BTreeMap<SecretName, SecretValue>,
-) -> Result<(), RemoteError> {
+pub(super) fn write_secrets(machine: &Machine, secrets: &Secrets) -> Result<(), RemoteError> {
     let parent = machine.path(DIRECTORY);
     let directory = machine.path(SECRETS);
+    // A mount takes a restored guest under emulation longer than all else here.
+    if secrets.is_empty() && is_absent(&directory) {
+        return Ok(());
+    }
     make_directory(&parent, 0o755)?;
     make_directory(&directory, 0o700)?;
     let device = |path: &Path| {
@@ -124,6 +125,10 @@ pub(super) fn write_secrets(
         write(&directory.join(name.as_str()), value.bytes(), 0o400)?;
     }
     Ok(())
+}
+
+fn is_absent(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn list(directory: &Path) -> Result<Vec<PathBuf>, RemoteError> {

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use super::link::{Link, LinkRead};
 use super::machine::Machine;
+use super::private::with_environment;
 use super::program::Programs;
 use super::reaper::Reaper;
 use super::stream::{AgentStream, InputReader, OutputWriter};
 use super::workers::Workers;
-use super::{exec, files, identity, probe, quiesce, tree};
+use super::{exec, files, identity, private, probe, quiesce, tree};
 use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
 use crate::frame::{Decoder, Frame, FrameError, Kind, Nonce};
@@ -331,7 +332,9 @@ impl Server {
             stream.finish(opened.map(|opened| stream.opened(&opened)));
         };
         match request {
-            Request::Exec(request) => exec::run(&self.reaper, stream, input, request),
+            Request::Exec(request) => {
+                exec::run(&self.reaper, stream, input, with_environment(self.platform.machine(), request));
+            }
             Request::ReadFile { path, offset } => stream.finish(files::read(stream, output(), &path, offset)),
             Request::WriteFile(request) => {
                 let reader = InputReader::new(Arc::clone(stream), input);
@@ -346,11 +349,10 @@ impl Server {
                 answer(files::stat(&path).map(|stat| Opened { stat: Some(stat), ..Opened::default() }));
             }
             Request::Configure(request) => {
-                answer(
-                    self.platform
-                        .configure(&request)
-                        .map(|configured| Opened { configured: Some(configured), ..Opened::default() }),
-                );
+                // What the platform starts may read what the machine is told.
+                let configured = private::write(self.platform.machine(), &request)
+                    .and_then(|()| self.platform.configure(&request));
+                answer(configured.map(|done| Opened { configured: Some(done), ..Opened::default() }));
             }
             Request::Probe { check, timeout_ms } => {
                 answer(

@@ -6,7 +6,7 @@ use super::Session;
 use super::stream::Stream;
 use crate::error::SessionError;
 use crate::identity::{Identity, IdentityReport, Part};
-use crate::message::{FEATURE_IDENTITY, FEATURE_QUIESCE, Opened, Request};
+use crate::message::{FEATURE_ENVIRONMENT, FEATURE_IDENTITY, FEATURE_QUIESCE, Opened, Request};
 use crate::quiesce::{Quiesce, Quiesced};
 
 impl Session {
@@ -32,11 +32,14 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionError::NotIdentified`] holds what became of each part when one of them is not as asked. Others: a
-    /// request over a limit, the deadline, a lost connection, an agent that does not do this. After an error the
+    /// request over a limit, an environment that the agent would give to no program, the deadline, a lost connection, an agent that does not do this. After an error the
     /// guest must not be handed over; the same request may be made again.
     pub fn identify(&self, request: Identity, deadline: Instant) -> Result<IdentityReport, SessionError> {
         self.require(FEATURE_IDENTITY)?;
         request.check()?;
+        if request.environment.as_ref().is_some_and(|environment| !environment.is_empty()) {
+            self.require(FEATURE_ENVIRONMENT)?;
+        }
         let opened = self.request_until(&Request::Identity(Box::new(request)), deadline)?;
         let report = opened
             .identified
@@ -46,7 +49,7 @@ impl Session {
         if complete { Ok(report) } else { Err(SessionError::NotIdentified { report: Box::new(report) }) }
     }
 
-    fn require(&self, feature: &'static str) -> Result<(), SessionError> {
+    pub(super) fn require(&self, feature: &'static str) -> Result<(), SessionError> {
         let has = self.agent().features.iter().any(|name| name == feature);
         if has { Ok(()) } else { Err(SessionError::Lacks { feature }) }
     }

@@ -27,8 +27,8 @@ use crate::flow::lock;
 use crate::frame::{Decoder, Frame, Kind, Nonce};
 use crate::limits::OUTBOX_BYTES_MAX;
 use crate::message::{
-    AgentEvent, AgentState, Configure, Configured, ExecRequest, FileStat, HelloAck, Opened, Request,
-    ResetMessage, ShutdownMode, WriteFile, json_frame, parse_json, to_json,
+    AgentEvent, AgentState, Configure, Configured, ExecRequest, FEATURE_ENVIRONMENT, FileStat, HelloAck,
+    Opened, Request, ResetMessage, ShutdownMode, WriteFile, json_frame, parse_json, to_json,
 };
 use crate::name::GuestPath;
 use crate::outbox::Outbox;
@@ -317,9 +317,14 @@ impl Session {
     /// Sets the guest's identity.
     ///
     /// # Errors
-    /// Reports the part that could not be set as the agent's error; earlier parts stay set.
+    /// Reports the part that could not be set as the agent's error; earlier parts stay set. [`SessionError::Lacks`] for
+    /// an environment or secrets that the agent would ignore.
     pub fn configure(&self, request: Configure) -> Result<Configured, SessionError> {
-        let opened = self.request(&Request::Configure(request))?;
+        if request.is_private() {
+            self.require(FEATURE_ENVIRONMENT)?;
+            request.check()?;
+        }
+        let opened = self.request(&Request::Configure(Box::new(request)))?;
         opened.configured.ok_or(SessionError::Violation { what: "configure was answered without a result" })
     }
 

@@ -8,4 +8,5 @@ mod files;
 mod handshake;
 mod harness;
 mod identity;
+mod private;
 mod relay;

@@ -2,7 +2,8 @@
 
 use crate::cmd::Context;
 use crate::cmd::clone::CloneBy;
-use crate::cmd::run::{Net, network_of};
+use crate::cmd::private::PrivateOptions;
+use crate::cmd::run::{Identity, Net, network_of};
 use crate::error::{self, CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
@@ -40,7 +41,7 @@ pub(super) struct RestoreArgs {
     #[arg(long)]
     boot: bool,
     /// Put this machine back, which must not run, and make none
-    #[arg(long, value_name = "MACHINE", conflicts_with_all = ["count", "name", "jobs", "publish", "net", "clone", "rm", "ttl"])]
+    #[arg(long, value_name = "MACHINE", conflicts_with_all = ["count", "name", "jobs", "publish", "net", "env", "env_file", "secret", "clone", "rm", "ttl"])]
     in_place: Option<String>,
     /// Publish a TCP port of the guest on 127.0.0.1
     #[arg(short, long, value_name = "HOST:GUEST")]
@@ -48,6 +49,8 @@ pub(super) struct RestoreArgs {
     /// The network [default: as it was captured, or restricted with -p]
     #[arg(long, value_enum, value_name = "MODE")]
     net: Option<Net>,
+    #[command(flatten)]
+    private: PrivateOptions,
     /// How private disks are made
     #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
     clone: CloneBy,
@@ -88,6 +91,7 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> CliResult {
     if args.net.is_some() || !args.publish.is_empty() {
         machine.network = network_of(args.net, args.publish.clone())?;
     }
+    machine.private = args.private.read(Identity::Require, false)?;
     machine.name.clone_from(&args.name);
     machine.clone = args.clone.into();
     machine.remove_on_exit = args.rm;

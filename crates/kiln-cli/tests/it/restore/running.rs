@@ -40,8 +40,9 @@ impl Lab {
 fn boot_a_running_machine_is_forked_and_goes_on() {
     let lab = Lab::new("");
     let before = lab.artifacts();
-    lab.working("m", &[]);
-    let report = lab.fork(&["-n", "2", "--name", "f", "m"]);
+    lab.working("m", &["-e", "KIND=origin", "-e", "COLOUR=red"]);
+    let report = lab.fork(&["-n", "2", "--name", "f", "-e", "COLOUR=blue", "m"]);
+    assert_eq!(lab.exec("f-2", "echo $KIND $COLOUR"), "origin blue\n");
     assert!(report["paused_us"].as_u64().unwrap() > 0, "{report}");
     for name in ["m", "f-1", "f-2"] {
         lab.assert_works_as(name, "m");
@@ -199,6 +200,24 @@ fn boot_a_machine_that_dies_while_it_is_saved_is_reported() {
     lab.context.kiln(["start", "m"]).ok();
     lab.exec("m", "true");
     lab.context.kiln(["rm", "-f", "m"]).ok();
+}
+
+#[test]
+fn boot_a_machine_with_secrets_is_captured_without_its_memory_only() {
+    let lab = Lab::new("");
+    lab.context.write("key", "hunter2");
+    lab.working("m", &["--secret", "key=key"]);
+    for words in [&["fork", "m"][..], &["snapshot", "create", "m"]] {
+        let said = lab.context.kiln(words).fails(1);
+        assert!(said.contains("it has 1 secret, which a snapshot of its memory would hold"), "{said}");
+    }
+    lab.context.kiln(["snapshot", "create", "--disk-only", "--name", "disk", "m"]).ok();
+    lab.context.kiln(["rm", "-f", "m"]).ok();
+    lab.context.kiln(["snapshot", "restore", "--name", "d", "-e", "A=1", "disk"]).ok();
+    assert_eq!(lab.exec("d", "cat /work; ls /run/kiln/secrets 2>/dev/null; echo $A"), "disk of m\n1\n");
+    lab.context.kiln(["rm", "-f", "d"]).ok();
+    lab.context.kiln(["snapshot", "rm", "disk"]).ok();
+    lab.assert_whole();
 }
 
 #[test]

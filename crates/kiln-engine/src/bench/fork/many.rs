@@ -13,6 +13,7 @@ use crate::{EngineError, EngineResult, Silent};
 use kiln_core::machine::{IdentityPolicy, Network};
 use kiln_core::{ByteSize, Digest, RestartPolicy};
 use kiln_guest::message::ExecRequest;
+use kiln_guest::private::Private;
 use kiln_guest::session::ExecEvent;
 use kiln_store::CloneChoice;
 use std::collections::BTreeSet;
@@ -50,6 +51,7 @@ impl Bench<'_> {
             clone: CloneChoice::Auto,
             restore,
             identity: IdentityPolicy::default(),
+            private: Private::default(),
             capturable: false,
             remove_on_exit: true,
             ttl: None,
