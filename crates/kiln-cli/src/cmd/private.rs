@@ -26,7 +26,7 @@ pub(crate) struct PrivateOptions {
     /// Set a variable of its environment; without =VALUE, to what kiln's own environment has
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<Variable>,
-    /// Set the variables of a file: lines like those of --env, which goes over them, and comments that begin with #
+    /// Set the variables of a file: lines like those of --env, which goes over them, and comments
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
     /// Put a file's content, or standard input's (-), into the guest's /run/kiln/secrets/NAME

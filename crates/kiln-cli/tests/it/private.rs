@@ -99,7 +99,7 @@ fn help_tells_of_both() {
                       Set a variable of its environment; without =VALUE, to what kiln's own environment has
 
                   --env-file <FILE>
-                      Set the variables of a file: lines like those of --env, and of comments that begin with #
+                      Set the variables of a file: lines like those of --env, which goes over them, and comments
 
                   --secret <NAME=FILE>
                       Put a file's content, or standard input's (-), into the guest's /run/kiln/secrets/NAME
