@@ -29,6 +29,8 @@ const ROUNDS: u32 = 7;
 pub const FORKS: u32 = 20;
 /// Where the captured memory has its file.
 const NONCE: &str = "/run/kiln-bench";
+/// A file that every guest has.
+const OSTYPE: &str = "/proc/sys/kernel/ostype";
 /// The most that is read of an answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
@@ -148,15 +150,15 @@ impl Bench<'_> {
         Ok(last.id)
     }
 
-    /// Runs a machine in the foreground by a program of its own, until its command has said a line; then it is ended.
-    fn first_answer(&self, how: &[&str], wanted: &str) -> EngineResult<Sample> {
+    /// Runs a machine in the foreground by a program of its own, until its command, one program that shows a file and stays, has
+    /// said a line; then it is ended.
+    fn first_answer(&self, how: &[&str], file: &str, wanted: &str) -> EngineResult<Sample> {
         let name = format!("bench-{}", clock::random_hex::<4>());
-        let say = format!("cat {NONCE} 2>/dev/null || echo none; sleep 3600");
         let mut args: Vec<OsString> = vec!["--home".into(), self.engine.store.root().into()];
         args.extend(["run", "--rm", "--name", &name].map(Into::into));
         args.extend(how.iter().map(Into::into));
         args.push(self.request.reference.to_string().into());
-        args.extend(["--", "sh", "-c", &say].map(Into::into));
+        args.extend(["--", "tail", "-f", file].map(Into::into));
         let log = self.dir.join("kiln.log");
         fs::remove_file(&log)?;
         let begun = Instant::now();
@@ -191,9 +193,9 @@ impl Bench<'_> {
         for round in 0..rounds {
             for turn in 0..2 {
                 if (round + turn) % 2 == 0 {
-                    restored.push(self.first_answer(&["--restore", "require"], &self.nonce)?);
+                    restored.push(self.first_answer(&["--restore", "require"], NONCE, &self.nonce)?);
                 } else {
-                    booted.push(self.first_answer(&["--restore", "never"], "none")?);
+                    booted.push(self.first_answer(&["--restore", "never"], OSTYPE, "Linux")?);
                 }
             }
         }
@@ -220,7 +222,7 @@ impl Bench<'_> {
                 let (memory, samples) =
                     if (round + turn) % 2 == 0 { (small, &mut of_small) } else { (large, &mut of_large) };
                 let how = ["--restore", "require", "-m", &memory.to_string()];
-                samples.push(self.first_answer(&how, &self.nonce)?);
+                samples.push(self.first_answer(&how, NONCE, &self.nonce)?);
             }
         }
         let ours = measured(format!("restored, {}", large.human()), &of_large);
