@@ -74,8 +74,11 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Phase { name, action: "removed", .. } => {
             one(format!("kiln stop {name}, or kiln rm -f {name}"))
         }
-        EngineError::Phase { name, phase: "paused", .. } => one(format!("kiln resume {name}")),
-        EngineError::Phase { action: "paused" | "resumed", phase: "starting", .. } => {
+        EngineError::Phase { name, phase: "suspended", action: "stopped" | "suspended", .. } => one(format!(
+            "nothing of it runs: kiln resume {name} lets it go on, kiln start --boot {name} discards what was saved"
+        )),
+        EngineError::Phase { name, phase: "paused" | "suspended", .. } => one(format!("kiln resume {name}")),
+        EngineError::Phase { action: "paused" | "resumed" | "suspended", phase: "starting", .. } => {
             one("try again once kiln ps shows it running")
         }
         EngineError::Phase { name, phase: "stopping", .. } => {
@@ -95,6 +98,9 @@ fn engine(error: &EngineError) -> Vec<String> {
         }
         EngineError::NotRestorable { reference, .. } => {
             one(format!("kiln snapshot create {reference} makes a snapshot for this host; kiln run boots it"))
+        }
+        EngineError::NotResumed { name, .. } => {
+            one(format!("kiln start --boot {name} boots it; what was saved is gone then"))
         }
         EngineError::NotCaptured { .. } => one("kiln run boots the same template, to look at it"),
         EngineError::Guest(kiln_guest::SessionError::Hook(_)) => {
@@ -123,6 +129,7 @@ fn ended(cause: &EndCause, name: &str) -> Vec<String> {
         EndCause::GuestPanic { .. } => one(format!(
             "kiln logs {name} shows the whole console; more memory, another kernel or a root file system with an init may help"
         )),
+        EndCause::Suspended => one(format!("kiln resume {name}")),
         EndCause::Expired => one("kiln run --ttl TIME gives a new machine more"),
         EndCause::VmmExited { .. } | EndCause::StartFailed { .. } => one("kiln doctor checks this host"),
         _ => Vec::new(),

@@ -125,6 +125,7 @@ impl Engine {
             remove_on_exit: true,
             ttl: None,
             restart: RestartPolicy::default(),
+            idle_suspend: None,
         };
         let created = self.create(&create, reporter)?;
         let record = created.entry.record.clone();

@@ -11,15 +11,18 @@ mod clients;
 mod desk;
 mod life;
 mod probe;
+mod suspend;
 
 use crate::control::{CONTROL_SOCKET, Report, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
-use crate::restore::has_nic;
+use crate::restore::{NETWORK_FACT, facts, has_nic, network_name};
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
+use crate::suspend::{SavedRecord, discard, saved_since};
 use crate::{Engine, EngineError, EngineResult};
 use desk::{Desk, News};
 use kiln_core::MachineId;
 use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Phase};
+use kiln_core::snapshot::Compatibility;
 use kiln_core::text::chain;
 use kiln_guest::message::{Configure, ShutdownMode};
 use kiln_store::MachineEntry;
@@ -27,12 +30,13 @@ use kiln_sys::lock::FileLock;
 use kiln_sys::process::poll_within;
 use kiln_sys::{IoResultExt as _, clock, fs};
 use kiln_vmm::{
-    Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm, RuntimeDir, Stop,
-    Vmm, VmmExit, Waited, holds_open,
+    Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm, RestoreState,
+    RuntimeDir, StateScope, Stop, Vmm, VmmExit, Waited, holds_open,
 };
 use life::capture::CaptureError;
+use life::idle::Activity;
 pub(crate) use life::last_lines;
-use life::{GRACE, Launched, Life, World};
+use life::{Arrival, GRACE, Launched, Life, World};
 pub(crate) use probe::{Tried, attempt};
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -65,15 +69,21 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
     clients::listen(&dir, &desk)?;
     report(&Report::Supervising);
     let runtime = RuntimeDir::new(&dir)?;
+    if status.phase != Phase::Suspended {
+        // What does not count must not begin to when the disks have moved on.
+        discard(&dir)?;
+    }
     let host = Host {
         engine,
         dir: runtime.clone(),
         record: record.clone(),
         desk: Arc::clone(&desk),
         is_new: status.phase == Phase::Created,
+        is_saved: status.phase == Phase::Suspended,
+        facts: None,
     };
     let remove_on_exit = record.remove_on_exit;
-    let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
+    let mut life = Life::begin(host, record, &status, std::process::id(), Arc::clone(&desk))?;
     watch_signals(&desk)?;
     if owned {
         clients::watch_owner(&desk)?;
@@ -82,7 +92,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
     life.bury(end.clone())?;
     runtime.clear()?;
     fs::remove_file(&dir.join(CONTROL_SOCKET))?;
-    if remove_on_exit {
+    if remove_on_exit && !life.is_suspended() {
         engine.store.discard_dir(&dir)?;
     }
     report(&Report::Ended { cause: end, console });
@@ -119,17 +129,31 @@ struct Host<'a> {
     desk: Arc<Desk>,
     /// Whether the machine was never started.
     is_new: bool,
+    /// Whether it was suspended and has not been launched since.
+    is_saved: bool,
+    /// What the machine is that was launched last.
+    facts: Option<Compatibility>,
+}
+
+/// What a launch begins with.
+enum Begin {
+    Boot,
+    Snapshot,
+    Saved(SavedRecord),
 }
 
 impl World for Host<'_> {
     fn launch(&mut self) -> EngineResult<Launched> {
+        if std::mem::take(&mut self.is_saved) {
+            return self.launch_saved();
+        }
         // Its disk and its memory fit only until the machine has written to the disk.
         if !std::mem::take(&mut self.is_new) || self.record.snapshot.is_none() {
-            return self.launch_as(false);
+            return self.launch_as(&Begin::Boot);
         }
-        match self.launch_as(true) {
+        match self.launch_as(&Begin::Snapshot) {
             Err(error) if !self.record.must_restore => {
-                let mut launched = self.launch_as(false)?;
+                let mut launched = self.launch_as(&Begin::Boot)?;
                 launched.reason = format!("it booted, since it could not be restored: {}", chain(&error));
                 Ok(launched)
             }
@@ -137,8 +161,8 @@ impl World for Host<'_> {
         }
     }
 
-    fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()> {
-        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, restored)
+    fn attend(&mut self, run: u32, begun: Instant, arrival: Arrival) -> EngineResult<()> {
+        agent::attend(&self.record, self.dir.path(), &self.desk, run, begun, arrival)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -177,6 +201,19 @@ impl World for Host<'_> {
         Ok((captured, exit))
     }
 
+    fn save(&mut self, machine: &mut dyn Machine, runs: bool) -> Result<VmmExit, CaptureError> {
+        Host::save(self, machine, runs)
+    }
+
+    fn saved_since(&mut self) -> Option<u64> {
+        // A directory that cannot be looked at keeps nothing that could be loaded.
+        saved_since(self.dir.path()).ok().flatten()
+    }
+
+    fn activity(&mut self, pid: u32) -> Option<Activity> {
+        Host::activity(self, pid)
+    }
+
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()> {
         Ok(self.engine.store.write_status(self.dir.path(), status)?)
     }
@@ -209,8 +246,8 @@ impl World for Host<'_> {
 }
 
 impl Host<'_> {
-    /// Returns what QEMU is asked for; `restore` says that the machine begins as its snapshot.
-    fn spec(&self, restore: bool) -> EngineResult<MachineSpec> {
+    /// Returns what QEMU is asked for.
+    fn spec(&self, begin: &Begin) -> EngineResult<MachineSpec> {
         let store = &self.engine.store;
         let record = &self.record;
         let manifest = store.revision(&record.revision)?.manifest;
@@ -224,7 +261,7 @@ impl Host<'_> {
             ensure(&snapshot.disk.digest, snapshot.disk.size)?;
         }
         let mut files = SpecFiles::of_boot(self.engine, record, self.dir.path())?;
-        if restore {
+        if let Begin::Snapshot = begin {
             let memory = snapshot.as_ref().and_then(|snapshot| snapshot.memory.as_ref());
             let ram = memory.and_then(|memory| memory.ram);
             let (Some(memory), Some(ram)) = (memory, ram) else {
@@ -239,6 +276,10 @@ impl Host<'_> {
             // What an earlier run left is nobody's.
             fs::remove_file(file)?;
             drop(fs::create_new(file)?);
+        }
+        if let Begin::Saved(saved) = begin {
+            files.unplugged_nic = has_nic(&saved.compatibility);
+            files.restore = Some(RestoreState { state_file: self.saved_state(), scope: StateScope::Machine });
         }
         self.engine.machine_spec(record, files)
     }
@@ -265,25 +306,32 @@ impl Host<'_> {
         Ok(())
     }
 
-    fn launch_as(&self, restore: bool) -> EngineResult<Launched> {
+    fn launch_as(&mut self, begin: &Begin) -> EngineResult<Launched> {
         self.dir.clear()?;
         let (vmm, caps) = self.engine.qemu(self.record.arch)?;
         let checked =
-            vmm.check(&self.spec(restore)?, &caps).map_err(|error| bad(&self.record, chain(&error)))?;
+            vmm.check(&self.spec(begin)?, &caps).map_err(|error| bad(&self.record, chain(&error)))?;
+        let mut here = facts(&vmm.fingerprint(&checked, &caps));
+        here.insert(NETWORK_FACT, network_name(&self.record.network));
+        if let Begin::Saved(saved) = begin {
+            self.compare(saved, &here)?;
+        }
+        self.facts = Some(here);
         let accelerator = checked.accelerator().as_str().to_owned();
         let reason = checked.accelerator_reason().unwrap_or_default().to_owned();
         let root = checked.spec().disks.first().map(|disk| disk.path.clone());
         let mut machine = vmm.launch(checked, &self.dir)?;
-        if restore {
+        if !matches!(begin, Begin::Boot) {
             // QEMU does not find out that it was given another disk than the captured machine's.
             if let Some(root) = root
                 && !holds_open(machine.pid(), &root)?
             {
                 return Err(bad(&self.record, format!("{} is not the disk it opened", root.display())));
             }
+            begin.forget(self.dir.path())?;
             machine.resume()?;
         }
-        Ok(Launched { machine, accelerator, reason, restored: restore })
+        Ok(Launched { machine, accelerator, reason, arrival: begin.arrival() })
     }
 }
 

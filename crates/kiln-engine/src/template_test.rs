@@ -133,6 +133,7 @@ impl Engine {
             remove_on_exit: true,
             ttl: None,
             restart: RestartPolicy::default(),
+            idle_suspend: None,
         };
         let mut snapshot = None;
         let mut trouble = None;

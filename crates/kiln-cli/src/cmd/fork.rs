@@ -3,7 +3,8 @@
 use super::Context;
 use super::clone::CloneBy;
 use super::run::Identity;
-use crate::error::{self, CliResult};
+use super::suspend::idle_after;
+use crate::error::{self, CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
 use clap::Args;
@@ -54,6 +55,9 @@ pub(crate) struct ForkArgs {
     /// Stop each when it has run so long since its start, such as 90s, 10m or 2h
     #[arg(long, value_name = "TIME")]
     ttl: Option<TimeSpan>,
+    /// Suspend each when nobody used it and it did nothing for so long; whoever asks for it wakes it
+    #[arg(long, value_name = "TIME")]
+    idle_suspend: Option<TimeSpan>,
     /// What becomes of a guest that cannot be given names, keys and random numbers of its own
     #[arg(long, value_enum, default_value = "require", hide = true)]
     identity: Identity,
@@ -82,7 +86,7 @@ struct Machine {
 }
 
 impl ForkArgs {
-    fn request(&self) -> ForkRequest {
+    fn request(&self) -> Result<ForkRequest, CliError> {
         let machine = CreateRequest {
             reference: self.reference.clone(),
             name: self.name.clone(),
@@ -99,15 +103,17 @@ impl ForkArgs {
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
             restart: RestartPolicy::default(),
+            idle_suspend: idle_after(self.idle_suspend)?,
         };
-        ForkRequest { machine, count: self.count, jobs: self.jobs }
+        Ok(ForkRequest { machine, count: self.count, jobs: self.jobs })
     }
 }
 
 pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     let begun = Instant::now();
+    let request = args.request()?;
     let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
-    let report = context.engine.fork(&args.request(), &reporter)?;
+    let report = context.engine.fork(&request, &reporter)?;
     drop(reporter);
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let (mut machines, mut failed) = (Vec::new(), Vec::new());

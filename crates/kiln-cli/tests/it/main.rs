@@ -25,6 +25,7 @@ mod registry;
 mod restore;
 mod snapshot;
 mod space;
+mod suspend;
 mod template;
 mod verify;
 mod vsock;

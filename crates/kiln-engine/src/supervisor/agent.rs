@@ -1,6 +1,7 @@
 //! Attending to the guest's agent: greeting it, giving the machine its identity, and finding out when it is ready.
 
 use super::desk::{Desk, News};
+use super::life::Arrival;
 use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
 use crate::guest::hook_words;
@@ -41,9 +42,9 @@ pub(super) fn attend(
     desk: &Arc<Desk>,
     run: u32,
     begun: Instant,
-    restored: bool,
+    arrival: Arrival,
 ) -> EngineResult<()> {
-    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, restored };
+    let attendant = Attendant { record: record.clone(), desk: Arc::clone(desk), run, begun, arrival };
     // Connected to here, where the socket is this run's for certain.
     let stream = socket::connect(dir, AGENT_SOCKET);
     std::thread::Builder::new()
@@ -58,7 +59,7 @@ struct Attendant {
     desk: Arc<Desk>,
     run: u32,
     begun: Instant,
-    restored: bool,
+    arrival: Arrival,
 }
 
 /// Why a guest is not ready.
@@ -116,7 +117,8 @@ impl Attendant {
             Unready::Never(format!("{what} within {} s", within.as_secs_f32()))
         };
         // A restored agent is up already, unless its guest is no guest any more.
-        let greets_within = if self.restored { within.min(IDENTIFY_WITHIN) } else { within };
+        let is_up = self.arrival != Arrival::Booted;
+        let greets_within = if is_up { within.min(IDENTIFY_WITHIN) } else { within };
         let stream = stream.map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let session = match Session::connect(Box::new(stream), self.begun + greets_within) {
             Err(SessionError::Timeout { .. }) => {
@@ -126,9 +128,13 @@ impl Attendant {
             other => other?,
         };
         let events = session.events();
-        if self.restored {
-            // Nobody reaches a guest that is not a machine of its own yet.
-            self.identify(&session, deadline)?;
+        if is_up {
+            if self.arrival == Arrival::Resumed {
+                session.configure(now())?;
+            } else {
+                // Nobody reaches a guest that is not a machine of its own yet.
+                self.identify(&session, deadline)?;
+            }
             self.desk.set_relay(self.run, Relay::new(session.clone()));
             self.probe(&session, &events, deadline)?;
             return Ok(events);
@@ -200,12 +206,7 @@ impl Attendant {
             gateway: Some(USER_GATEWAY.to_owned()),
             dns: vec![USER_DNS.to_owned()],
         });
-        Configure {
-            hostname: Some(self.record.name.to_string()),
-            network,
-            clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
-            entropy: Some(clock::random_hex::<32>()),
-        }
+        Configure { hostname: Some(self.record.name.to_string()), network, ..now() }
     }
 
     /// Tries the recipe's probe until it succeeds.
@@ -243,6 +244,15 @@ impl Attendant {
                 Err(RecvTimeoutError::Disconnected) => return Err(Unready::Ended),
             }
         }
+    }
+}
+
+/// Returns the time and fresh random numbers: what a machine needs that stood still.
+fn now() -> Configure {
+    Configure {
+        clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
+        entropy: Some(clock::random_hex::<32>()),
+        ..Configure::default()
     }
 }
 

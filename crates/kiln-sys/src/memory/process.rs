@@ -8,7 +8,10 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+/// The kernel's line has some 50 numbers.
+const STAT_BYTES_MAX: usize = 4 << 10;
 /// The kernel's text has some 25 lines of about 30 bytes.
 const ROLLUP_BYTES_MAX: usize = 16 << 10;
 
@@ -154,6 +157,28 @@ impl Process {
             .map_err(|field| ProcessMemoryError::Malformed { path, field })
     }
 
+    /// Returns the time that processors have worked for it, in steps of the kernel's clock (usually 10 ms).
+    ///
+    /// # Errors
+    /// [`ProcessMemoryError::Gone`] for one that ended.
+    pub fn processor_time(&self) -> Result<Duration, ProcessMemoryError> {
+        let (id, name) = (self.id, "stat");
+        let path = PathBuf::from(format!("/proc/{id}/{name}"));
+        let fd = rustix::fs::openat(&self.dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| self.refused(error, name, ProcessMemoryError::Gone { id }))?;
+        let line =
+            crate::fs::read_open(File::from(fd), 0, &path, STAT_BYTES_MAX).map_err(|error| {
+                match error.source.raw_os_error().map(Errno::from_raw_os_error) {
+                    Some(errno) => self.refused(errno, name, ProcessMemoryError::Gone { id }),
+                    None => error.into(),
+                }
+            })?;
+        let ticks = ticks(&String::from_utf8_lossy(&line))
+            .ok_or(ProcessMemoryError::Malformed { path, field: "processor time" })?;
+        let a_second = rustix::param::clock_ticks_per_second().max(1);
+        Ok(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
+    }
+
     /// Returns what a missing `smaps_rollup` means: no such account while the process is there.
     fn without_account(&self) -> ProcessMemoryError {
         match rustix::fs::statat(&self.dir, "stat", AtFlags::empty()) {
@@ -175,6 +200,13 @@ impl Process {
             }
         }
     }
+}
+
+/// Returns the ticks in user and in kernel mode. The name before them may hold blanks and brackets.
+fn ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    Some(next()?.saturating_add(next()?))
 }
 
 #[cfg(test)]
@@ -229,6 +261,22 @@ SwapPss:               4 kB
             assert!(grown > 32 << 20, "{before:?} {after:?}");
         }
         drop(touched);
+    }
+
+    #[test]
+    fn processor_time_is_read_behind_any_name_and_grows_with_work() {
+        let line = "7 (a) b (c) S 1 7 7 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 1";
+        assert_eq!(ticks(line), Some(300));
+        assert_eq!(
+            (ticks(""), ticks("7 (x) S 1"), ticks("7 (x) S 1 7 7 0 -1 4 1 0 0 0 a 5")),
+            (None, None, None)
+        );
+        let own = Process::open(std::process::id()).unwrap();
+        let before = own.processor_time().unwrap();
+        let mut sum = 0_u64;
+        while own.processor_time().unwrap() < before + Duration::from_millis(20) {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
     }
 
     #[test]
