@@ -58,12 +58,14 @@ pub(crate) enum Command {
     Ps(cmd::ps::PsArgs),
     /// End machines, letting the guest power off first
     Stop(cmd::stop::StopArgs),
-    /// Start machines that ended
+    /// Start machines that ended or are suspended
     Start(cmd::start::StartArgs),
     /// Let the processors of machines stand
     Pause(cmd::pause::PauseArgs),
-    /// Let paused machines go on
+    /// Let paused or suspended machines go on
     Resume(cmd::pause::ResumeArgs),
+    /// Save machines to disk and end their processes
+    Suspend(cmd::suspend::SuspendArgs),
     /// Remove machines, tags or revisions
     Rm(cmd::rm::RmArgs),
     /// Run a command in a machine

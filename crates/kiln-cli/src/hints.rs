@@ -81,8 +81,11 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Phase { name, action: "captured with its memory", .. } => {
             one(format!("kiln snapshot create --disk-only {name}, or kiln start {name} first"))
         }
-        EngineError::Phase { name, phase: "paused", .. } => one(format!("kiln resume {name}")),
-        EngineError::Phase { action: "paused" | "resumed", phase: "starting", .. } => {
+        EngineError::Phase { name, phase: "suspended", action: "stopped" | "suspended", .. } => one(format!(
+            "nothing of it runs: kiln resume {name} lets it go on, kiln start --boot {name} discards what was saved"
+        )),
+        EngineError::Phase { name, phase: "paused" | "suspended", .. } => one(format!("kiln resume {name}")),
+        EngineError::Phase { action: "paused" | "resumed" | "suspended", phase: "starting", .. } => {
             one("try again once kiln ps shows it running")
         }
         EngineError::Phase { name, phase: "stopping", .. } => {
@@ -105,6 +108,9 @@ fn engine(error: &EngineError) -> Vec<String> {
         }
         EngineError::NotCaptured { .. } => {
             one("kiln run boots a template, and kiln logs shows a machine's console, to look at it")
+        }
+        EngineError::NotResumed { name, .. } => {
+            one(format!("kiln start --boot {name} boots it; what was saved is gone then"))
         }
         EngineError::Guest(kiln_guest::SessionError::Hook(_)) => {
             one("docs/hooks.md tells what a hook must do; kiln run boots the template, to try it")
@@ -151,6 +157,7 @@ fn ended(cause: &EndCause, name: &str) -> Vec<String> {
         EndCause::GuestPanic { .. } => one(format!(
             "kiln logs {name} shows the whole console; more memory, another kernel or a root file system with an init may help"
         )),
+        EndCause::Suspended => one(format!("kiln resume {name}")),
         EndCause::Expired => one("kiln run --ttl TIME gives a new machine more"),
         EndCause::VmmExited { .. } | EndCause::StartFailed { .. } => one("kiln doctor checks this host"),
         _ => Vec::new(),

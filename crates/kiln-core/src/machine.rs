@@ -80,6 +80,10 @@ pub struct MachineRecord {
     /// When it is started again after an end.
     #[serde(default, skip_serializing_if = "is_no_restart")]
     pub restart: RestartPolicy,
+    /// After how long without work it is suspended, to be woken by whoever asks for it, in milliseconds; none means
+    /// never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_suspend_ms: Option<u64>,
     /// When it was made, in milliseconds since 1970 (UTC).
     pub created_unix_ms: u64,
 }
@@ -238,6 +242,8 @@ pub enum Phase {
     Paused,
     /// An end was asked for.
     Stopping,
+    /// Its memory and its processors are in a file, and nothing runs.
+    Suspended,
     /// Ended as asked for, or by the guest.
     Stopped,
     /// Ended otherwise; the report says how.
@@ -257,6 +263,7 @@ impl Phase {
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Stopping => "stopping",
+            Self::Suspended => "suspended",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
         }
@@ -283,6 +290,8 @@ pub enum EndCause {
     },
     /// A user asked for it.
     Requested,
+    /// It was saved, and goes on when it is started.
+    Suspended,
     /// Its time to live had passed.
     Expired,
     /// The guest's kernel panicked.
@@ -327,6 +336,7 @@ impl fmt::Display for EndCause {
             Self::GuestShutdown => f.write_str("the guest shut down"),
             Self::EntrypointExited { code } => write!(f, "its entrypoint exited with {code}"),
             Self::Requested => f.write_str("stopped on request"),
+            Self::Suspended => f.write_str("it was saved and goes on when it is resumed"),
             Self::Expired => f.write_str("its time to live had passed"),
             Self::GuestPanic { message } => write!(f, "the guest's kernel panicked: {message}"),
             Self::NeverReady { reason } => write!(f, "it never became ready: {reason}"),
@@ -347,8 +357,9 @@ impl fmt::Display for EndCause {
 
 /// How a machine does: replaced by its supervisor at every change.
 ///
-/// Written, a paused machine is a running one with `paused_unix_ms`: programs that know no pause take it for what it
-/// nearly is, can stop it, and keep what it needs.
+/// Written, a paused machine is a running one with `paused_unix_ms`, and a suspended one a stopped one with
+/// `suspended_unix_ms`: programs that know no pause and no suspension take them for what they nearly are, can stop and start
+/// them, and keep what they need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(remote = "Self")]
 pub struct MachineStatus {
@@ -373,6 +384,9 @@ pub struct MachineStatus {
     /// Since when it is paused, in milliseconds since 1970 (UTC).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_unix_ms: Option<u64>,
+    /// Since when it is suspended, in milliseconds since 1970 (UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended_unix_ms: Option<u64>,
     /// When its time to live will have passed, in milliseconds since 1970 (UTC).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_unix_ms: Option<u64>,
@@ -386,21 +400,28 @@ pub struct MachineStatus {
 
 impl Serialize for MachineStatus {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.phase == Phase::Paused {
-            return Self::serialize(&Self { phase: Phase::Running, ..self.clone() }, serializer);
+        let mut written = self.clone();
+        match self.phase {
+            Phase::Paused => written.phase = Phase::Running,
+            Phase::Suspended => written.phase = Phase::Stopped,
+            _ => {}
         }
-        Self::serialize(&Self { paused_unix_ms: None, ..self.clone() }, serializer)
+        written.paused_unix_ms = self.paused_unix_ms.filter(|_| self.phase == Phase::Paused);
+        written.suspended_unix_ms = self.suspended_unix_ms.filter(|_| self.phase == Phase::Suspended);
+        Self::serialize(&written, serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for MachineStatus {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut status = Self::deserialize(deserializer)?;
-        match (status.phase, status.paused_unix_ms) {
-            (Phase::Running, Some(_)) => status.phase = Phase::Paused,
-            (Phase::Paused, _) => {}
-            _ => status.paused_unix_ms = None,
+        match (status.phase, status.paused_unix_ms, status.suspended_unix_ms) {
+            (Phase::Running, Some(_), _) => status.phase = Phase::Paused,
+            (Phase::Stopped, _, Some(_)) => status.phase = Phase::Suspended,
+            _ => {}
         }
+        status.paused_unix_ms = status.paused_unix_ms.filter(|_| status.phase == Phase::Paused);
+        status.suspended_unix_ms = status.suspended_unix_ms.filter(|_| status.phase == Phase::Suspended);
         Ok(status)
     }
 }
@@ -419,6 +440,7 @@ impl MachineStatus {
             ended_unix_ms: None,
             end: None,
             paused_unix_ms: None,
+            suspended_unix_ms: None,
             expires_unix_ms: None,
             restarts: 0,
             restored: false,

@@ -44,7 +44,7 @@ pub enum CheckName {
     Readiness,
     /// What one clone writes no other sees.
     OwnDisk,
-    /// A clone keeps what it wrote, and goes on, when it is paused and resumed.
+    /// A clone keeps what it wrote, and goes on, when it is paused, suspended and resumed.
     PauseResume,
     /// The snapshot's files are what they were.
     Artifacts,

@@ -138,6 +138,7 @@ impl Engine {
             ttl: None,
             restart: RestartPolicy::default(),
             private: Private::default(),
+            idle_suspend: None,
         };
         let created = self.create(&create, reporter)?;
         let record = created.entry.record.clone();

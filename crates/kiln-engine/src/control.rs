@@ -18,6 +18,8 @@ const LINE_BYTES_MAX: usize = 64 << 10;
 /// How long a supervisor may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// Why an agent cannot be reached just before its machine is suspended.
+pub(crate) const IS_SUSPENDING: &str = "it is being suspended";
 /// How long a supervisor may take to capture a machine.
 const CAPTURE_WITHIN: Duration = Duration::from_secs(120);
 
@@ -47,6 +49,8 @@ pub enum Ask {
         /// Whether more than the disks is wanted.
         memory: bool,
     },
+    /// To save the machine into its directory, and end it.
+    Suspend,
     /// To capture the machine and end it. Its files are moved away: `memory`, `state`, the disks.
     Capture {
         /// A directory below the store's `staging`, on the same file system.
@@ -113,7 +117,7 @@ pub enum Report {
         accelerator: String,
         /// Why that one, or why it booted; empty when there is nothing to say.
         reason: String,
-        /// Whether it was restored from a snapshot, and did not boot.
+        /// Whether it was restored from a snapshot, or was suspended, and did not boot.
         #[serde(default)]
         restored: bool,
     },
@@ -167,6 +171,19 @@ pub fn ask_save(dir: &Path, name: &str, into: &Path, memory: bool) -> EngineResu
         Answer::Saved(saved) => Ok(saved),
         Answer::Refused { reason } => Err(EngineError::NotCaptured { name: name.to_owned(), reason }),
         Answer::Ok { .. } | Answer::Captured { .. } => Err(strange(name)),
+    }
+}
+
+/// Connects to a machine's supervisor and has the machine saved; waits `within` for the answer.
+pub(crate) fn ask_suspend(dir: &Path, name: &str, within: Duration) -> EngineResult<()> {
+    let path = dir.join(CONTROL_SOCKET);
+    let mut stream = socket::connect(dir, CONTROL_SOCKET)?;
+    stream.set_read_timeout(Some(within)).at("use", &path)?;
+    write_line(&mut stream, &Ask::Suspend).at("write to", &path)?;
+    match read_line(&mut stream).at("read from", &path)? {
+        Answer::Ok { .. } => Ok(()),
+        Answer::Refused { reason } => Err(EngineError::NotSuspended { name: name.to_owned(), reason }),
+        Answer::Captured { .. } | Answer::Saved(_) => Err(strange(name)),
     }
 }
 

@@ -59,6 +59,8 @@ pub struct CreateRequest {
     pub restart: RestartPolicy,
     /// Its own environment and secrets.
     pub private: Private,
+    /// After how long without work it is suspended; none means never.
+    pub idle_suspend: Option<Duration>,
 }
 
 /// A machine that was made and is not started yet. Holding this keeps others from taking it for an orphan.
@@ -193,8 +195,9 @@ impl Engine {
             identity: request.identity,
             capturable: request.capturable,
             remove_on_exit: request.remove_on_exit,
-            ttl_ms: request.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+            ttl_ms: request.ttl.map(millis),
             restart: request.restart,
+            idle_suspend_ms: request.idle_suspend.map(millis),
             created_unix_ms: clock::now_unix_ms(),
             shape,
         })
@@ -226,6 +229,10 @@ impl Engine {
             }
         }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn write_json(dir: &Path, name: &str, value: &impl serde::Serialize) -> EngineResult<()> {

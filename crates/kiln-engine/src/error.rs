@@ -86,7 +86,7 @@ pub enum EngineError {
         name: String,
         /// Its phase.
         phase: &'static str,
-        /// What was asked for: "started", "removed", "reached", "paused", "resumed".
+        /// What was asked for: "started", "removed", "reached", "paused", "resumed", "suspended".
         action: &'static str,
     },
     /// The machine ended while something was asked of it.
@@ -126,6 +126,28 @@ pub enum EngineError {
     NotCaptured {
         /// The machine.
         name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A machine could not be suspended.
+    #[error("machine `{name}` could not be suspended: {reason}")]
+    NotSuspended {
+        /// The machine.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A suspended machine could not go on, and is suspended as before.
+    #[error("machine `{name}` stays suspended: {reason}")]
+    NotResumed {
+        /// The machine.
+        name: String,
+        /// The first thing that is in the way.
+        reason: String,
+    },
+    /// What was saved of a machine cannot be used.
+    #[error("{reason}")]
+    Saved {
         /// Why not.
         reason: String,
     },

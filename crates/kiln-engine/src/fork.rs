@@ -59,6 +59,8 @@ pub struct MachineForkRequest {
     pub remove_on_exit: bool,
     /// How long each runs at most.
     pub ttl: Option<Duration>,
+    /// After how long without work each is suspended.
+    pub idle_suspend: Option<Duration>,
 }
 
 /// A machine that was made and runs.
@@ -162,6 +164,7 @@ impl Engine {
             private,
             remove_on_exit: request.remove_on_exit,
             ttl: request.ttl,
+            idle_suspend: request.idle_suspend,
             ..self.like(&record, captured.id)
         };
         let report = self.fork(
@@ -199,6 +202,7 @@ impl Engine {
             restore: RestoreChoice::Exactly(snapshot),
             identity: IdentityPolicy::default(),
             private: Private::default(),
+            idle_suspend: None,
             capturable: false,
             remove_on_exit: false,
             ttl: None,

@@ -1,21 +1,52 @@
 //! Reaching the agent of a running machine.
 
-use crate::control::{Ask, ask};
+use crate::control::{Ask, IS_SUSPENDING, ask};
+use crate::machines::LOOK_AGAIN;
+use crate::suspend::Woken;
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::Phase;
 use kiln_guest::Session;
 use kiln_guest::hook::HookFailure;
 use kiln_store::MachineEntry;
+use kiln_sys::lock::wait_cancelled;
 use std::time::{Duration, Instant};
 
 /// How long an agent that is up may take to greet.
 const GREET_WITHIN: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Connects to the agent of a machine, through its supervisor.
+    /// Connects to the agent of a machine, through its supervisor. One that was suspended because nobody wanted anything of
+    /// it is started first.
     pub fn session(&self, name: &str) -> EngineResult<Session> {
-        let entry = self.find_machine(name)?;
-        self.session_of(&entry)
+        self.session_woken(name, &mut |_| {})
+    }
+
+    /// Like [`Engine::session`]; `told` hears that the machine was woken.
+    pub fn session_woken(&self, name: &str, told: &mut dyn FnMut(&Woken)) -> EngineResult<Session> {
+        loop {
+            let mut entry = self.find_machine(name)?;
+            if let Some(woken) = self.wake_entry(&entry, &crate::Silent)? {
+                told(&woken);
+                entry = self.find_machine(name)?;
+            }
+            match self.session_of(&entry) {
+                // Its supervisor is saving it, which takes a while; afterwards it is woken, or it went on.
+                Err(EngineError::SupervisorRefused { reason, .. }) if reason == IS_SUSPENDING => {
+                    if wait_cancelled(&self.cancel, LOOK_AGAIN) {
+                        return Err(EngineError::Cancelled);
+                    }
+                }
+                // It was saved since it was looked up.
+                Err(_) if self.sleeps(&entry)? => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Whether a machine that wakes by itself is suspended now.
+    fn sleeps(&self, entry: &MachineEntry) -> EngineResult<bool> {
+        let now = self.find_machine(entry.record.id.as_str())?;
+        Ok(now.status.phase == Phase::Suspended && now.record.idle_suspend_ms.is_some())
     }
 
     /// Connects to the agent of a machine that was looked up.

@@ -30,6 +30,7 @@ pub mod snapshots;
 mod spec;
 pub mod start;
 pub mod supervisor;
+pub mod suspend;
 pub mod template_test;
 pub mod templates;
 pub mod verify;

@@ -3,9 +3,10 @@
 use crate::control::{Ask, ask};
 use crate::start::is_being_started;
 use crate::supervisor::SUPERVISOR_LOCK;
+use crate::suspend::{discard, saved_since};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::MachineId;
-use kiln_core::machine::{EndCause, Phase};
+use kiln_core::machine::{EndCause, MachineStatus, Phase};
 use kiln_store::{MachineEntry, StoreError};
 use kiln_sys::lock::FileLock;
 use kiln_sys::memory::Process;
@@ -64,8 +65,14 @@ impl Engine {
     fn reconcile(&self, entry: MachineEntry) -> EngineResult<Option<MachineEntry>> {
         let live = entry.status.phase.is_live();
         let orphan = entry.status.phase == Phase::Created && entry.record.remove_on_exit;
-        let ended = !live && entry.status.phase != Phase::Created && entry.record.remove_on_exit;
-        if !(live || orphan || ended) || is_being_started(&entry)? {
+        let suspended = entry.status.phase == Phase::Suspended;
+        let expired = |status: &MachineStatus| {
+            status.phase == Phase::Suspended
+                && status.expires_unix_ms.is_some_and(|at| at <= clock::now_unix_ms())
+        };
+        let stays = suspended || entry.status.phase == Phase::Created;
+        let ended = !live && !stays && entry.record.remove_on_exit;
+        if !(live || orphan || ended || expired(&entry.status)) || is_being_started(&entry)? {
             return Ok(Some(entry));
         }
         let lock_path = entry.dir.join(SUPERVISOR_LOCK);
@@ -86,7 +93,11 @@ impl Engine {
         if entry.status.phase.is_live() {
             self.bury(&mut entry)?;
         }
-        if entry.record.remove_on_exit {
+        if expired(&entry.status) {
+            self.end_suspended(&entry.dir, &entry.status, EndCause::Expired)?;
+            entry = self.store.machine(&entry.record.id)?;
+        }
+        if entry.record.remove_on_exit && entry.status.phase != Phase::Suspended {
             self.store.discard_dir(&entry.dir)?;
             return Ok(None);
         }
@@ -103,17 +114,37 @@ impl Engine {
         }
         kiln_vmm::RuntimeDir::new(&entry.dir)?.clear()?;
         fs::remove_file(&entry.dir.join(crate::control::CONTROL_SOCKET))?;
-        entry.status.phase = Phase::Failed;
+        // A guest whose state counts has not run since it was saved.
+        let saved = saved_since(&entry.dir)?;
+        let end = if saved.is_some() { EndCause::Suspended } else { EndCause::SupervisorLost };
+        entry.status.phase = kiln_vmm::lifecycle::phase_after(&end);
+        entry.status.suspended_unix_ms = saved;
         entry.status.supervisor_pid = None;
         entry.status.vmm_pid = None;
-        entry.status.ended_unix_ms = Some(clock::now_unix_ms());
-        entry.status.end = Some(EndCause::SupervisorLost);
+        entry.status.ended_unix_ms = Some(saved.unwrap_or_else(clock::now_unix_ms));
+        entry.status.end = Some(end);
+        if saved.is_none() {
+            discard(&entry.dir)?;
+        }
+        // What it was saving is nobody's now.
+        self.sweep();
         Ok(self.store.write_status(&entry.dir, &entry.status)?)
     }
 
     /// Ends a machine: the guest has `grace` to power off by itself. Returns once it has ended.
+    ///
+    /// # Errors
+    /// [`EngineError::Phase`] for a suspended one: nothing of it runs, and what was saved is not lost by the way.
     pub fn stop(&self, name: &str, grace: Duration) -> EngineResult<()> {
         let entry = self.find_machine(name)?;
+        let refuse = |entry: &MachineEntry| match entry.status.phase {
+            phase @ Phase::Suspended => {
+                let name = entry.record.name.to_string();
+                Err(EngineError::Phase { name, phase: phase.as_str(), action: "stopped" })
+            }
+            _ => Ok(()),
+        };
+        refuse(&entry)?;
         if !entry.status.phase.is_live() {
             return Ok(());
         }
@@ -131,7 +162,8 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
-        self.wait_ended(&entry).map(|_| ())
+        // It may have been on its way to be saved.
+        self.wait_ended(&entry)?.as_ref().map_or(Ok(()), refuse)
     }
 
     /// Asks a machine to end at once, without waiting: also after a cancellation.
@@ -202,7 +234,11 @@ impl Engine {
                     action: "removed",
                 });
             }
-            self.stop(entry.record.id.as_str(), Duration::ZERO)?;
+            match self.stop(entry.record.id.as_str(), Duration::ZERO) {
+                // It was saved instead, which is an end too.
+                Ok(()) | Err(EngineError::Phase { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         if !fs::exists(&entry.dir)? {
             return Ok(());

@@ -24,11 +24,16 @@ impl Engine {
         self.command(name, &Ask::Pause, "paused")
     }
 
-    /// Lets the processors of a paused machine go on; its clock is set right.
+    /// Lets the processors of a paused machine go on, or starts a suspended one; its clock is set right.
     ///
     /// # Errors
-    /// When it is not ready yet, or ending, or has ended.
+    /// When it is not ready yet, or ending, or has ended; [`EngineError::NotResumed`] for one that stays suspended.
     pub fn resume(&self, name: &str) -> EngineResult<Outcome> {
+        let entry = self.find_machine(name)?;
+        if entry.status.phase == Phase::Suspended {
+            self.start(entry.record.id.as_str(), &crate::Silent)?;
+            return Ok(Outcome::Done);
+        }
         self.command(name, &Ask::Resume, "resumed")
     }
 

@@ -56,12 +56,12 @@ impl Engine {
 fn not_ready(entry: MachineEntry) -> EngineError {
     let name = entry.record.name.to_string();
     match entry.status.end {
-        Some(cause) => {
+        Some(cause) if entry.status.phase != Phase::Suspended => {
             // A console that cannot be read takes nothing from the reason.
             let console = kiln_vmm::console::tail(&entry.dir, kiln_vmm::CONSOLE_LOG, CONSOLE_TAIL_BYTES);
             let console = last_lines(&String::from_utf8_lossy(&console.unwrap_or_default()));
             EngineError::Ended { name, cause, console }
         }
-        None => EngineError::Phase { name, phase: entry.status.phase.as_str(), action: "waited for" },
+        _ => EngineError::Phase { name, phase: entry.status.phase.as_str(), action: "waited for" },
     }
 }

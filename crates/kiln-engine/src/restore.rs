@@ -169,7 +169,7 @@ impl Engine {
         // These are what its disks are made from: nobody may write to them, and whether one can is no part of the machine.
         files.disks.iter_mut().for_each(|disk| disk.read_only = true);
         let mut here = self.compatibility(record, files).map_err(|error| chain(&error))?;
-        same_clock(memory, &mut here);
+        same_clock(&memory.compatibility, &mut here);
         same_network(memory, &record.network, &mut here);
         memory.compatibility.first_difference(&here).map_or(Ok(()), |difference| Err(difference.to_string()))
     }
@@ -219,6 +219,7 @@ impl Engine {
             remove_on_exit: true,
             ttl_ms: None,
             restart: RestartPolicy::default(),
+            idle_suspend_ms: None,
             created_unix_ms: clock::now_unix_ms(),
         })
     }
@@ -317,9 +318,9 @@ pub(crate) fn network_name(network: &Network) -> &'static str {
 }
 
 /// Takes two measurements of one clock for the same.
-fn same_clock(memory: &SnapshotMemory, here: &mut Compatibility) {
+pub(crate) fn same_clock(captured: &Compatibility, here: &mut Compatibility) {
     let rate = |facts: &Compatibility| facts.get(TSC_FACT)?.parse::<u64>().ok();
-    if let (Some(there), Some(now)) = (rate(&memory.compatibility), rate(here))
+    if let (Some(there), Some(now)) = (rate(captured), rate(here))
         && there.abs_diff(now) <= there / TSC_PARTS
     {
         here.insert(TSC_FACT, there);
@@ -327,7 +328,7 @@ fn same_clock(memory: &SnapshotMemory, here: &mut Compatibility) {
 }
 
 /// Returns a machine's description as facts, in the order in which differences are told.
-fn facts(machine: &MachineFingerprint) -> Compatibility {
+pub(crate) fn facts(machine: &MachineFingerprint) -> Compatibility {
     // Taken apart, so that a new field cannot be forgotten.
     let MachineFingerprint {
         vmm,

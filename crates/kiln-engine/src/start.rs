@@ -3,7 +3,9 @@
 use crate::control::Report;
 use crate::create::{Created, START_LOCK};
 use crate::progress::{Progress, Reporter};
+use crate::supervisor::SUPERVISOR_LOCK;
 use crate::{Engine, EngineError, EngineResult};
+use kiln_core::machine::{EndCause, Phase};
 use kiln_store::MachineEntry;
 use kiln_sys::lock::FileLock;
 use kiln_sys::process::{Bond, Child, Output, Spawn, poll_within};
@@ -55,8 +57,21 @@ impl Engine {
         self.launch(&entry, start_lock, ownership, reporter)
     }
 
-    /// Starts a machine that ended, or was never started, and waits until it is ready.
+    /// Starts a machine that ended, was suspended, or was never started, and waits until it is ready.
+    ///
+    /// # Errors
+    /// [`EngineError::NotResumed`] for one that stays suspended; [`EngineError::Phase`] for one that runs.
     pub fn start(&self, name: &str, reporter: &dyn Reporter) -> EngineResult<Started> {
+        self.start_as(name, Ownership::Detached, reporter)
+    }
+
+    /// Like [`Engine::start`], for a machine that may end with the handle.
+    pub(crate) fn start_as(
+        &self,
+        name: &str,
+        ownership: Ownership,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Started> {
         let entry = self.find_machine(name)?;
         if entry.status.phase.is_live() {
             let phase = entry.status.phase.as_str();
@@ -67,7 +82,20 @@ impl Engine {
             name: entry.record.name.to_string(),
             reason: format!("{} is starting it", holder.text),
         })?;
-        self.launch(&entry, lock, Ownership::Detached, reporter)
+        // Somebody may have started it since it was looked up, and let go of the lock.
+        if FileLock::is_held(&entry.dir.join(SUPERVISOR_LOCK))? {
+            let reason = "it has been started".to_owned();
+            return Err(EngineError::SupervisorRefused { name: entry.record.name.to_string(), reason });
+        }
+        self.launch(&entry, lock, ownership, reporter).map_err(|error| match error {
+            EngineError::Ended { cause: EndCause::StartFailed { message }, name, console } => {
+                match self.store.machine(&entry.record.id).map(|now| now.status.phase) {
+                    Ok(Phase::Suspended) => EngineError::NotResumed { name, reason: message },
+                    _ => EngineError::Ended { cause: EndCause::StartFailed { message }, name, console },
+                }
+            }
+            error => error,
+        })
     }
 
     fn launch(

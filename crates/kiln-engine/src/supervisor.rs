@@ -12,16 +12,18 @@ mod desk;
 mod life;
 mod probe;
 mod save;
+mod suspend;
 
 use crate::control::{CONTROL_SOCKET, Report, SavedMachine, write_line};
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
-use crate::restore::has_nic;
+use crate::restore::{NETWORK_FACT, facts, has_nic, network_name};
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
+use crate::suspend::{SavedRecord, discard, saved_since};
 use crate::{Engine, EngineError, EngineResult, private};
-use agent::Origin;
 use desk::{Desk, News};
 use kiln_core::MachineId;
 use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Phase};
+use kiln_core::snapshot::Compatibility;
 use kiln_core::text::chain;
 use kiln_guest::config::WAIT_ARGUMENT;
 use kiln_guest::message::{Configure, ShutdownMode};
@@ -32,11 +34,12 @@ use kiln_sys::process::poll_within;
 use kiln_sys::{IoResultExt as _, clock, fs, socket};
 use kiln_vmm::{
     AGENT_SOCKET, Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm,
-    RuntimeDir, Stop, Vmm, VmmExit, Waited, holds_open,
+    RestoreState, RuntimeDir, StateScope, Stop, Vmm, VmmExit, Waited, holds_open,
 };
 use life::capture::CaptureError;
+use life::idle::Activity;
 pub(crate) use life::last_lines;
-use life::{GRACE, Launched, Life, World};
+use life::{Arrival, GRACE, Launched, Life, World};
 pub(crate) use probe::{Tried, attempt};
 use rustix::event::{PollFd, PollFlags};
 pub(crate) use save::{copy_disk, whole_file};
@@ -73,19 +76,24 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
     clients::listen(&dir, &desk)?;
     report(&Report::Supervising);
     let runtime = RuntimeDir::new(&dir)?;
+    if status.phase != Phase::Suspended {
+        // What does not count must not begin to when the disks have moved on.
+        discard(&dir)?;
+    }
     let host = Host {
         engine,
         dir: runtime.clone(),
         record: record.clone(),
         desk: Arc::clone(&desk),
         is_new: status.phase == Phase::Created,
+        is_saved: status.phase == Phase::Suspended,
+        facts: None,
         private: Private::default(),
-        begins_as_another: false,
         unplugged_nic: false,
         agent: None,
     };
     let remove_on_exit = record.remove_on_exit;
-    let mut life = Life::begin(host, record, status.phase, std::process::id(), Arc::clone(&desk))?;
+    let mut life = Life::begin(host, record, &status, std::process::id(), Arc::clone(&desk))?;
     watch_signals(&desk)?;
     if owned {
         clients::watch_owner(&desk)?;
@@ -94,7 +102,7 @@ pub fn run(engine: &Engine, id: &MachineId, owned: bool) -> EngineResult<()> {
     life.bury(end.clone())?;
     runtime.clear()?;
     fs::remove_file(&dir.join(CONTROL_SOCKET))?;
-    if remove_on_exit {
+    if remove_on_exit && !life.is_suspended() {
         engine.store.discard_dir(&dir)?;
     }
     report(&Report::Ended { cause: end, console });
@@ -131,35 +139,43 @@ struct Host<'a> {
     desk: Arc<Desk>,
     /// Whether the machine was never started.
     is_new: bool,
+    /// Whether it was suspended and has not been launched since.
+    is_saved: bool,
+    /// What the machine is that was launched last.
+    facts: Option<Compatibility>,
     /// What the run in progress is told alone.
     private: Private,
-    /// Whether the guest that was launched last boots from what the disk of another machine was.
-    begins_as_another: bool,
     /// Whether the machine that was launched last has a network device although it is connected to nothing.
     unplugged_nic: bool,
     /// The agent's end of a machine that was restored, until it is attended to.
     agent: Option<UnixStream>,
 }
 
+/// What a launch begins with.
+enum Begin {
+    Boot,
+    Snapshot,
+    Saved(SavedRecord),
+}
+
 impl World for Host<'_> {
     fn launch(&mut self) -> EngineResult<Launched> {
         self.private = private::read(self.dir.path())?;
-        let launched = self.begin()?;
-        let copied = self.record.snapshot.is_some() && !self.record.put_back;
-        self.begins_as_another = !launched.restored && self.is_new && copied;
+        if std::mem::take(&mut self.is_saved) {
+            return self.launch_saved();
+        }
+        let mut launched = self.begin()?;
+        if launched.arrival == Arrival::Booted && self.is_new && self.is_of_another() {
+            launched.arrival = Arrival::Copied;
+        }
         self.is_new = false;
         Ok(launched)
     }
 
-    fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()> {
-        let origin = match (restored, self.begins_as_another) {
-            (true, _) => Origin::Restored,
-            (false, true) => Origin::DiskOfAnother,
-            (false, false) => Origin::Booted,
-        };
+    fn attend(&mut self, run: u32, begun: Instant, arrival: Arrival) -> EngineResult<()> {
         // Connected to here, where the socket is this run's for certain.
         let stream = self.agent.take().map_or_else(|| socket::connect(self.dir.path(), AGENT_SOCKET), Ok);
-        agent::attend(&self.record, &self.private, stream, &self.desk, run, begun, origin)
+        agent::attend(&self.record, &self.private, stream, &self.desk, run, begun, arrival)
     }
 
     fn power_off(&mut self, grace: Duration) -> bool {
@@ -208,6 +224,19 @@ impl World for Host<'_> {
         self.save_running(machine, into, memory, runs)
     }
 
+    fn suspend(&mut self, machine: &mut dyn Machine, runs: bool) -> Result<VmmExit, CaptureError> {
+        self.save_and_end(machine, runs)
+    }
+
+    fn saved_since(&mut self) -> Option<u64> {
+        // A directory that cannot be looked at keeps nothing that could be loaded.
+        saved_since(self.dir.path()).ok().flatten()
+    }
+
+    fn activity(&mut self, pid: u32) -> Option<Activity> {
+        Host::activity(self, pid)
+    }
+
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()> {
         Ok(self.engine.store.write_status(self.dir.path(), status)?)
     }
@@ -243,12 +272,12 @@ impl Host<'_> {
     /// Begins the machine as its snapshot, once, or by a boot.
     fn begin(&mut self) -> EngineResult<Launched> {
         // Its disk and its memory fit only until the machine has written to the disk.
-        if !self.is_new || !self.has_memory()? {
-            return self.launch_as(false);
+        if !self.is_new || !self.has_memory() {
+            return self.launch_as(&Begin::Boot);
         }
-        match self.launch_as(true) {
+        match self.launch_as(&Begin::Snapshot) {
             Err(error) if !self.record.must_restore => {
-                let mut launched = self.launch_as(false)?;
+                let mut launched = self.launch_as(&Begin::Boot)?;
                 launched.reason = format!("it booted, since it could not be restored: {}", chain(&error));
                 Ok(launched)
             }
@@ -260,18 +289,20 @@ impl Host<'_> {
         }
     }
 
-    /// Returns whether the machine begins as a snapshot with memory.
-    fn has_memory(&self) -> EngineResult<bool> {
-        let Some(id) = self.record.snapshot.filter(|_| !self.record.boots) else { return Ok(false) };
-        match self.engine.store.snapshot(&id) {
-            Ok(snapshot) => Ok(snapshot.manifest.memory.is_some()),
-            // Its disk is its own: whether it may boot from that is decided where it cannot be restored.
-            Err(_) => Ok(true),
-        }
+    /// Returns whether its disk was another machine's.
+    fn is_of_another(&self) -> bool {
+        self.record.snapshot.is_some() && !self.record.put_back
     }
 
-    /// Returns what QEMU is asked for; `restore` says that the machine begins as its snapshot.
-    fn spec(&self, restore: bool) -> EngineResult<MachineSpec> {
+    /// Returns whether the machine begins as a snapshot with memory.
+    fn has_memory(&self) -> bool {
+        let Some(id) = self.record.snapshot.filter(|_| !self.record.boots) else { return false };
+        // What cannot be read is told where it cannot be restored.
+        self.engine.store.snapshot(&id).map_or(true, |snapshot| snapshot.manifest.memory.is_some())
+    }
+
+    /// Returns what QEMU is asked for.
+    fn spec(&self, begin: &Begin) -> EngineResult<MachineSpec> {
         let store = &self.engine.store;
         let record = &self.record;
         let manifest = store.revision(&record.revision)?.manifest;
@@ -285,7 +316,7 @@ impl Host<'_> {
             ensure(&snapshot.disk.digest, snapshot.disk.size)?;
         }
         let mut files = SpecFiles::of_boot(self.engine, record, self.dir.path())?;
-        if restore {
+        if let Begin::Snapshot = begin {
             let memory = snapshot.as_ref().and_then(|snapshot| snapshot.memory.as_ref());
             let ram = memory.and_then(|memory| memory.ram);
             let (Some(memory), Some(ram)) = (memory, ram) else {
@@ -301,8 +332,12 @@ impl Host<'_> {
             fs::remove_file(file)?;
             drop(fs::create_new(file)?);
         }
+        if let Begin::Saved(saved) = begin {
+            files.unplugged_nic = has_nic(&saved.compatibility);
+            files.restore = Some(RestoreState { state_file: self.saved_state(), scope: StateScope::Machine });
+        }
         let mut spec = self.engine.machine_spec(record, files)?;
-        if !restore && !self.private.is_empty() {
+        if matches!(begin, Begin::Boot) && !self.private.is_empty() {
             spec.boot_args.push(WAIT_ARGUMENT.to_owned());
         }
         Ok(spec)
@@ -336,29 +371,36 @@ impl Host<'_> {
         Ok(())
     }
 
-    fn launch_as(&mut self, restore: bool) -> EngineResult<Launched> {
+    fn launch_as(&mut self, begin: &Begin) -> EngineResult<Launched> {
         self.dir.clear()?;
         let (vmm, caps) = self.engine.qemu(self.record.arch)?;
         let checked =
-            vmm.check(&self.spec(restore)?, &caps).map_err(|error| bad(&self.record, chain(&error)))?;
+            vmm.check(&self.spec(begin)?, &caps).map_err(|error| bad(&self.record, chain(&error)))?;
+        let mut here = facts(&vmm.fingerprint(&checked, &caps));
+        here.insert(NETWORK_FACT, network_name(&self.record.network));
+        if let Begin::Saved(saved) = begin {
+            self.compare(saved, &here)?;
+        }
+        self.facts = Some(here);
         let accelerator = checked.accelerator().as_str().to_owned();
         let reason = checked.accelerator_reason().unwrap_or_default().to_owned();
         let root = checked.spec().disks.first().map(|disk| disk.path.clone());
         self.unplugged_nic = checked.spec().unplugged_nic;
         let mut machine = vmm.launch(checked, &self.dir)?;
-        if restore {
+        if !matches!(begin, Begin::Boot) {
             // QEMU does not find out that it was given another disk than the captured machine's.
             if let Some(root) = root
                 && !holds_open(machine.pid(), &root)?
             {
                 return Err(bad(&self.record, format!("{} is not the disk it opened", root.display())));
             }
+            begin.forget(self.dir.path())?;
             // A guest that went on without a host at its port would be told that its host has left, and look for
             // another only now and then. One that cannot be reached is found out when it is greeted.
             self.agent = socket::connect(self.dir.path(), AGENT_SOCKET).ok();
             machine.resume()?;
         }
-        Ok(Launched { machine, accelerator, reason, restored: restore })
+        Ok(Launched { machine, accelerator, reason, arrival: begin.arrival() })
     }
 }
 

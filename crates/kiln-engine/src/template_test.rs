@@ -26,6 +26,8 @@ use std::time::Instant;
 
 /// How often a clone is paused and resumed.
 const PAUSES: u32 = 10;
+/// How often it is suspended and resumed afterwards.
+const SUSPENSIONS: u32 = 10;
 
 /// What is to be tested.
 #[derive(Debug, Clone)]
@@ -82,8 +84,8 @@ impl Engine {
         let mut clones = Clones::new(self);
         let snapshot = self.restore_clones(request, &mut clones, &mut checks, reporter)?;
         self.check_identity(&clones, &mut checks)?;
-        self.check_work(&revision, &clones, &mut checks)?;
         let tested = clones.tested();
+        self.check_work(&revision, &mut clones, &mut checks)?;
         let left = step(reporter, "remove the clones", || {
             let left = clones.end()?;
             EngineResult::Ok((left, String::new()))
@@ -135,6 +137,7 @@ impl Engine {
             ttl: None,
             restart: RestartPolicy::default(),
             private: Private::default(),
+            idle_suspend: None,
         };
         let mut snapshot = None;
         let mut trouble = None;
@@ -199,7 +202,12 @@ impl Engine {
     }
 
     /// Checks that the clones work.
-    fn check_work(&self, revision: &Revision, clones: &Clones<'_>, checks: &mut Checks) -> EngineResult<()> {
+    fn check_work(
+        &self,
+        revision: &Revision,
+        clones: &mut Clones<'_>,
+        checks: &mut Checks,
+    ) -> EngineResult<()> {
         checks.add(CheckName::Ping, clones.each(|_, session| look::ping(session)));
         checks.add(CheckName::Exec, clones.each(|_, session| look::exec(session)));
         self.cancel.check()?;
@@ -211,17 +219,17 @@ impl Engine {
         self.cancel.check()?;
         checks.add(CheckName::OwnDisk, own_disk(clones));
         self.cancel.check()?;
-        let paused = match clones.all().first() {
-            Some(clone) => self.pause_and_resume(clone)?,
-            None => (CheckStatus::NotChecked, "there is no clone".to_owned()),
-        };
+        let paused = self.pause_and_suspend(clones)?;
         checks.add(CheckName::PauseResume, paused);
         Ok(())
     }
 
-    /// Pauses and resumes a clone that wrote something, again and again.
-    fn pause_and_resume(&self, clone: &TestMachine) -> EngineResult<Judged> {
+    /// Pauses and resumes a clone that wrote something, then suspends and resumes it, again and again.
+    fn pause_and_suspend(&self, clones: &mut Clones<'_>) -> EngineResult<Judged> {
         let failed = |why: String| Ok((CheckStatus::Failed, why));
+        let Some(clone) = clones.all().first() else {
+            return Ok((CheckStatus::NotChecked, "there is no clone".to_owned()));
+        };
         let session = match &clone.session {
             Ok(session) => session,
             Err(why) => return Ok((CheckStatus::NotChecked, why.clone())),
@@ -243,12 +251,30 @@ impl Engine {
                 return failed(format!("no answer after cycle {cycle}: {why}"));
             }
         }
+        for cycle in 1..=SUSPENSIONS {
+            self.cancel.check()?;
+            match clones.suspend_first() {
+                Ok(()) => {}
+                Err(EngineError::Cancelled) => return Err(EngineError::Cancelled),
+                Err(error) => return failed(format!("suspension {cycle}: {}", chain(&error))),
+            }
+        }
+        let (Some(clone), cycles) = (clones.all().first(), PAUSES + SUSPENSIONS) else {
+            return Ok((CheckStatus::NotChecked, "there is no clone".to_owned()));
+        };
+        let session = match &clone.session {
+            Ok(session) => session,
+            Err(why) => return failed(why.clone()),
+        };
         let goes_on = look::goes_on(session, &self.cancel);
         self.cancel.check()?;
         match (look::holds(session, &path, mark.as_bytes()), goes_on) {
             (Ok(false), _) => failed(format!("{} lost what it wrote", clone.name())),
-            (_, Ok(false)) => failed(format!("{} stands still after {PAUSES} cycles", clone.name())),
-            (Ok(true), Ok(true)) => Ok((CheckStatus::Passed, format!("{PAUSES} cycles of {}", clone.name()))),
+            (_, Ok(false)) => failed(format!("{} stands still after {cycles} cycles", clone.name())),
+            (Ok(true), Ok(true)) => {
+                let of = clone.name();
+                Ok((CheckStatus::Passed, format!("{PAUSES} pauses and {SUSPENSIONS} suspensions of {of}")))
+            }
             (Err(why), _) | (_, Err(why)) => failed(why),
         }
     }

@@ -148,6 +148,12 @@ impl Relay {
         lock(&self.shared.clients).len() < RELAY_CLIENTS_MAX
     }
 
+    /// Whether a client is served now.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        !lock(&self.shared.clients).is_empty()
+    }
+
     /// Serves a client in threads of its own and returns at once.
     ///
     /// The client is served until it disconnects, breaks the protocol, or the session is lost.

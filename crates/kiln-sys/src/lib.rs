@@ -18,6 +18,7 @@ pub mod protect;
 pub mod signal;
 pub mod socket;
 pub mod stamp;
+pub mod tcp;
 pub mod terminal;
 pub mod tool;
 

@@ -7,6 +7,7 @@
 //!    failed ──start─▶ │  └──stop──▶ stopping ◀──stop──┴────────stop─────┘
 //!                     ▼                 ▼
 //!          any live phase ──exited──▶ stopped | failed
+//!          any live phase but stopping ──saved──▶ suspended ──start──▶ starting
 //!          any live phase but stopping ──restart──▶ starting
 //! ```
 
@@ -102,7 +103,9 @@ pub fn next(phase: Phase, event: &Event) -> Result<Transition, Refused> {
     let to = |to| Ok(Transition { from: phase, to, end: None });
     let end = |cause: EndCause| Ok(Transition { from: phase, to: phase_after(&cause), end: Some(cause) });
     match (phase, event) {
-        (Phase::Created | Phase::Stopped | Phase::Failed, Event::StartRequested) => to(Phase::Starting),
+        (Phase::Created | Phase::Suspended | Phase::Stopped | Phase::Failed, Event::StartRequested) => {
+            to(Phase::Starting)
+        }
         (Phase::Starting | Phase::Stopping, Event::VmmStarted) => to(phase),
         (Phase::Starting, Event::GuestReady) => to(Phase::Running),
         // The guest may become ready while its end is on the way.
@@ -113,6 +116,10 @@ pub fn next(phase: Phase, event: &Event) -> Result<Transition, Refused> {
         (_, Event::StopRequested) if phase.is_live() => to(Phase::Stopping),
         (Phase::Starting | Phase::Stopping, Event::StartFailed { message }) => {
             end(EndCause::StartFailed { message: message.clone() })
+        }
+        // What somebody wants ended is not kept. One that was never resumed is suspended as before.
+        (Phase::Stopping, Event::VmmExited(EndCause::Suspended)) => {
+            Err(Refused { phase, event: event.clone() })
         }
         (_, Event::VmmExited(cause)) if phase.is_live() => end(cause.clone()),
         (_, Event::SupervisorLost) if phase.is_live() => end(EndCause::SupervisorLost),
@@ -128,6 +135,7 @@ pub fn phase_after(cause: &EndCause) -> Phase {
         | EndCause::Requested
         | EndCause::Expired
         | EndCause::ClientLost => Phase::Stopped,
+        EndCause::Suspended => Phase::Suspended,
         _ => Phase::Failed,
     }
 }
@@ -137,12 +145,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PHASES: [Phase; 7] = [
+    const PHASES: [Phase; 8] = [
         Phase::Created,
         Phase::Starting,
         Phase::Running,
         Phase::Paused,
         Phase::Stopping,
+        Phase::Suspended,
         Phase::Stopped,
         Phase::Failed,
     ];
@@ -152,6 +161,7 @@ mod tests {
             Just(EndCause::GuestShutdown),
             any::<i32>().prop_map(|code| EndCause::EntrypointExited { code }),
             Just(EndCause::Requested),
+            Just(EndCause::Suspended),
             Just(EndCause::GuestPanic { message: "x".to_owned() }),
             Just(EndCause::NeverReady { reason: "x".to_owned() }),
             any::<i32>().prop_map(|code| EndCause::VmmExited { code, message: String::new() }),
@@ -179,7 +189,10 @@ mod tests {
     fn legal(from: Phase, to: Phase) -> bool {
         match (from.is_live(), to.is_live()) {
             (false, true) => to == Phase::Starting,
-            (true, false) => matches!(to, Phase::Stopped | Phase::Failed),
+            (true, false) => match to {
+                Phase::Suspended => from != Phase::Stopping,
+                to => matches!(to, Phase::Stopped | Phase::Failed),
+            },
             (false, false) => false,
             (true, true) => matches!(
                 (from, to),
@@ -219,6 +232,17 @@ mod tests {
             let restarts = phase.is_live() && phase != Phase::Stopping;
             assert_eq!(to(Event::RestartDue), restarts.then_some(Phase::Starting), "{phase}");
         }
+    }
+
+    #[test]
+    fn a_machine_is_suspended_unless_its_end_is_wanted_and_goes_on_by_a_start() {
+        for phase in PHASES {
+            let to = next(phase, &Event::VmmExited(EndCause::Suspended)).ok().map(|step| step.to);
+            let saved = phase.is_live() && phase != Phase::Stopping;
+            assert_eq!(to, saved.then_some(Phase::Suspended), "{phase}");
+        }
+        assert!(!Phase::Suspended.is_live());
+        assert_eq!(next(Phase::Suspended, &Event::StartRequested).unwrap().to, Phase::Starting);
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(crate) struct CpArgs {
 
 pub(crate) fn run(context: &Context, args: &CpArgs) -> CliResult {
     let request = CopyRequest::parse(&args.source, &args.target)?;
+    let (CopyRequest::In { machine, .. } | CopyRequest::Out { machine, .. }) = &request;
+    super::suspend::wake(context, machine)?;
     let bar = bar(context, args.quiet);
     let report = context.engine.copy(&request, &mut |bytes| bar.set_position(bytes));
     bar.finish_and_clear();

@@ -1,6 +1,7 @@
 //! `kiln exec` and `kiln shell`.
 
 use super::Context;
+use super::suspend::tell_woken;
 use crate::error::{CliError, CliResult};
 use crate::terminal::{self, Attach};
 use clap::Args;
@@ -68,7 +69,7 @@ pub(crate) fn run(context: &Context, args: ExecArgs) -> CliResult {
     let command = strip_dashes(&args.command);
     let mut request = args.options.request(command);
     request.env = environment(&args.env)?;
-    let session = context.engine.session(&args.machine)?;
+    let session = context.engine.session_woken(&args.machine, &mut tell_woken)?;
     let code = terminal::exec(&session, request, args.options.attach(), &context.signals)?;
     Ok(ExitCode::from(code))
 }
@@ -103,7 +104,7 @@ pub(crate) struct ShellArgs {
 }
 
 pub(crate) fn shell(context: &Context, args: ShellArgs) -> CliResult {
-    let session = context.engine.session(&args.machine)?;
+    let session = context.engine.session_woken(&args.machine, &mut tell_woken)?;
     let tty = std::io::stdin().is_terminal();
     let mut request = ExecRequest::new([shell_of(&session)]);
     request.user = args.user;

@@ -5,6 +5,7 @@ use super::clone::CloneBy;
 use super::named::{Named, named};
 use super::private::PrivateOptions;
 use super::run::Identity;
+use super::suspend::idle_after;
 use crate::error::{self, CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
@@ -63,6 +64,9 @@ pub(crate) struct ForkArgs {
     /// Stop each when it has run so long since its start, such as 90s, 10m or 2h
     #[arg(long, value_name = "TIME")]
     ttl: Option<TimeSpan>,
+    /// Suspend each when nobody used it and it did nothing for so long; whoever asks for it wakes it
+    #[arg(long, value_name = "TIME")]
+    idle_suspend: Option<TimeSpan>,
     /// What becomes of a guest that cannot be given names, keys and random numbers of its own
     #[arg(long, value_enum, default_value = "require", hide = true)]
     identity: Identity,
@@ -99,7 +103,7 @@ struct Machine {
 }
 
 impl ForkArgs {
-    fn request(&self, reference: Reference, private: Private) -> ForkRequest {
+    fn request(&self, reference: Reference, private: Private) -> Result<ForkRequest, CliError> {
         let machine = CreateRequest {
             reference,
             name: self.name.clone(),
@@ -117,12 +121,17 @@ impl ForkArgs {
             ttl: self.ttl.map(TimeSpan::get),
             restart: RestartPolicy::default(),
             private,
+            idle_suspend: idle_after(self.idle_suspend)?,
         };
-        ForkRequest { machine, count: self.count, jobs: self.jobs, numbered: true }
+        Ok(ForkRequest { machine, count: self.count, jobs: self.jobs, numbered: true })
     }
 
-    fn machine_request(&self, machine: &MachineEntry, private: Private) -> MachineForkRequest {
-        MachineForkRequest {
+    fn machine_request(
+        &self,
+        machine: &MachineEntry,
+        private: Private,
+    ) -> Result<MachineForkRequest, CliError> {
+        Ok(MachineForkRequest {
             machine: machine.record.id.to_string(),
             name: self.name.clone(),
             count: self.count,
@@ -132,7 +141,8 @@ impl ForkArgs {
             private,
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
-        }
+            idle_suspend: idle_after(self.idle_suspend)?,
+        })
     }
 }
 
@@ -142,14 +152,14 @@ pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
     let (report, paused_us) = match named(context, &args.target)? {
         Named::Template(reference) => {
-            (context.engine.fork(&args.request(reference, private), &reporter)?, None)
+            (context.engine.fork(&args.request(reference, private)?, &reporter)?, None)
         }
         Named::Machine(machine) => {
             if args.memory.is_some() || args.vcpus.is_some() {
                 let what = format!("machine `{}`: its forks have its memory and processors", args.target);
                 return Err(CliError::Usage(what));
             }
-            let request = args.machine_request(&machine, private);
+            let request = args.machine_request(&machine, private)?;
             let (report, captured) = context.engine.fork_machine(&request, &reporter)?;
             (report, Some(captured.paused_us))
         }

@@ -31,6 +31,7 @@ pub(crate) mod snapshot;
 pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod supervise;
+pub(crate) mod suspend;
 pub(crate) mod tag;
 pub(crate) mod template;
 pub(crate) mod verify;
@@ -101,6 +102,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Stop(args) => stop::run(context, &args),
         Command::Pause(args) => pause::pause(context, &args),
         Command::Resume(args) => pause::resume(context, &args),
+        Command::Suspend(args) => suspend::run(context, &args),
         Command::Start(args) => start::run(context, &args),
         Command::Rm(args) => rm::run(context, &args),
         Command::Exec(args) => exec::run(context, args),

@@ -5,7 +5,7 @@ use crate::error::{self, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::machine::{EndCause, Network, Phase};
-use kiln_core::{Digest, MachineId, RestartPolicy};
+use kiln_core::{ByteSize, Digest, MachineId, RestartPolicy};
 use kiln_engine::memory::{MachineMemory, MemorySum};
 use kiln_engine::private::PrivateNames;
 use kiln_store::MachineEntry;
@@ -55,6 +55,10 @@ pub(crate) struct Line {
     started_unix_ms: Option<u64>,
     ready_after_ms: Option<u64>,
     paused_unix_ms: Option<u64>,
+    suspended_unix_ms: Option<u64>,
+    /// What a suspended machine's state takes up on disk.
+    suspended_bytes: Option<u64>,
+    idle_suspend_ms: Option<u64>,
     ttl_ms: Option<u64>,
     expires_unix_ms: Option<u64>,
     restart: RestartPolicy,
@@ -92,6 +96,9 @@ impl Line {
             started_unix_ms: status.started_unix_ms,
             ready_after_ms: status.ready_after_ms,
             paused_unix_ms: status.paused_unix_ms,
+            suspended_unix_ms: status.suspended_unix_ms,
+            suspended_bytes: None,
+            idle_suspend_ms: record.idle_suspend_ms,
             ttl_ms: record.ttl_ms,
             expires_unix_ms: status.expires_unix_ms,
             restart: record.restart,
@@ -112,7 +119,8 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
     let mut damaged = 0;
     for (id, entry) in context.engine.machines()? {
         match entry {
-            Ok(entry) if args.all || entry.status.phase.is_live() || entry.status.phase == Phase::Created => {
+            Ok(entry) if args.all || is_listed(entry.status.phase) => {
+                let saved = context.engine.saved_bytes(&entry)?;
                 let memory = if args.memory { MachineMemory::of(&entry) } else { None };
                 let private = match context.engine.private_names(&entry) {
                     Ok(private) => private,
@@ -124,6 +132,7 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
                     }
                 };
                 let mut line = Line::new(entry, private);
+                line.suspended_bytes = saved.map(ByteSize::bytes);
                 line.memory = args.memory.then(|| memory.as_ref().map(memory::Machine::new));
                 memories.push(memory);
                 lines.push(line);
@@ -151,6 +160,11 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
     Ok(if damaged == 0 { ExitCode::SUCCESS } else { ExitCode::from(error::EXIT_FAILED) })
 }
 
+/// Whether a machine in this phase is listed although not all are asked for.
+fn is_listed(phase: Phase) -> bool {
+    phase.is_live() || matches!(phase, Phase::Created | Phase::Suspended)
+}
+
 /// Prints what machines have in memory, what they have together, and of which that is not known.
 fn tell_memory(lines: &[Line], memories: &[Option<MachineMemory>]) {
     let mut sum = MemorySum::default();
@@ -159,6 +173,10 @@ fn tell_memory(lines: &[Line], memories: &[Option<MachineMemory>]) {
         let mut row = vec![line.name.clone(), line.id.to_string(), line.reference.clone(), phase(line)];
         row.extend(memory::cells(memory.as_ref()));
         rows.push(row);
+        if let Some(bytes) = line.suspended_bytes {
+            let saved = ByteSize::from_bytes(bytes).human();
+            output::tell(&format!("{} is suspended: {saved} on disk", line.name));
+        }
         let Some(memory) = memory else { continue };
         sum.add(memory);
         if let Err(unknown) = &memory.process {
@@ -175,7 +193,7 @@ fn tell_memory(lines: &[Line], memories: &[Option<MachineMemory>]) {
 
 fn phase(line: &Line) -> String {
     let phase = match &line.end {
-        Some(end) if !line.phase.is_live() => {
+        Some(end) if !line.phase.is_live() && line.phase != Phase::Suspended => {
             format!("{}: {}", line.phase, kiln_core::text::clip(&end.to_string()))
         }
         _ => line.phase.to_string(),

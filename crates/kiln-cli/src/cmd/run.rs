@@ -3,6 +3,7 @@
 use super::clone::CloneBy;
 use super::exec::{GuestOptions, shell_of, strip_dashes};
 use super::private::PrivateOptions;
+use super::suspend::idle_after;
 use super::{Context, echo, logs};
 use crate::error::{CliError, CliResult};
 use crate::output;
@@ -158,6 +159,9 @@ pub(crate) struct RunArgs {
         help = "With -d, start it again on its disk when it ends: no, on-failure[:N] or always [default: no]"
     )]
     restart: Option<RestartPolicy>,
+    /// With -d, suspend it when nobody used it and it did nothing for so long; whoever asks for it wakes it
+    #[arg(long, value_name = "TIME")]
+    idle_suspend: Option<TimeSpan>,
     #[command(flatten)]
     private: PrivateOptions,
     #[command(flatten)]
@@ -213,6 +217,7 @@ impl RunArgs {
             ttl: self.ttl.map(TimeSpan::get),
             restart: self.restart.unwrap_or_default(),
             private,
+            idle_suspend: idle_after(self.idle_suspend)?,
         })
     }
 
@@ -220,6 +225,11 @@ impl RunArgs {
     fn check_end(&self) -> Result<(), CliError> {
         if self.ttl == Some(TimeSpan::default()) {
             return Err(CliError::Usage("--ttl 0 leaves a machine no time".to_owned()));
+        }
+        if idle_after(self.idle_suspend)?.is_some() && !self.detach {
+            return Err(CliError::Usage(
+                "--idle-suspend needs -d: a machine in the foreground is in use".to_owned(),
+            ));
         }
         if self.restart.unwrap_or_default() == RestartPolicy::No {
             return Ok(());
@@ -312,6 +322,13 @@ fn console(context: &Context, mut started: Started, entry: &MachineEntry) -> Cli
         return Err(error);
     }
     match started.wait_end(&context.engine)? {
+        EndCause::Suspended => {
+            output::tell(&format!(
+                "{} was suspended; kiln resume {} lets it go on",
+                started.name, started.name
+            ));
+            Ok(ExitCode::SUCCESS)
+        }
         EndCause::GuestShutdown | EndCause::Requested | EndCause::Expired => Ok(ExitCode::SUCCESS),
         EndCause::EntrypointExited { code } => Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))),
         cause => Err(EngineError::Ended { name: started.name, cause, console: Vec::new() }.into()),

@@ -43,6 +43,7 @@ fn ready(context: &Context, args: &WaitArgs) -> CliResult {
     let begun = Instant::now();
     let within = args.timeout.map(Duration::from);
     for_each(&args.machines, |name| {
+        super::suspend::wake(context, name)?;
         let left = within.map(|within| within.saturating_sub(begun.elapsed()));
         context.engine.wait_ready(name, left).map_err(|error| match error {
             // The whole time was waited, for the machines before this one too.

@@ -26,6 +26,7 @@ mod registry;
 mod restore;
 mod snapshot;
 mod space;
+mod suspend;
 mod template;
 mod verify;
 mod vsock;

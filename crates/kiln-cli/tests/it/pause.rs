@@ -85,7 +85,7 @@ fn each_machine_that_cannot_be_paused_is_told() {
       kiln pause w1 w2
     ");
     insta::assert_snapshot!(own("resume"), @r"
-    Let paused machines go on
+    Let paused or suspended machines go on
 
     Usage: kiln resume [OPTIONS] <MACHINES>...
 

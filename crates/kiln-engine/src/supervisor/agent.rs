@@ -2,6 +2,7 @@
 
 use super::OLD_AGENT;
 use super::desk::{Desk, News};
+use super::life::Arrival;
 use super::probe::{Tried, Tries, attempt};
 use crate::EngineResult;
 use crate::guest::hook_words;
@@ -36,17 +37,6 @@ const USER_ADDRESS: &str = "10.0.2.15/24";
 const USER_GATEWAY: &str = "10.0.2.2";
 const USER_DNS: &str = "10.0.2.3";
 
-/// How the guest of a run began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// By a boot from a disk that was this machine's before, or its template's.
-    Booted,
-    /// By a boot from what the disk of another machine was.
-    DiskOfAnother,
-    /// As a captured machine.
-    Restored,
-}
-
 /// Attends to the agent of a run, behind `stream`, from a thread of its own.
 pub(super) fn attend(
     record: &MachineRecord,
@@ -55,7 +45,7 @@ pub(super) fn attend(
     desk: &Arc<Desk>,
     run: u32,
     begun: Instant,
-    origin: Origin,
+    arrival: Arrival,
 ) -> EngineResult<()> {
     let attendant = Attendant {
         record: record.clone(),
@@ -63,7 +53,7 @@ pub(super) fn attend(
         desk: Arc::clone(desk),
         run,
         begun,
-        origin,
+        arrival,
     };
     std::thread::Builder::new()
         .name("agent".to_owned())
@@ -78,7 +68,7 @@ struct Attendant {
     desk: Arc<Desk>,
     run: u32,
     begun: Instant,
-    origin: Origin,
+    arrival: Arrival,
 }
 
 /// Why a guest is not ready.
@@ -130,13 +120,14 @@ impl Attendant {
     }
 
     fn make_ready(&self, stream: IoResult<UnixStream>) -> Result<Receiver<AgentEvent>, Unready> {
-        let within = time_to_readiness(self.record.ready.as_ref(), self.origin != Origin::Booted);
+        let within = time_to_readiness(self.record.ready.as_ref(), self.arrival != Arrival::Booted);
         let deadline = self.begun + within;
         let late = |what: &str, within: Duration| {
             Unready::Never(format!("{what} within {} s", within.as_secs_f32()))
         };
         // A restored agent is up already, unless its guest is no guest any more.
-        let greets_within = if self.origin == Origin::Restored { within.min(GREETS_WITHIN) } else { within };
+        let is_up = matches!(self.arrival, Arrival::Restored | Arrival::Resumed);
+        let greets_within = if is_up { within.min(GREETS_WITHIN) } else { within };
         let stream = stream.map_err(|error| Unready::Never(kiln_core::text::chain(&error)))?;
         let session = match Session::connect(Box::new(stream), self.begun + greets_within) {
             Err(SessionError::Timeout { .. }) => {
@@ -150,14 +141,18 @@ impl Attendant {
             return Err(Unready::Never(OLD_AGENT.to_owned()));
         }
         let events = session.events();
-        if self.origin == Origin::Restored {
-            // Nobody reaches a guest that is not a machine of its own yet.
-            self.identify(&session, deadline)?;
+        if is_up {
+            if self.arrival == Arrival::Resumed {
+                session.configure(now())?;
+            } else {
+                // Nobody reaches a guest that is not a machine of its own yet.
+                self.identify(&session, deadline)?;
+            }
             self.desk.set_relay(self.run, Relay::new(session.clone()));
             self.probe(&session, &events, deadline)?;
             return Ok(events);
         }
-        let copied = self.origin == Origin::DiskOfAnother;
+        let copied = self.arrival == Arrival::Copied;
         if !copied {
             self.desk.set_relay(self.run, Relay::new(session.clone()));
         }
@@ -247,10 +242,9 @@ impl Attendant {
         Configure {
             hostname: Some(self.record.name.to_string()),
             network,
-            clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
-            entropy: Some(clock::random_hex::<32>()),
             environment: private.map(|private| private.environment().clone()),
             secrets: private.map(|private| private.secrets().clone()),
+            ..now()
         }
     }
 
@@ -289,6 +283,15 @@ impl Attendant {
                 Err(RecvTimeoutError::Disconnected) => return Err(Unready::Ended),
             }
         }
+    }
+}
+
+/// Returns the time and fresh random numbers: what a machine needs that stood still.
+fn now() -> Configure {
+    Configure {
+        clock_unix_ns: Some(clock::now_unix_ms().saturating_mul(1_000_000)),
+        entropy: Some(clock::random_hex::<32>()),
+        ..Configure::default()
     }
 }
 

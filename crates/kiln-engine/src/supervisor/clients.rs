@@ -2,7 +2,7 @@
 
 use super::desk::{Desk, News, Reply};
 use crate::EngineResult;
-use crate::control::{Answer, Ask, CONTROL_SOCKET, read_line, write_line};
+use crate::control::{Answer, Ask, CONTROL_SOCKET, IS_SUSPENDING, read_line, write_line};
 use kiln_core::machine::Phase;
 use kiln_guest::limits::RELAY_CLIENTS_MAX;
 use kiln_guest::relay::Relay;
@@ -57,6 +57,11 @@ fn serve(mut stream: UnixStream, desk: &Desk) -> io::Result<()> {
             // A capture is the end of this process, and its answer comes before that.
             let _owed = desk.owe_answer();
             write_line(&mut stream, &capture(desk, into))
+        }
+        Ask::Suspend => {
+            // A suspension is the end of this process, and its answer comes before that.
+            let _owed = desk.owe_answer();
+            write_line(&mut stream, &suspend(desk))
         }
         Ask::Ready => match desk.wait_ready(&stream)? {
             true => write_line(&mut stream, &Answer::ok()),
@@ -114,10 +119,28 @@ fn save(desk: &Desk, into: PathBuf, memory: bool) -> Answer {
     }
 }
 
+/// Has the machine suspended by the thread that drives it, which takes as long as its memory is large.
+fn suspend(desk: &Desk) -> Answer {
+    let phase = desk.phase();
+    if !matches!(phase, Phase::Running | Phase::Paused) {
+        return Answer::Refused { reason: format!("it is {phase}") };
+    }
+    let (reply, said) = Reply::new();
+    desk.post(News::Suspend(reply));
+    match said.recv() {
+        Ok(Ok(already)) => Answer::Ok { already },
+        Ok(Err(reason)) => Answer::Refused { reason },
+        Err(RecvError) => Answer::Refused { reason: "it has ended".to_owned() },
+    }
+}
+
 /// Returns the way to the agent, or why there is none.
 fn agent(desk: &Desk) -> Result<Arc<Relay>, String> {
     if desk.phase() == Phase::Paused {
         return Err("it is paused".to_owned());
+    }
+    if !desk.count_session() {
+        return Err(IS_SUSPENDING.to_owned());
     }
     match desk.relay() {
         Some(relay) if !relay.has_room() => {

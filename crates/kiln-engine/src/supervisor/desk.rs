@@ -43,6 +43,8 @@ pub(super) enum News {
     Pause(Reply),
     /// Somebody wants them to go on.
     Resume(Reply),
+    /// Somebody wants the machine saved and ended.
+    Suspend(Reply),
     /// Somebody wants the machine captured, its files in this directory, and ended.
     Capture { into: PathBuf, reply: Sender<Result<Captured, String>> },
     /// Somebody wants the machine saved in this directory, with or without its memory.
@@ -79,6 +81,15 @@ pub(super) struct Desk {
     /// How many answers this process must give before it ends.
     owed: Mutex<u32>,
     given: Condvar,
+    door: Mutex<Door>,
+}
+
+/// Whether the agent may be asked for.
+#[derive(Debug, Default)]
+struct Door {
+    is_closed: bool,
+    /// How often it was asked for.
+    sessions: u64,
 }
 
 /// An answer that this process must give before it ends: given, or given up, when this is dropped.
@@ -106,7 +117,7 @@ impl Desk {
         let (wake, ready) = (event()?, event()?);
         let run = Mutex::new(Run { number: 0, phase: Phase::Starting, relay: None });
         let (owed, given) = (Mutex::default(), Condvar::new());
-        Ok(Arc::new(Self { news: Mutex::default(), run, wake, ready, owed, given }))
+        Ok(Arc::new(Self { news: Mutex::default(), run, wake, ready, owed, given, door: Mutex::default() }))
     }
 
     /// Keeps this process from ending before an answer is given.
@@ -197,6 +208,31 @@ impl Desk {
         lock(&self.run).phase
     }
 
+    /// Counts somebody who asks for the agent; `false` while nobody may.
+    pub(super) fn count_session(&self) -> bool {
+        let mut door = lock(&self.door);
+        door.sessions += u64::from(!door.is_closed);
+        !door.is_closed
+    }
+
+    /// Returns how often the agent was asked for.
+    pub(super) fn sessions(&self) -> u64 {
+        lock(&self.door).sessions
+    }
+
+    /// Lets nobody ask for the agent from now on; `false`, and nothing done, where it was asked for since `sessions` were
+    /// counted.
+    pub(super) fn close_agent(&self, sessions: u64) -> bool {
+        let mut door = lock(&self.door);
+        door.is_closed |= door.sessions == sessions;
+        door.is_closed
+    }
+
+    /// Lets the agent be asked for again.
+    pub(super) fn open_agent(&self) {
+        lock(&self.door).is_closed = false;
+    }
+
     /// Opens the way to the agent of a run, where that is the one at work.
     pub(super) fn set_relay(&self, run: u32, relay: Relay) {
         let mut current = lock(&self.run);
@@ -222,6 +258,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_door_is_closed_only_while_nobody_has_come_since() {
+        let desk = Desk::new().unwrap();
+        assert!(desk.count_session());
+        assert!(!desk.close_agent(0));
+        assert!(desk.count_session() && desk.close_agent(2));
+        assert!(!desk.count_session());
+        assert_eq!(desk.sessions(), 2);
+        desk.open_agent();
+        assert!(desk.count_session());
+    }
 
     #[test]
     fn the_end_waits_for_answers() {

@@ -6,14 +6,17 @@
 //! was ready once, an end is final by every policy: whoever started the machine is told.
 
 pub(super) mod capture;
+pub(super) mod idle;
 mod pause;
 mod save;
+mod suspend;
 
 use super::backoff::Backoff;
 use super::desk::{Desk, News};
 use crate::control::{Report, SavedMachine};
 use crate::{EngineError, EngineResult};
 use capture::CaptureError;
+use idle::{Activity, Idle};
 use kiln_core::machine::{EndCause, MachineRecord, MachineStatus, Phase};
 use kiln_core::text::chain;
 use kiln_vmm::lifecycle::{self, Event};
@@ -28,6 +31,19 @@ pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// Lines of the console that a report of an end carries.
 const CONSOLE_LINES: usize = 15;
 
+/// How a guest came to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// It boots.
+    Booted,
+    /// It boots from what the disk of another machine was.
+    Copied,
+    /// It was another machine, in a snapshot.
+    Restored,
+    /// It was this machine, suspended.
+    Resumed,
+}
+
 /// A machine monitor that was launched.
 #[derive(Debug)]
 pub(super) struct Launched {
@@ -36,8 +52,7 @@ pub(super) struct Launched {
     pub(super) accelerator: String,
     /// Why that one; empty when there is nothing to say.
     pub(super) reason: String,
-    /// Whether it was restored from a snapshot, and did not boot.
-    pub(super) restored: bool,
+    pub(super) arrival: Arrival,
 }
 
 /// What a life needs of the world around it.
@@ -46,7 +61,7 @@ pub(super) trait World {
     fn launch(&mut self) -> EngineResult<Launched>;
 
     /// Begins to attend to the agent of the given run, which began at `begun`; what it says arrives at the desk.
-    fn attend(&mut self, run: u32, begun: Instant, restored: bool) -> EngineResult<()>;
+    fn attend(&mut self, run: u32, begun: Instant, arrival: Arrival) -> EngineResult<()>;
 
     /// Asks the guest to power off within `grace`; false when there is no agent to ask.
     fn power_off(&mut self, grace: Duration) -> bool;
@@ -69,6 +84,15 @@ pub(super) trait World {
         memory: bool,
         runs: bool,
     ) -> Result<SavedMachine, CaptureError>;
+
+    /// Saves the machine and ends it: it can go on then. `runs` says that its guest does. After an error it is as it was.
+    fn suspend(&mut self, machine: &mut dyn Machine, runs: bool) -> Result<VmmExit, CaptureError>;
+
+    /// Returns since when the machine is saved, in milliseconds since 1970 (UTC); none when it is not.
+    fn saved_since(&mut self) -> Option<u64>;
+
+    /// Returns what the machine does, whose monitor has the process id `pid`; none when that cannot be known.
+    fn activity(&mut self, pid: u32) -> Option<Activity>;
 
     /// Keeps the status.
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()>;
@@ -113,29 +137,39 @@ pub(super) struct Life<W> {
     was_ready: bool,
     /// Whether somebody wants the machine to end.
     unwanted: bool,
+    /// Whether the machine is idle, where that is to suspend it and the guest is ready.
+    idle: Option<Idle>,
     /// Why the run ends, where that is decided here and not by the machine monitor's exit.
     verdict: Option<EndCause>,
 }
 
 impl<W: World> Life<W> {
-    /// Begins the life of a machine that somebody started. `phase` is the one it is in.
+    /// Begins the life of a machine that somebody started. `before` is what became of it so far. The time to live of one that
+    /// was suspended went on.
     pub(super) fn begin(
         world: W,
         record: MachineRecord,
-        phase: Phase,
+        before: &MachineStatus,
         supervisor_pid: u32,
         desk: Arc<Desk>,
     ) -> EngineResult<Self> {
         let (begun, begun_unix_ms) = (world.now(), world.now_unix_ms());
+        let goes_on = before.phase == Phase::Suspended;
+        let expires_unix_ms = match before.expires_unix_ms {
+            Some(expires) if goes_on => Some(expires),
+            _ => record.ttl_ms.map(|ttl| begun_unix_ms.saturating_add(ttl)),
+        };
         let status = MachineStatus {
-            phase,
+            phase: before.phase,
             supervisor_pid: Some(supervisor_pid),
             started_unix_ms: Some(begun_unix_ms),
-            expires_unix_ms: record.ttl_ms.map(|ttl| begun_unix_ms.saturating_add(ttl)),
+            expires_unix_ms,
+            restarts: if goes_on { before.restarts } else { 0 },
             ..MachineStatus::created()
         };
         // A time to live that no clock reaches is none.
-        let expires = record.ttl_ms.and_then(|ttl| begun.checked_add(Duration::from_millis(ttl)));
+        let left = expires_unix_ms.map(|at| Duration::from_millis(at.saturating_sub(begun_unix_ms)));
+        let expires = left.and_then(|left| begun.checked_add(left));
         let mut life = Self {
             world,
             record,
@@ -146,6 +180,7 @@ impl<W: World> Life<W> {
             expired: false,
             was_ready: false,
             unwanted: false,
+            idle: None,
             verdict: None,
         };
         life.take(&Event::StartRequested)?;
@@ -215,12 +250,13 @@ impl<W: World> Life<W> {
     }
 
     fn launch(&mut self) -> EngineResult<Box<dyn Machine>> {
-        let Launched { machine, accelerator, reason, restored } = self.world.launch()?;
+        let Launched { machine, accelerator, reason, arrival } = self.world.launch()?;
+        let restored = matches!(arrival, Arrival::Restored | Arrival::Resumed);
         self.status.vmm_pid = Some(machine.pid());
         self.status.accelerator = Some(accelerator.clone());
         self.status.restored = restored;
         // The record is written while the guest is greeted.
-        self.world.attend(self.desk.run(), self.begun, restored)?;
+        self.world.attend(self.desk.run(), self.begun, arrival)?;
         self.take(&Event::VmmStarted)?;
         self.world.report(&Report::Started { accelerator, reason, restored });
         Ok(machine)
@@ -231,7 +267,8 @@ impl<W: World> Life<W> {
         let mut give_up: Option<Instant> = None;
         let desk = Arc::clone(&self.desk);
         loop {
-            let until = give_up.into_iter().chain(self.expiry()).min();
+            let look = self.idle.as_ref().map(Idle::next).filter(|_| give_up.is_none());
+            let until = give_up.into_iter().chain(self.expiry()).chain(look).min();
             let left = until.map(|at| at.saturating_duration_since(self.world.now()));
             match self.world.wait(Some(machine), left, desk.fd())? {
                 Waited::Ended(exit) => {
@@ -245,6 +282,11 @@ impl<W: World> Life<W> {
                     }
                     if self.expires_now()
                         && let Some(exit) = self.end(machine, GRACE, &mut give_up)?
+                    {
+                        return Ok(exit);
+                    }
+                    if look.is_some_and(|at| at <= self.world.now())
+                        && let Some(exit) = self.look_idle(machine)?
                     {
                         return Ok(exit);
                     }
@@ -281,6 +323,8 @@ impl<W: World> Life<W> {
                     self.desk.set_ready();
                 }
                 self.world.report(&Report::Ready { after_ms });
+                let after = self.record.idle_suspend_ms.map(Duration::from_millis);
+                self.idle = after.map(|after| Idle::new(after, self.world.now()));
             }
             News::StopRequested { grace } => return self.end(machine, grace, give_up),
             News::OwnerLost => {
@@ -293,6 +337,7 @@ impl<W: World> Life<W> {
             }
             News::Pause(reply) => reply.give(self.pause(machine)),
             News::Resume(reply) => reply.give(self.resume(machine)),
+            News::Suspend(reply) => return self.suspend(machine, reply),
             News::Capture { into, reply } => return self.capture(machine, &into, &reply),
             News::Save { into, memory, reply } => self.save(machine, &into, memory, &reply)?,
             News::EntrypointExited { .. } => {}
@@ -323,6 +368,7 @@ impl<W: World> Life<W> {
     /// Waits between two runs. Returns why there is no next one, where somebody does not want it.
     fn rest(&mut self, cause: &EndCause, delay: Duration) -> EngineResult<Option<EndCause>> {
         self.desk.end_run();
+        self.idle = None;
         self.status.vmm_pid = None;
         self.status.ready_after_ms = None;
         self.status.paused_unix_ms = None;
@@ -342,7 +388,9 @@ impl<W: World> Life<W> {
                         return Ok(Some(EndCause::Requested));
                     }
                     News::OwnerLost => return Ok(Some(EndCause::ClientLost)),
-                    News::Pause(reply) | News::Resume(reply) => reply.give(Err("it is starting".to_owned())),
+                    News::Pause(reply) | News::Resume(reply) | News::Suspend(reply) => {
+                        reply.give(Err("it is starting".to_owned()));
+                    }
                     News::Capture { reply, .. } => {
                         // Whoever asked may have gone.
                         let _ = reply.send(Err("it is starting".to_owned()));
@@ -394,12 +442,22 @@ impl<W: World> Life<W> {
         }
     }
 
+    /// Whether it is suspended now.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.status.phase == Phase::Suspended
+    }
+
     /// Writes the last word.
     pub(super) fn bury(&mut self, end: EndCause) -> EngineResult<()> {
         self.status.supervisor_pid = None;
         self.status.vmm_pid = None;
         self.status.ended_unix_ms = Some(self.world.now_unix_ms());
+        // Its guest has not run since it was saved, whatever this life came to.
+        let saved = self.world.saved_since().filter(|_| self.status.phase != Phase::Stopping);
+        self.status.suspended_unix_ms = saved;
+        self.status.paused_unix_ms = None;
         let event = match end {
+            _ if saved.is_some() => Event::VmmExited(EndCause::Suspended),
             EndCause::StartFailed { message } => Event::StartFailed { message },
             cause => Event::VmmExited(cause),
         };

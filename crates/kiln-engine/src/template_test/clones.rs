@@ -6,6 +6,7 @@ use crate::create::Created;
 use crate::progress::Silent;
 use crate::start::{Ownership, Started};
 use crate::{Engine, EngineError, EngineResult};
+use kiln_core::machine::Phase;
 use kiln_core::template_test::{CheckStatus, TestedClone};
 use kiln_core::text::chain;
 use kiln_guest::Session;
@@ -107,6 +108,19 @@ impl<'a> Clones<'a> {
         EngineError::Cancelled
     }
 
+    /// Suspends the first clone and lets it go on.
+    pub(super) fn suspend_first(&mut self) -> EngineResult<()> {
+        let Some(clone) = self.clones.first_mut() else { return Ok(()) };
+        let id = clone.entry.record.id.as_str().to_owned();
+        self.engine.suspend(&id)?;
+        clone.started = self.engine.start_as(&id, Ownership::Owned, &Silent)?;
+        clone.session = Ok(self.engine.session(&id)?);
+        let status = self.engine.find_machine(&id)?.status;
+        let pids = [status.supervisor_pid, status.vmm_pid];
+        clone.processes.extend(pids.into_iter().flatten().filter_map(identity));
+        Ok(())
+    }
+
     /// Judges something that each clone has to have by itself.
     pub(super) fn each(&self, look: impl Fn(&TestMachine, &Session) -> Result<String, Wrong>) -> Judged {
         let seen: Vec<(&str, Result<String, Wrong>)> = self
@@ -172,7 +186,11 @@ impl<'a> Clones<'a> {
         let ending = ready.chain(failed).collect::<Vec<_>>();
         for (entry, _) in &ending {
             // What is still there afterwards is looked for.
-            let _ = self.engine.wait_ended_always(entry);
+            let ended = self.engine.wait_ended_always(entry);
+            if ended.is_ok_and(|ended| ended.is_some_and(|of| of.status.phase == Phase::Suspended)) {
+                // It did not go on, and would wait for somebody for ever.
+                let _ = self.engine.remove_machine(entry.record.id.as_str(), false);
+            }
         }
         ending
     }

@@ -74,6 +74,7 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         remove_on_exit: false,
         ttl_ms: None,
         restart: kiln_core::RestartPolicy::No,
+        idle_suspend_ms: None,
         created_unix_ms: 1,
     };
     std::fs::create_dir(&dir).unwrap();

@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// Time QEMU has to take its devices and answer, on a host that is busy with others.
 const UP_WITHIN: Duration = Duration::from_secs(60);
+/// Memory that QEMU loads in a second at least, in bytes, beyond what that time is enough for.
+const LOADED_A_SECOND: u64 = 64 << 20;
 /// Time QEMU has for a command.
 const COMMAND_WITHIN: Duration = Duration::from_secs(10);
 /// Time QEMU has to flush its disks and end.
@@ -121,7 +123,8 @@ impl QemuMachine {
         begun: Instant,
         state: Option<&(File, StateScope)>,
     ) -> Result<(), VmmError> {
-        let deadline = begun + UP_WITHIN;
+        let within = UP_WITHIN + load_time(state)?;
+        let deadline = begun + within;
         let stream = accept(listener, self.child.pidfd(), deadline)?;
         let left = || deadline.saturating_duration_since(Instant::now());
         let mut qmp = Qmp::open(stream, left())?;
@@ -131,7 +134,7 @@ impl QemuMachine {
             }
             Some((state, scope)) => {
                 let up = begun.elapsed();
-                load(&mut qmp, state, *scope, deadline)
+                load(&mut qmp, state, *scope, within, deadline)
                     .map_err(|failure| VmmError::NotRestored { failure, message: String::new() })?;
                 self.restored = Some(RestoreTimings { up, loaded: begun.elapsed().saturating_sub(up) });
             }
@@ -391,17 +394,35 @@ fn written(target: CaptureTarget<'_>) -> Result<u64, VmmError> {
     Ok(target.state.metadata().map_err(failed)?.len())
 }
 
+/// Returns the time to load a state beyond that of coming up: a state with its memory may be long.
+fn load_time(state: Option<&(File, StateScope)>) -> Result<Duration, VmmError> {
+    let Some((file, StateScope::Machine)) = state else { return Ok(Duration::ZERO) };
+    let failed = |source| VmmError::System { action: "measure the state loaded by", source };
+    Ok(load_time_of(file.metadata().map_err(failed)?.len()))
+}
+
+/// Returns the time to load so many bytes.
+fn load_time_of(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / LOADED_A_SECOND)
+}
+
 /// Loads a state and looks whether the machine is then as it was captured: not running.
-fn load(qmp: &mut Qmp, state: &File, scope: StateScope, deadline: Instant) -> Result<(), RestoreFailure> {
+fn load(
+    qmp: &mut Qmp,
+    state: &File,
+    scope: StateScope,
+    within: Duration,
+    deadline: Instant,
+) -> Result<(), RestoreFailure> {
     let failed = |error| match error {
         QmpError::Closed => RestoreFailure::Lost,
-        QmpError::TimedOut { .. } => RestoreFailure::TimedOut(UP_WITHIN),
+        QmpError::TimedOut { .. } => RestoreFailure::TimedOut(within),
         other => RestoreFailure::Refused(other.to_string()),
     };
     match migrate::load(qmp, state.as_fd(), scope, deadline).map_err(failed)? {
         Outcome::Completed => {}
         Outcome::Failed(words) => return Err(RestoreFailure::Refused(words)),
-        Outcome::Late { .. } => return Err(RestoreFailure::TimedOut(UP_WITHIN)),
+        Outcome::Late { .. } => return Err(RestoreFailure::TimedOut(within)),
     }
     // A machine that is captured after a failed attempt has the second of these states.
     match migrate::run_state(qmp, deadline).map_err(failed)?.as_str() {
@@ -432,6 +453,20 @@ fn accept(listener: &UnixListener, pidfd: BorrowedFd<'_>, deadline: Instant) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_state_has_more_time_to_load() {
+        assert_eq!(load_time_of((64 << 20) - 1), Duration::ZERO);
+        assert_eq!(load_time_of(6400 << 20), Duration::from_secs(100));
+        let dir = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let file = fs::create_new(&dir.path().join("state")).unwrap();
+        file.set_len(640 << 20).unwrap();
+        let whole = (file, StateScope::Machine);
+        assert_eq!(load_time(Some(&whole)).unwrap(), Duration::from_secs(10));
+        let devices = (whole.0, StateScope::Devices);
+        assert_eq!(load_time(Some(&devices)).unwrap(), Duration::ZERO);
+        assert_eq!(load_time(None).unwrap(), Duration::ZERO);
+    }
 
     #[test]
     fn a_monitor_that_does_not_answer_in_time_is_told_with_the_time_it_had() {

@@ -146,6 +146,7 @@ impl Shop {
             remove_on_exit: false,
             ttl_ms: None,
             restart: kiln_core::RestartPolicy::No,
+            idle_suspend_ms: None,
             created_unix_ms: 1,
         };
         std::fs::create_dir_all(&dir).unwrap();

@@ -52,6 +52,7 @@ impl Bench<'_> {
             restore,
             identity: IdentityPolicy::default(),
             private: Private::default(),
+            idle_suspend: None,
             capturable: false,
             remove_on_exit: true,
             ttl: None,

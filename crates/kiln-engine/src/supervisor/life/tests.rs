@@ -22,6 +22,11 @@ enum Act {
     Resume,
     Capture,
     Save,
+    Suspend,
+    /// Somebody asks for the agent.
+    Ask,
+    /// The machine monitor works: so many percent of a processor from now on.
+    Work(u32),
 }
 
 struct Fake {
@@ -41,10 +46,20 @@ struct Fake {
     launched_at_ms: Vec<u64>,
     clocks_set: u32,
     answers: Vec<Receiver<Said>>,
+    /// Whether each who asked for the agent got it.
+    asked: Vec<bool>,
     /// Why the next capture fails.
     refuses_capture: Option<String>,
     captures: Vec<Receiver<Result<Captured, String>>>,
     saves: Vec<Receiver<Result<SavedMachine, String>>>,
+    /// Why the next save fails, and whether the machine is lost with it.
+    refuses_save: Option<(String, bool)>,
+    /// Since when the machine is saved.
+    saved: Option<u64>,
+    /// Why a saved machine cannot go on.
+    refuses_resume: bool,
+    /// The work of the machine monitor: until when it is counted, so many milliseconds then, and the share since.
+    work: (u64, u64, u32),
 }
 
 impl Fake {
@@ -65,6 +80,13 @@ impl Fake {
                 self.saves.push(said);
                 self.desk.post(News::Save { into: self.dir.path().to_owned(), memory: true, reply });
             }
+            Act::Suspend => {
+                let (reply, said) = super::super::desk::Reply::new();
+                self.answers.push(said);
+                self.desk.post(News::Suspend(reply));
+            }
+            Act::Ask => self.asked.push(self.desk.count_session()),
+            Act::Work(percent) => self.work = (self.now_ms, self.worked_ms(), *percent),
             Act::Pause | Act::Resume => {
                 let (reply, said) = super::super::desk::Reply::new();
                 self.answers.push(said);
@@ -72,6 +94,11 @@ impl Fake {
                 self.desk.post(news);
             }
         }
+    }
+
+    fn worked_ms(&self) -> u64 {
+        let (at, sum, percent) = self.work;
+        sum + (self.now_ms - at) * u64::from(percent) / 100
     }
 
     /// Waits for nothing but what the script says.
@@ -88,10 +115,15 @@ impl Fake {
 
 impl World for Fake {
     fn launch(&mut self) -> EngineResult<Launched> {
+        let arrival = if self.saved.is_some() { Arrival::Resumed } else { Arrival::Booted };
+        if self.refuses_resume {
+            return Err(EngineError::Saved { reason: "vmm_version was 1 and is 2 here".to_owned() });
+        }
         let spec = self.vmm.check(&spec(&self.dir), &self.vmm.probe()?).unwrap();
         let machine = self.vmm.launch(spec, &RuntimeDir::new(self.dir.path())?)?;
         self.launched_at_ms.push(self.now_ms);
-        Ok(Launched { machine, accelerator: "tcg".to_owned(), reason: String::new(), restored: false })
+        self.saved = None;
+        Ok(Launched { machine, accelerator: "tcg".to_owned(), reason: String::new(), arrival })
     }
 
     fn capture(
@@ -124,7 +156,7 @@ impl World for Fake {
         Ok(SavedMachine { paused_us: 7000, unplugged_nic: false })
     }
 
-    fn attend(&mut self, run: u32, _begun: Instant, _restored: bool) -> EngineResult<()> {
+    fn attend(&mut self, run: u32, _begun: Instant, _arrival: Arrival) -> EngineResult<()> {
         if self.ready_at_once {
             self.desk.post_of(run, News::Ready);
         }
@@ -141,6 +173,31 @@ impl World for Fake {
 
     fn set_clock(&mut self) {
         self.clocks_set += 1;
+    }
+
+    fn suspend(&mut self, machine: &mut dyn Machine, _runs: bool) -> Result<VmmExit, CaptureError> {
+        assert!(!self.desk.count_session(), "nobody is served while it is saved");
+        match self.refuses_save.take() {
+            Some((reason, false)) => {
+                return Err(CaptureError::GoesOn(EngineError::Saved { reason }));
+            }
+            Some((reason, true)) => return Err(CaptureError::Lost(EngineError::Saved { reason })),
+            None => {}
+        }
+        self.saved = Some(self.now_unix_ms());
+        machine.stop(Stop::Now).map_err(|error| CaptureError::Lost(error.into()))
+    }
+
+    fn saved_since(&mut self) -> Option<u64> {
+        self.saved
+    }
+
+    fn activity(&mut self, _pid: u32) -> Option<Activity> {
+        Some(Activity {
+            in_use: false,
+            sessions: self.desk.sessions(),
+            processor: Duration::from_millis(self.worked_ms()),
+        })
     }
 
     fn keep(&mut self, status: &MachineStatus) -> EngineResult<()> {
@@ -247,6 +304,7 @@ fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
         remove_on_exit: false,
         ttl_ms,
         restart: restart.parse::<RestartPolicy>().unwrap(),
+        idle_suspend_ms: None,
         created_unix_ms: 1,
     }
 }
@@ -275,9 +333,24 @@ fn life(
         refuses_capture: None,
         captures: Vec::new(),
         saves: Vec::new(),
+        asked: Vec::new(),
+        refuses_save: None,
+        saved: None,
+        refuses_resume: false,
+        work: (0, 0, 1),
     };
     kiln_sys::fs::create_new(&fake.dir.path().join("kernel")).unwrap();
-    Life::begin(fake, record(ttl_ms, restart), Phase::Created, 7, desk).unwrap()
+    Life::begin(fake, record(ttl_ms, restart), &MachineStatus::created(), 7, desk).unwrap()
+}
+
+/// Begins another life of the machine, from what was kept last.
+fn again(life: Life<Fake>, script: impl IntoIterator<Item = (u64, Act)>) -> Life<Fake> {
+    let Life { mut world, record, status, desk, .. } = life;
+    world.script = script.into_iter().collect();
+    world.answers.clear();
+    desk.end_run();
+    desk.open_agent();
+    Life::begin(world, record, &status, 8, desk).unwrap()
 }
 
 /// Lives to the end; returns why that was.
@@ -470,3 +543,5 @@ fn readiness_is_counted_from_the_start_of_the_run() {
     let started = life.world.kept.last().unwrap().started_unix_ms;
     assert_eq!(started, Some(1_000_180));
 }
+
+mod suspend;

@@ -407,6 +407,7 @@ fn machine(
         remove_on_exit: false,
         ttl_ms: None,
         restart: kiln_core::RestartPolicy::No,
+        idle_suspend_ms: None,
         created_unix_ms: 1,
     };
     store.write_status(&dir, &MachineStatus::created())?;
