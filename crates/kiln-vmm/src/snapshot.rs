@@ -4,7 +4,7 @@
 //! and by a small file with the state of its processors and devices. Any number of machines are made of the two:
 //! each maps the memory file privately and loads the state.
 //!
-//! Any machine is saved whole: memory and state in one stream, most of it written while the guest runs. One machine is
+//! Any machine is saved whole: memory and state in one stream. One machine is
 //! made of it, which loads all of it. Where that machine's memory is shared, it can be captured in turn.
 
 use kiln_sys::process::Exit;

@@ -85,8 +85,8 @@ pub trait Machine: fmt::Debug + Send {
     /// When its memory is not [shared](crate::MemoryBacking::Shared), or the state could not be written in time.
     fn capture(&mut self, target: CaptureTarget<'_>) -> Result<Captured, VmmError>;
 
-    /// Writes memory, processors and devices in one stream, most of it while the guest runs. The guest stands at the
-    /// end, its disks written, and can be resumed: what the files of its disks hold until then belongs to the stream.
+    /// Writes memory, processors and devices in one stream, most of it while the guest runs where the monitor can do that
+    /// without fault. The guest stands at the end, its disks written, and can be resumed: what the files of its disks hold until then belongs to the stream.
     /// After a failure a guest that ran goes on.
     ///
     /// # Errors

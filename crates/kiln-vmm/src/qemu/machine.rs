@@ -2,6 +2,7 @@
 
 use super::argv::argv;
 use super::migrate::{self, Outcome};
+use crate::accel::Accelerator;
 use crate::console::{self, CONSOLE_BYTES_MAX, ConsoleLog, Pump, VMM_LOG_BYTES_MAX};
 use crate::exit::{ShutdownReason, StopStep, VmmExit, last_words};
 use crate::qmp::{Qmp, QmpError};
@@ -49,6 +50,9 @@ pub(super) struct QemuMachine {
     shutdown: Option<ShutdownReason>,
     exit: Option<VmmExit>,
     memory: Memory,
+    /// Whether the guest may run while its memory is saved. QEMU's translator misses writes to memory that it is saving:
+    /// guests under load came back with pages of different times.
+    saves_live: bool,
     restored: Option<RestoreTimings>,
 }
 
@@ -104,6 +108,7 @@ impl QemuMachine {
             shutdown: None,
             exit: None,
             memory,
+            saves_live: checked.accelerator() == Accelerator::Kvm,
             restored: None,
         };
         let up = machine.come_up(&listener, begun, state.as_ref());
@@ -343,7 +348,8 @@ impl Machine for QemuMachine {
         // What it was stopped by before is not taken for the stop of this save.
         self.read_events();
         let qmp = self.qmp.as_mut().ok_or(QmpError::Closed)?;
-        match migrate::save_whole(qmp, target.state.as_fd(), Instant::now() + target.within)? {
+        let deadline = Instant::now() + target.within;
+        match migrate::save_whole(qmp, target.state.as_fd(), self.saves_live, deadline)? {
             (Outcome::Completed, stopped) => Ok(Saved { stopped, bytes: written(target)? }),
             (Outcome::Failed(description), _) => Err(self.not_captured(description)),
             (Outcome::Late { settled }, _) => {

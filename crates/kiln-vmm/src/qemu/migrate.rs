@@ -1,5 +1,5 @@
 //! The two halves of QEMU's migration, to and from a file: a stopped machine's state without its memory, which is in
-//! a file of its own (`x-ignore-shared`), or the whole of a machine, written while the guest runs.
+//! a file of its own (`x-ignore-shared`), or the whole of a machine.
 
 use crate::qmp::{Qmp, QmpError};
 use crate::snapshot::StateScope;
@@ -49,10 +49,12 @@ pub(super) fn save(qmp: &mut Qmp, file: BorrowedFd<'_>, deadline: Instant) -> Re
     begin(qmp, deadline, |_| Ok(()))
 }
 
-/// Writes memory and state into `file` while the guest runs, and returns when it stopped for the last part, if it ran.
+/// Writes memory and state into `file`, and returns when the guest stopped for it, if it ran. With `live` it goes on while
+/// the most is written.
 pub(super) fn save_whole(
     qmp: &mut Qmp,
     file: BorrowedFd<'_>,
+    live: bool,
     deadline: Instant,
 ) -> Result<(Outcome, Option<Instant>), QmpError> {
     let ready = hand_over(qmp, file, StateScope::Machine, deadline).and_then(|()| {
@@ -65,8 +67,15 @@ pub(super) fn save_whole(
         return Ok((failed, None));
     }
     let mut stopped = None;
+    if is_running && !live {
+        let now = Instant::now();
+        if let Some(failed) = not_begun(qmp.execute("stop", None, left(deadline)).map(drop))? {
+            return Ok((failed, None));
+        }
+        stopped = Some(now);
+    }
     let outcome = begin(qmp, deadline, |qmp| {
-        if is_running {
+        if is_running && live {
             stopped = Some(await_stop(qmp, deadline)?);
         }
         Ok(())
