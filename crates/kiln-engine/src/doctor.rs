@@ -240,6 +240,12 @@ fn programs() -> Vec<Program> {
             purpose: "the sources `tar` and `debian` cannot be built",
             needed: true,
         },
+        Program {
+            name: "qemu-img",
+            package: "qemu-utils",
+            purpose: "running machines with an overlay as their disk cannot be captured",
+            needed: false,
+        },
         Program { name: "mmdebstrap", package: "mmdebstrap", purpose: debian, needed: false },
         Program { name: "apt-get", package: "apt", purpose: debian, needed: false },
         Program { name: "dpkg-deb", package: "dpkg", purpose: debian, needed: false },

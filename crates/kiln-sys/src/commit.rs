@@ -53,7 +53,7 @@ pub fn commit_dir(from: &Path, to: &Path) -> IoResult<()> {
 pub fn commit_dir_over(from: &Path, to: &Path) -> IoResult<()> {
     fail::point("commit.dir-sync", from)?;
     fs::sync_dir(from)?;
-    fail::point("commit.dir-exchange", from)?;
+    fail::point("commit.dir-rename", from)?;
     fs::exchange(from, to)?;
     sync_parent(to)
 }
