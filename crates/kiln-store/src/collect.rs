@@ -118,7 +118,8 @@ impl Store {
     /// `alone` is the store's lock, held exclusively since before the plan was made.
     pub fn collect(&self, plan: &Collection, alone: &StoreLock) -> StoreResult<()> {
         if plan.revisions.is_empty() && plan.snapshots.is_empty() && plan.artifacts.is_empty() {
-            // Failing at what is only a cache fails nothing.
+            // Failing at what dead processes left, or at what is only a cache, fails nothing.
+            let _ = self.sweep_asides(alone);
             let _ = self.forget_mappings(alone);
             return Ok(());
         }

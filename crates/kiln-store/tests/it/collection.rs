@@ -49,7 +49,11 @@ fn what_no_root_keeps_goes_and_what_is_shared_stays() {
     }
     assert_eq!(fixture.store.artifact_ids().unwrap().len(), 3, "a kernel and two root file systems");
     assert!(matches!(fixture.store.revision(&ids[0]), Err(StoreError::NotFound { .. })));
+    // What a dead process left goes also where nothing else does.
+    let half = fixture.store.root().join("indexes/.aside-0123456789abcdef");
+    std::fs::write(&half, "half").unwrap();
     assert_eq!(collect(&fixture, &policy(2)), Vec::<Digest>::new(), "a second time finds nothing");
+    assert!(!half.exists());
     // The same content comes back as the same revision.
     assert_eq!(fixture.revision(b"one kernel", b"rootfs 0"), ids[0]);
 }
