@@ -84,7 +84,7 @@ pub(crate) enum Command {
     Show(cmd::show::ShowArgs),
     /// List, show or remove snapshots of machines
     Snapshot(cmd::snapshot::SnapshotArgs),
-    /// Make machines that begin as a snapshot of a template, and leave them running
+    /// Make machines that begin as a snapshot of a template or as a running machine, and leave them running
     Fork(cmd::fork::ForkArgs),
     /// Test a template
     Template(cmd::template::TemplateArgs),

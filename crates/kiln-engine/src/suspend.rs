@@ -10,9 +10,9 @@ use crate::machines::LOOK_AGAIN;
 use crate::progress::Reporter;
 use crate::supervisor::SUPERVISOR_LOCK;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::ByteSize;
 use kiln_core::machine::{EndCause, MachineStatus, Phase};
 use kiln_core::snapshot::Compatibility;
+use kiln_core::{ByteSize, Digest};
 use kiln_store::MachineEntry;
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::lock::{FileLock, wait_cancelled};
@@ -52,6 +52,8 @@ pub(crate) struct SavedRecord {
     pub(crate) suspended_unix_ms: u64,
     /// The state's length.
     pub(crate) state_bytes: u64,
+    /// The digest of its content, made as an artifact's is.
+    pub(crate) state_digest: Digest,
     /// What the machine was, as it was launched.
     pub(crate) compatibility: Compatibility,
     /// Its disks when its guest stood, in the order of the machine.
@@ -310,6 +312,7 @@ mod tests {
             version: SAVED_VERSION,
             suspended_unix_ms: 5,
             state_bytes: 6,
+            state_digest: Digest::of(b"state"),
             compatibility,
             disks: vec![disk],
         }

@@ -29,7 +29,7 @@ const POWER_OFF_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Net {
-    /// No network device (the default)
+    /// No network device
     None,
     /// Only the published ports
     Restricted,

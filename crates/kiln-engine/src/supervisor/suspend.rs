@@ -9,6 +9,7 @@ use crate::suspend::{
     SAVE_SPACE, SAVED_STATE_FILE, SAVED_VERSION, SavedDisk, SavedRecord, discard, save_within,
 };
 use crate::{EngineError, EngineResult};
+use kiln_core::Digest;
 use kiln_core::machine::Network;
 use kiln_core::snapshot::Compatibility;
 use kiln_sys::commit::{Existing, commit_file};
@@ -52,6 +53,7 @@ impl Host<'_> {
         let staged = staging.path().join(STAGED);
         let state = fs::create_new(&staged)?;
         let saved = machine.save(CaptureTarget { state: &state, within: save_within(memory) })?;
+        let state_digest = self.state_digest(&staged)?;
         commit_file(&state, &staged, &dir.join(SAVED_STATE_FILE), 0o600, Existing::Replace)?;
         let mut disks = Vec::new();
         for path in self.disks() {
@@ -62,6 +64,7 @@ impl Host<'_> {
             version: SAVED_VERSION,
             suspended_unix_ms: clock::now_unix_ms(),
             state_bytes: saved.bytes,
+            state_digest,
             compatibility,
             disks,
         };
@@ -93,7 +96,19 @@ impl Host<'_> {
             (state != saved.state_bytes)
                 .then(|| format!("{SAVED_STATE_FILE} has {state} bytes and not {}", saved.state_bytes))
         });
-        difference.map_or(Ok(()), |reason| Err(EngineError::Saved { reason }))
+        if let Some(reason) = difference {
+            return Err(EngineError::Saved { reason });
+        }
+        // QEMU loads a state with a changed byte and says nothing.
+        if self.state_digest(&self.saved_state())? != saved.state_digest {
+            return Err(EngineError::Saved { reason: format!("{SAVED_STATE_FILE} is not what was written") });
+        }
+        Ok(())
+    }
+
+    /// Returns the digest of a saved state.
+    fn state_digest(&self, path: &Path) -> EngineResult<Digest> {
+        Ok(kiln_store::hash_file(&fs::open(path)?, path, &self.engine.cancel)?.digest())
     }
 
     /// Returns what the machine does, as far as it can be seen.
