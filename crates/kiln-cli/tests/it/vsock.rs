@@ -68,12 +68,14 @@ fn boot(context: &TestContext, template: &str) {
     qemu.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
     qemu.arg("-drive").arg(format!("if=virtio,format=raw,file={}", disk.display()));
     qemu.arg("-kernel").arg(artifact("kernel")).arg("-initrd").arg(artifact("initrd"));
-    qemu.args(["-append", "console=ttyS0 quiet reboot=t panic=-1 no_timer_check"]);
+    qemu.args(["-append", "console=ttyS0 reboot=t panic=-1 no_timer_check"]);
     let console = work.join("console.log");
     let mut qemu = Ended::spawn(&mut qemu, &console);
     let mut session = None;
+    let said = || String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
+    // The device's program keeps what it is asked before the guest has a driver, and all of it can be too much.
+    context.eventually("the kernel is up", || said().contains("Run /init as init process"));
     context.eventually("the agent listens", || {
-        let said = || std::fs::read_to_string(&console).unwrap_or_default();
         assert!(qemu.0.try_wait().unwrap().is_none(), "{}", said());
         let at_once = Instant::now() + Duration::from_secs(2);
         session = transport::connect_hybrid_vsock(&host, transport::AGENT_VSOCK_PORT, at_once).ok();
