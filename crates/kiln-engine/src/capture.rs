@@ -13,14 +13,12 @@ use crate::start::Ownership;
 use crate::supervisor::STATE_FILE;
 use crate::{Engine, EngineResult};
 use kiln_core::machine::{CloneMethod, IdentityPolicy, MachineRecord, Network};
-use kiln_core::restart::RestartPolicy;
 use kiln_core::snapshot::{
     SNAPSHOT_RECORD_VERSION, SNAPSHOT_VERSION, SnapshotFile, SnapshotKeep, SnapshotManifest, SnapshotMemory,
     SnapshotRecord,
 };
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, Digest, Reference, VariantName};
-use kiln_guest::private::Private;
 use kiln_store::{CloneChoice, IngestFrom, Staging, StoreError};
 use kiln_sys::clock;
 use kiln_sys::lock::Share;
@@ -122,23 +120,16 @@ impl Engine {
         reporter: &dyn Reporter,
     ) -> EngineResult<SnapshotReport> {
         let create = CreateRequest {
-            reference: request.reference.clone(),
-            name: None,
             vcpus: request.vcpus,
             memory: request.memory,
-            network: Network::None,
             accelerator: request.accelerator.clone(),
             board: request.board,
-            disk: None,
             clone: self.raw_clone(&request.reference)?,
             restore: RestoreChoice::Never,
             identity: IdentityPolicy::Skip,
             capturable: true,
             remove_on_exit: true,
-            ttl: None,
-            restart: RestartPolicy::default(),
-            private: Private::default(),
-            idle_suspend: None,
+            ..CreateRequest::new(request.reference.clone())
         };
         let created = self.create(&create, reporter)?;
         let record = created.entry.record.clone();

@@ -63,6 +63,31 @@ pub struct CreateRequest {
     pub idle_suspend: Option<Duration>,
 }
 
+impl CreateRequest {
+    /// Asks for a machine as its template says: booted or restored, connected to nothing, with nothing of its own.
+    pub fn new(reference: Reference) -> Self {
+        Self {
+            reference,
+            name: None,
+            vcpus: None,
+            memory: None,
+            network: Network::None,
+            accelerator: "auto".to_owned(),
+            board: None,
+            disk: None,
+            clone: CloneChoice::Auto,
+            restore: RestoreChoice::Auto,
+            identity: IdentityPolicy::default(),
+            capturable: false,
+            remove_on_exit: false,
+            ttl: None,
+            restart: RestartPolicy::default(),
+            private: Private::default(),
+            idle_suspend: None,
+        }
+    }
+}
+
 /// A machine that was made and is not started yet. Holding this keeps others from taking it for an orphan.
 #[derive(Debug)]
 pub struct Created {

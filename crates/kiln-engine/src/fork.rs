@@ -5,13 +5,12 @@ use crate::create::CreateRequest;
 use crate::progress::{Reporter, Silent, waiting};
 use crate::restore::RestoreChoice;
 use crate::start::Ownership;
-use crate::{Engine, EngineError, EngineResult, private};
+use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
 use kiln_core::snapshot::SnapshotKeep;
-use kiln_core::text::chain;
-use kiln_core::{ByteSize, Digest, MachineId, MachineName, Reference, RestartPolicy, RevisionSelector};
+use kiln_core::{ByteSize, Digest, MachineId, MachineName, Reference, RevisionSelector};
 use kiln_guest::private::Private;
-use kiln_store::{CloneChoice, MachineEntry, StoreError};
+use kiln_store::{CloneChoice, StoreError};
 use kiln_sys::lock::Share;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -53,7 +52,7 @@ pub struct MachineForkRequest {
     pub clone: CloneChoice,
     /// What becomes of one that is not made a machine of its own.
     pub identity: IdentityPolicy,
-    /// What they are told; variables of the machine that are not among them are theirs too.
+    /// What each is told.
     pub private: Private,
     /// Whether each is removed when it ends.
     pub remove_on_exit: bool,
@@ -139,9 +138,7 @@ impl Engine {
         request: &MachineForkRequest,
         reporter: &dyn Reporter,
     ) -> EngineResult<(ForkReport, MachineSnapshotReport)> {
-        let entry = self.find_machine(&request.machine)?;
-        let private = inherited(&entry, &request.private)?;
-        let record = entry.record;
+        let record = self.find_machine(&request.machine)?.record;
         self.memory_preflight(request.count, record.shape.memory, Some(CLONE_PRIVATE))?;
         // Nothing else keeps the snapshot until the first machine continues it.
         let mut waiting = waiting(reporter);
@@ -161,7 +158,7 @@ impl Engine {
             name: request.name.clone(),
             clone: request.clone,
             identity: request.identity,
-            private,
+            private: request.private.clone(),
             remove_on_exit: request.remove_on_exit,
             ttl: request.ttl,
             idle_suspend: request.idle_suspend,
@@ -190,23 +187,13 @@ impl Engine {
             other => other.clone(),
         };
         CreateRequest {
-            reference,
-            name: None,
             vcpus: Some(record.shape.vcpus),
             memory: Some(record.shape.memory),
             network,
             accelerator: record.accelerator.clone(),
             board: Some(record.shape.board),
-            disk: None,
-            clone: CloneChoice::Auto,
             restore: RestoreChoice::Exactly(snapshot),
-            identity: IdentityPolicy::default(),
-            private: Private::default(),
-            idle_suspend: None,
-            capturable: false,
-            remove_on_exit: false,
-            ttl: None,
-            restart: RestartPolicy::default(),
+            ..CreateRequest::new(reference)
         }
     }
 
@@ -253,14 +240,4 @@ impl Engine {
         let _ = alone.stop(name, Duration::ZERO);
         let _ = alone.remove_machine(name, true);
     }
-}
-
-/// Returns what forks of a machine are told: its variables, and over them what was asked for.
-fn inherited(entry: &MachineEntry, asked: &Private) -> EngineResult<Private> {
-    let mut environment = private::read(&entry.dir)?.environment().clone();
-    environment.extend(asked.environment().clone());
-    Private::new(environment, asked.secrets().clone()).map_err(|error| {
-        let (name, reason) = (entry.record.name.to_string(), chain(&error));
-        EngineError::NotCaptured { name, reason }
-    })
 }

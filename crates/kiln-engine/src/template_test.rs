@@ -11,15 +11,13 @@ use crate::restore::RestoreChoice;
 use crate::{Engine, EngineError, EngineResult};
 use clones::{Clones, TestMachine};
 use judge::{Absent, Judged, Seen, Wrong, distinct, worst};
-use kiln_core::machine::{IdentityPolicy, Network};
-use kiln_core::restart::RestartPolicy;
+use kiln_core::machine::IdentityPolicy;
 use kiln_core::template_test::{
     Check, CheckName, CheckStatus, SnapshotTest, TEST_CLONES_MAX, TEST_CLONES_MIN, TEST_VERSION,
 };
 use kiln_core::text::{chain, count};
 use kiln_core::{Digest, Reference};
-use kiln_guest::private::Private;
-use kiln_store::{CloneChoice, Revision, Snapshot, StoreError, Verdict};
+use kiln_store::{Revision, Snapshot, StoreError, Verdict};
 use kiln_sys::clock;
 use kiln_sys::lock::Share;
 use std::time::Instant;
@@ -121,23 +119,10 @@ impl Engine {
     ) -> EngineResult<Snapshot> {
         let wanted = request.clones.clamp(TEST_CLONES_MIN, TEST_CLONES_MAX);
         let mut create = CreateRequest {
-            reference: request.reference.clone(),
-            name: None,
-            vcpus: None,
-            memory: None,
-            network: Network::None,
-            accelerator: "auto".to_owned(),
-            board: None,
-            disk: None,
-            clone: CloneChoice::Auto,
             restore: RestoreChoice::Require,
             identity: request.identity,
-            capturable: false,
             remove_on_exit: true,
-            ttl: None,
-            restart: RestartPolicy::default(),
-            private: Private::default(),
-            idle_suspend: None,
+            ..CreateRequest::new(request.reference.clone())
         };
         let mut snapshot = None;
         let mut trouble = None;

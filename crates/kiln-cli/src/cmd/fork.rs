@@ -10,8 +10,7 @@ use crate::error::{self, CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
 use clap::Args;
-use kiln_core::machine::Network;
-use kiln_core::{ByteSize, Digest, MachineName, Reference, RestartPolicy, TimeSpan};
+use kiln_core::{ByteSize, Digest, MachineName, Reference, TimeSpan};
 use kiln_engine::create::CreateRequest;
 use kiln_engine::fork::{FORKS_MAX, ForkRequest, MachineForkRequest};
 use kiln_engine::restore::RestoreChoice;
@@ -29,9 +28,8 @@ them running. They share the snapshot's memory until they write to it; each has 
 and random numbers of its own, and all have the same environment and secrets. Prints their names,
 one a line. Refused before anything is made when so many would not fit into the host's memory.
 A running machine stands still for a moment, which is told, and goes on. Its published ports stay
-with it, and its environment is that of its forks where -e does not say otherwise. One with secrets
-is not captured: its memory holds them. The snapshot goes when no fork continues it; kiln snapshot
-create keeps one.
+with it. One with an environment or secrets of its own is not captured: its memory holds them. The
+snapshot goes when no fork continues it; kiln snapshot create keeps one.
 
 Examples:
   kiln build --snapshot && kiln fork web -n 20
@@ -105,23 +103,17 @@ struct Machine {
 impl ForkArgs {
     fn request(&self, reference: Reference, private: Private) -> Result<ForkRequest, CliError> {
         let machine = CreateRequest {
-            reference,
             name: self.name.clone(),
             vcpus: self.vcpus,
             memory: self.memory,
-            network: Network::None,
-            accelerator: "auto".to_owned(),
-            board: None,
-            disk: None,
             clone: self.clone.into(),
             restore: RestoreChoice::Require,
             identity: self.identity.into(),
-            capturable: false,
             remove_on_exit: self.rm,
             ttl: self.ttl.map(TimeSpan::get),
-            restart: RestartPolicy::default(),
             private,
             idle_suspend: idle_after(self.idle_suspend)?,
+            ..CreateRequest::new(reference)
         };
         Ok(ForkRequest { machine, count: self.count, jobs: self.jobs, numbered: true })
     }

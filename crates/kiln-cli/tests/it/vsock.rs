@@ -72,7 +72,7 @@ fn boot(context: &TestContext, template: &str) {
     let console = work.join("console.log");
     let mut qemu = Ended::spawn(&mut qemu, &console);
     let mut session = None;
-    let said = || String::from_utf8_lossy(&std::fs::read(&console).unwrap_or_default()).into_owned();
+    let said = || String::from_utf8_lossy(&std::fs::read(&console).unwrap()).into_owned();
     // The device's program keeps what it is asked before the guest has a driver, and all of it can be too much.
     context.eventually("the kernel is up", || said().contains("Run /init as init process"));
     context.eventually("the agent listens", || {

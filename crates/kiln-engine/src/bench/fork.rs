@@ -68,9 +68,12 @@ pub fn bench_fork(
     let nonce = clock::random_hex::<16>();
     let mut bench = Bench { engine, request, nonce, made: Vec::new(), dir: scratch.path() };
     let rows = bench.rows(reporter);
-    bench.remove();
+    let removed = bench.remove();
+    // Why there are no rows says more than what is left.
+    let rows = rows?;
+    removed?;
     let size = engine.store.resolve(&request.reference)?.manifest.machine.memory;
-    Ok(BenchReport { load_after: host::load()?, host, size, rows: rows? })
+    Ok(BenchReport { load_after: host::load()?, host, size, rows })
 }
 
 struct Bench<'a> {
@@ -94,11 +97,8 @@ impl Bench<'_> {
         Ok(rows)
     }
 
-    fn remove(&self) {
-        for id in &self.made {
-            // What stays is listed by `kiln snapshot ls`, and stops nobody.
-            let _ = self.engine.remove_snapshot(&id.to_string(), &Silent);
-        }
+    fn remove(&self) -> EngineResult<()> {
+        self.made.iter().try_for_each(|id| self.engine.remove_snapshot(&id.to_string(), &Silent).map(|_| ()))
     }
 
     /// Captures the template with a file in memory.
@@ -176,16 +176,18 @@ impl Bench<'_> {
             BufReader::new(stdout).read_line(&mut said).at("read from", &self.engine.settings.own_program)?;
         }
         let wall = begun.elapsed();
-        let cpu = self.engine.find_machine(&name).ok().map(|entry| processor_time(&entry.status));
-        // It ends in any case when its owner does.
-        let _ = self.engine.remove_machine(&name, true);
+        let cpu = self.engine.find_machine(&name).and_then(|entry| {
+            let cpu = processor_time(&entry.status);
+            self.engine.remove_machine(&name, true)?;
+            cpu
+        });
         child.wait().at("wait for", &self.engine.settings.own_program)?;
         if said.trim() != wanted {
             let words = fs::read_limited(&log, ANSWER_BYTES_MAX).unwrap_or_default();
             let words = String::from_utf8_lossy(&words).trim().to_owned();
             return Err(unlike(&name, format!("it says `{}` and not `{wanted}`; {words}", said.trim())));
         }
-        Ok(sample(wall, cpu.unwrap_or_default()))
+        Ok(sample(wall, cpu?))
     }
 
     fn answer_row(&self, rounds: u32, snapshot: Digest, rows: &mut Vec<Row>) -> EngineResult<()> {
@@ -271,9 +273,13 @@ fn sample(wall: Duration, cpu: Duration) -> Sample {
 }
 
 /// Returns the processor time of a machine's monitor and its supervisor.
-fn processor_time(status: &kiln_core::machine::MachineStatus) -> Duration {
-    let of = |pid: Option<u32>| Process::open(pid?).ok()?.processor_time().ok();
-    [status.vmm_pid, status.supervisor_pid].into_iter().filter_map(of).sum()
+fn processor_time(status: &kiln_core::machine::MachineStatus) -> EngineResult<Duration> {
+    [status.vmm_pid, status.supervisor_pid].into_iter().flatten().map(processor_time_of).sum()
+}
+
+fn processor_time_of(pid: u32) -> EngineResult<Duration> {
+    let time = Process::open(pid).and_then(|process| process.processor_time());
+    time.map_err(|error| unlike(&format!("process {pid}"), kiln_core::text::chain(&error)))
 }
 
 fn unlike(name: &str, reason: String) -> EngineError {

@@ -9,7 +9,7 @@ use crate::supervisor::{STATE_FILE, SUPERVISOR_LOCK, copy_disk, whole_file};
 use crate::{Engine, EngineError, EngineResult, private};
 use kiln_core::machine::{CloneMethod, MachineRecord, Network, Phase};
 use kiln_core::snapshot::{SNAPSHOT_RECORD_VERSION, SnapshotFile, SnapshotKeep, SnapshotRecord};
-use kiln_core::text::{chain, count};
+use kiln_core::text::chain;
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, Digest, VariantName};
 use kiln_store::{MachineEntry, Staging};
@@ -19,6 +19,8 @@ use kiln_vmm::{CaptureTarget, MemoryBacking, RuntimeDir, Stop, Vmm as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// What makes an overlay a raw disk.
+const FLATTENER: &str = "qemu-img";
 /// Time the flattening of an overlay may take.
 const FLATTEN_WITHIN: Duration = Duration::from_secs(3600);
 /// Time a machine monitor has to write the state of a machine that it loaded.
@@ -82,10 +84,13 @@ impl Engine {
                 "board microvm has no version, and only disks can be captured on it".to_owned(),
             ));
         }
-        let secrets = private::read(&entry.dir)?.secrets().len();
-        if request.memory && secrets > 0 {
-            let secrets = count(u32::try_from(secrets).unwrap_or(u32::MAX), "secret");
-            return Err(refused(format!("it has {secrets}, which a snapshot of its memory would hold")));
+        if request.memory && !private::read(&entry.dir)?.is_empty() {
+            let what = "an environment or secrets of its own, which a snapshot of its memory would hold";
+            return Err(refused(format!("it has {what}")));
+        }
+        if entry.record.clone.method == CloneMethod::Overlay {
+            // Asked before the guest stands still for nothing.
+            self.settings.toolbox.find(FLATTENER)?;
         }
         let used = self.disk_bytes(&entry)?;
         let memory = entry.record.shape.memory.bytes();
@@ -191,7 +196,7 @@ impl Engine {
             "file": file(&overlay),
             "backing": {"driver": "raw", "file": file(&self.store.artifact_path(&record.clone.artifact))},
         });
-        let tool = self.settings.toolbox.find("qemu-img")?.args(["convert", "-q", "-O", "raw"]);
+        let tool = self.settings.toolbox.find(FLATTENER)?.args(["convert", "-q", "-O", "raw"]);
         tool.arg(format!("json:{source}"))
             .arg(&raw)
             .deadline(FLATTEN_WITHIN)

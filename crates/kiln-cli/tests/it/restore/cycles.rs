@@ -23,7 +23,6 @@ fn boot_twenty_restored_machines_leave_nothing() {
 }
 
 #[test]
-#[ignore = "takes minutes"]
 fn boot_a_hundred_restored_machines_leave_nothing() {
     cycles(100);
 }

@@ -10,12 +10,9 @@ use crate::memory::MachineMemory;
 use crate::restore::RestoreChoice;
 use crate::start::Ownership;
 use crate::{EngineError, EngineResult, Silent};
-use kiln_core::machine::{IdentityPolicy, Network};
-use kiln_core::{ByteSize, Digest, RestartPolicy};
+use kiln_core::{ByteSize, Digest};
 use kiln_guest::message::ExecRequest;
-use kiln_guest::private::Private;
 use kiln_guest::session::ExecEvent;
-use kiln_store::CloneChoice;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,25 +36,7 @@ const SHARE: ByteSize = ByteSize::from_mib(40);
 
 impl Bench<'_> {
     fn machine(&self, restore: RestoreChoice) -> CreateRequest {
-        CreateRequest {
-            reference: self.request.reference.clone(),
-            name: None,
-            vcpus: None,
-            memory: None,
-            network: Network::None,
-            accelerator: "auto".to_owned(),
-            board: None,
-            disk: None,
-            clone: CloneChoice::Auto,
-            restore,
-            identity: IdentityPolicy::default(),
-            private: Private::default(),
-            idle_suspend: None,
-            capturable: false,
-            remove_on_exit: true,
-            ttl: None,
-            restart: RestartPolicy::default(),
-        }
+        CreateRequest { restore, remove_on_exit: true, ..CreateRequest::new(self.request.reference.clone()) }
     }
 
     fn forked(&self, restore: RestoreChoice, count: u32) -> EngineResult<Vec<String>> {
@@ -72,10 +51,7 @@ impl Bench<'_> {
             }
         }
         match failed {
-            Some(error) => {
-                self.end(&names);
-                Err(error)
-            }
+            Some(error) => self.end(&names).and(Err(error)),
             None => Ok(names),
         }
     }
@@ -101,40 +77,34 @@ impl Bench<'_> {
         let names = names.into_inner().unwrap_or_else(PoisonError::into_inner);
         match done.into_iter().collect::<EngineResult<Vec<()>>>() {
             Ok(_) => Ok(names),
-            Err(error) => {
-                self.end(&names);
-                Err(error)
-            }
+            Err(error) => self.end(&names).and(Err(error)),
         }
     }
 
-    fn end(&self, names: &[String]) {
-        for name in names {
-            // Those that ended are gone already.
-            let _ = self.engine.remove_machine(name, true);
-        }
+    fn end(&self, names: &[String]) -> EngineResult<()> {
+        names.iter().try_for_each(|name| self.engine.remove_machine(name, true))
     }
 
     pub(super) fn many_row(&self, snapshot: Digest, rows: &mut Vec<Row>) -> EngineResult<()> {
         let count = self.request.forks;
         let names = self.forked(RestoreChoice::Exactly(snapshot), IDLE)?;
         let idle = self.idle(&names);
-        self.end(&names);
+        self.end(&names)?;
         let names = self.booted(1)?;
         let booted = self.idle(&names);
-        self.end(&names);
+        self.end(&names)?;
         let (Ok((private, share)), Ok((whole, _))) = (idle, booted) else {
             return Err(unlike("bench", "the memory of its monitor is not known".to_owned()));
         };
         let begun = Instant::now();
         let names = self.booted(count)?;
         let boots = sample(begun.elapsed(), Duration::ZERO);
-        self.end(&names);
+        self.end(&names)?;
         let begun = Instant::now();
         let names = self.forked(RestoreChoice::Exactly(snapshot), count)?;
         let forks = sample(begun.elapsed(), Duration::ZERO);
         let distinct = self.distinct(&names);
-        self.end(&names);
+        self.end(&names)?;
         distinct?;
         let ours = measured(format!("{count} forks, all ready"), &[forks]);
         let peer = measured(format!("{count} boots, all ready"), &[boots]);

@@ -14,7 +14,6 @@ use kiln_guest::Session;
 use kiln_guest::message::ExecRequest;
 use kiln_guest::session::ExecEvent;
 use kiln_store::CloneChoice;
-use kiln_sys::memory::Process;
 use kiln_sys::{IoResultExt as _, fs, socket};
 use kiln_vmm::{AGENT_SOCKET, CaptureTarget, Machine, MemoryBacking, RuntimeDir, Stop, Vmm as _};
 use std::path::{Path, PathBuf};
@@ -178,10 +177,10 @@ impl Lab<'_> {
             }
         }
         let wall = begun.elapsed();
-        let cpu = Process::open(machine.pid()).and_then(|monitor| monitor.processor_time());
+        let cpu = super::processor_time_of(machine.pid())?;
         machine.stop(Stop::Kill)?;
         fs::remove_tree(&dir)?;
-        Ok(sample(wall, cpu.unwrap_or_default()))
+        Ok(sample(wall, cpu))
     }
 
     fn failed(&self, reason: &str) -> EngineError {
