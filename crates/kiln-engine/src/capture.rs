@@ -20,8 +20,8 @@ use kiln_core::snapshot::{
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, Digest, Reference, VariantName};
 use kiln_store::{CloneChoice, IngestFrom, Staging, StoreError};
-use kiln_sys::clock;
 use kiln_sys::lock::Share;
+use kiln_sys::{clock, copy};
 use std::path::Path;
 use std::time::Instant;
 
@@ -153,12 +153,6 @@ impl Engine {
         };
         let captured = Instant::now();
         started.wait_end(self)?;
-        // Nothing could be published without it, and what is taken in is left to a collector then.
-        self.store.need_space(PUBLISH_SPACE)?;
-        let mut waiting = waiting(reporter);
-        let _store = self.store.lock(Share::Shared, "taking in a snapshot", &self.cancel, &mut waiting)?;
-        let taken = Taken { memory: true, unplugged_nic: true };
-        let manifest = self.take_in_captured(&record, &staging, taken)?;
         let made = SnapshotRecord {
             version: SNAPSHOT_RECORD_VERSION,
             created_unix_ms: clock::now_unix_ms(),
@@ -168,12 +162,8 @@ impl Engine {
             paused_us: stood.paused_us,
             elapsed_ms: millis(begun),
         };
-        let id = self.store.commit_snapshot(&manifest, &made)?;
-        let on_disk = |file: Option<SnapshotFile>| {
-            file.map(|file| kiln_sys::copy::allocated_bytes(&self.store.artifact_path(&file.digest)))
-                .transpose()
-                .map(|bytes| ByteSize::from_bytes(bytes.unwrap_or(0)))
-        };
+        let taken = Taken { memory: true, unplugged_nic: true };
+        let (id, manifest) = self.publish_captured(&record, &staging, taken, &made, reporter)?;
         let memory = manifest.memory.as_ref();
         Ok(SnapshotReport {
             id,
@@ -181,8 +171,8 @@ impl Engine {
             paused_us: stood.paused_us,
             quiesce_ms: stood.quiesce_ms,
             publish_ms: millis(captured),
-            memory: on_disk(memory.and_then(|memory| memory.ram))?,
-            state: on_disk(memory.map(|memory| memory.state))?,
+            memory: self.stored_bytes(memory.and_then(|memory| memory.ram))?,
+            state: self.stored_bytes(memory.map(|memory| memory.state))?,
         })
     }
 
@@ -204,6 +194,29 @@ impl Engine {
             Err(StoreError::CloneUnsupported { .. }) => Ok(CloneChoice::Exactly(CloneMethod::Copy)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Takes the files of a captured machine into the store and publishes them as a snapshot.
+    fn publish_captured(
+        &self,
+        record: &MachineRecord,
+        staging: &Staging,
+        taken: Taken,
+        made: &SnapshotRecord,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<(Digest, SnapshotManifest)> {
+        // Nothing could be published without it, and what is taken in is left to a collector then.
+        self.store.need_space(PUBLISH_SPACE)?;
+        let mut waiting = waiting(reporter);
+        let _store = self.store.lock(Share::Shared, "taking in a snapshot", &self.cancel, &mut waiting)?;
+        let manifest = self.take_in_captured(record, staging, taken)?;
+        Ok((self.store.commit_snapshot(&manifest, made)?, manifest))
+    }
+
+    /// Returns what a file of a snapshot takes up in the store.
+    fn stored_bytes(&self, file: Option<SnapshotFile>) -> EngineResult<ByteSize> {
+        let bytes = file.map(|file| copy::allocated_bytes(&self.store.artifact_path(&file.digest)));
+        Ok(ByteSize::from_bytes(bytes.transpose()?.unwrap_or(0)))
     }
 
     /// Takes the files of a captured machine into the store.

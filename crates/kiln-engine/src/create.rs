@@ -14,7 +14,7 @@ use kiln_store::{CloneChoice, CloneRequest, MachineEntry, Revision, StoreError};
 use kiln_sys::commit::{Existing, commit_dir, write_file};
 use kiln_sys::lock::{FileLock, Share};
 use kiln_sys::{IoResultExt as _, clock, fs};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The machine's private root disk, in its directory, without the extension of its clone method.
@@ -23,6 +23,13 @@ pub const DISK_STEM: &str = "disk";
 pub const DATA_DISK_FILE: &str = "data.raw";
 /// Held by whoever starts the machine, until its supervisor is at work.
 pub(crate) const START_LOCK: &str = "start.lock";
+
+/// Returns the names of a machine's disk files in its directory, in the machine's order.
+pub(crate) fn disk_files(record: &MachineRecord) -> Vec<PathBuf> {
+    let root = Path::new(DISK_STEM).with_extension(record.clone.method.extension());
+    let data = record.shape.data_disk.map(|_| PathBuf::from(DATA_DISK_FILE));
+    std::iter::once(root).chain(data).collect()
+}
 
 /// What a new machine is to be.
 #[derive(Debug, Clone)]

@@ -6,11 +6,10 @@ use crate::progress::{Reporter, Silent, waiting};
 use crate::restore::RestoreChoice;
 use crate::start::Ownership;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
+use kiln_core::machine::{MachineRecord, Network};
 use kiln_core::snapshot::SnapshotKeep;
 use kiln_core::{ByteSize, Digest, MachineId, MachineName, Reference, RevisionSelector};
-use kiln_guest::private::Private;
-use kiln_store::{CloneChoice, StoreError};
+use kiln_store::StoreError;
 use kiln_sys::lock::Share;
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -35,31 +34,6 @@ pub struct ForkRequest {
     pub jobs: Option<NonZeroUsize>,
     /// Whether a number follows the beginning of their names; a single machine needs none.
     pub numbered: bool,
-}
-
-/// A machine that runs and is to be forked.
-#[derive(Debug, Clone)]
-pub struct MachineForkRequest {
-    /// Its name, its id, or the beginning of that.
-    pub machine: String,
-    /// The beginning of the forks' names; none means its template's.
-    pub name: Option<MachineName>,
-    /// How many.
-    pub count: u32,
-    /// How many are made and started at a time; none means as many as the host has processors.
-    pub jobs: Option<NonZeroUsize>,
-    /// How their disks are made.
-    pub clone: CloneChoice,
-    /// What becomes of one that is not made a machine of its own.
-    pub identity: IdentityPolicy,
-    /// What each is told.
-    pub private: Private,
-    /// Whether each is removed when it ends.
-    pub remove_on_exit: bool,
-    /// How long each runs at most.
-    pub ttl: Option<Duration>,
-    /// After how long without work each is suspended.
-    pub idle_suspend: Option<Duration>,
 }
 
 /// A machine that was made and runs.
@@ -128,17 +102,19 @@ impl Engine {
         Ok(ForkReport { snapshot, machines })
     }
 
-    /// Captures a machine that runs, which goes on, and makes and starts machines that begin as it was at that instant. The
-    /// snapshot stays as long as one of them continues it.
+    /// Captures a machine that runs, which goes on, and makes and starts machines that begin as it was at that instant: of
+    /// its template, shape and network, whatever the request says of these. The snapshot stays as long as one of them
+    /// continues it.
     ///
     /// # Errors
     /// As [`Engine::snapshot_machine`] and [`Engine::fork`].
     pub fn fork_machine(
         &self,
-        request: &MachineForkRequest,
+        machine: &str,
+        request: &ForkRequest,
         reporter: &dyn Reporter,
     ) -> EngineResult<(ForkReport, MachineSnapshotReport)> {
-        let record = self.find_machine(&request.machine)?.record;
+        let record = self.find_machine(machine)?.record;
         self.memory_preflight(request.count, record.shape.memory, Some(CLONE_PRIVATE))?;
         // Nothing else keeps the snapshot until the first machine continues it.
         let mut waiting = waiting(reporter);
@@ -154,20 +130,19 @@ impl Engine {
             },
             reporter,
         )?;
+        let each = request.machine.clone();
         let machine = CreateRequest {
-            name: request.name.clone(),
-            clone: request.clone,
-            identity: request.identity,
-            private: request.private.clone(),
-            remove_on_exit: request.remove_on_exit,
-            ttl: request.ttl,
-            idle_suspend: request.idle_suspend,
+            name: each.name,
+            clone: each.clone,
+            identity: each.identity,
+            private: each.private,
+            remove_on_exit: each.remove_on_exit,
+            ttl: each.ttl,
+            restart: each.restart,
+            idle_suspend: each.idle_suspend,
             ..self.like(&record, captured.id)
         };
-        let report = self.fork(
-            &ForkRequest { machine, count: request.count, jobs: request.jobs, numbered: true },
-            reporter,
-        )?;
+        let report = self.fork(&ForkRequest { machine, ..request.clone() }, reporter)?;
         Ok((report, captured))
     }
 

@@ -15,7 +15,7 @@ mod save;
 mod suspend;
 
 use crate::control::{CONTROL_SOCKET, Report, SavedMachine, write_line};
-use crate::create::{DATA_DISK_FILE, DISK_STEM};
+use crate::create::disk_files;
 use crate::restore::{NETWORK_FACT, facts, has_nic, network_name};
 use crate::spec::{MEMORY_FILE, SpecFiles, bad};
 use crate::suspend::{SavedRecord, discard, saved_since};
@@ -363,10 +363,8 @@ impl Host<'_> {
     /// Moves what the captured machine consists of.
     fn move_files(&self, into: &Path) -> EngineResult<()> {
         let dir = self.dir.path();
-        let disk = Path::new(DISK_STEM).with_extension(self.record.clone.method.extension());
-        let data = self.record.shape.data_disk.map(|_| Path::new(DATA_DISK_FILE));
-        for file in [Path::new(MEMORY_FILE), &disk].into_iter().chain(data) {
-            fs::rename(&dir.join(file), &into.join(file))?;
+        for file in disk_files(&self.record).into_iter().chain([MEMORY_FILE.into()]) {
+            fs::rename(&dir.join(&file), &into.join(&file))?;
         }
         Ok(())
     }

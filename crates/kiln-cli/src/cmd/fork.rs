@@ -1,23 +1,18 @@
 //! `kiln fork`.
 
 use super::Context;
-use super::clone::CloneBy;
+use super::each::{EachOptions, tell_failed};
 use super::named::{Named, named};
-use super::private::PrivateOptions;
 use super::run::Identity;
-use super::suspend::idle_after;
-use crate::error::{self, CliError, CliResult};
+use crate::error::{CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
 use clap::Args;
-use kiln_core::{ByteSize, Digest, MachineName, Reference, TimeSpan};
+use kiln_core::{ByteSize, Digest, MachineName, Reference};
 use kiln_engine::create::CreateRequest;
-use kiln_engine::fork::{FORKS_MAX, ForkRequest, MachineForkRequest};
+use kiln_engine::fork::{ForkRequest, Forked};
 use kiln_engine::restore::RestoreChoice;
-use kiln_guest::private::Private;
-use kiln_store::MachineEntry;
 use serde::Serialize;
-use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -37,39 +32,20 @@ Examples:
   kiln fork -n 8 --name worker --ttl 1h web
   kiln fork -q -n 3 web | xargs kiln rm -f")]
 pub(crate) struct ForkArgs {
-    /// How many
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(FORKS_MAX)))]
-    count: u32,
     /// Begin their names with this; a number follows [default: the template's and four digits]
     #[arg(long)]
     name: Option<MachineName>,
-    /// How many are started at a time [default: the host's processors]
-    #[arg(short, long, value_name = "N")]
-    jobs: Option<NonZeroUsize>,
+    #[command(flatten)]
+    each: EachOptions,
     /// Virtual processors, where not the template's: a snapshot of that shape is needed
     #[arg(long, value_name = "N")]
     vcpus: Option<u32>,
     /// Memory, where not the template's: a snapshot of that shape is needed
     #[arg(short, long, value_name = "SIZE")]
     memory: Option<ByteSize>,
-    /// How their private disks are made
-    #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
-    clone: CloneBy,
-    /// Remove each machine and its disk when it ends
-    #[arg(long)]
-    rm: bool,
-    /// Stop each when it has run so long since its start, such as 90s, 10m or 2h
-    #[arg(long, value_name = "TIME")]
-    ttl: Option<TimeSpan>,
-    /// Suspend each when nobody used it and it did nothing for so long; whoever asks for it wakes it
-    #[arg(long, value_name = "TIME")]
-    idle_suspend: Option<TimeSpan>,
     /// What becomes of a guest that cannot be given names, keys and random numbers of its own
     #[arg(long, value_enum, default_value = "require", hide = true)]
     identity: Identity,
-    #[command(flatten)]
-    private: PrivateOptions,
     /// Print an object of JSON
     #[arg(long)]
     json: bool,
@@ -100,76 +76,46 @@ struct Machine {
     ready_after_ms: u64,
 }
 
+impl From<Forked> for Machine {
+    fn from(Forked { name, ready_after_ms }: Forked) -> Self {
+        Self { name, ready_after_ms }
+    }
+}
+
 impl ForkArgs {
-    fn request(&self, reference: Reference, private: Private) -> Result<ForkRequest, CliError> {
+    fn request(&self, reference: Reference) -> Result<ForkRequest, CliError> {
         let machine = CreateRequest {
             name: self.name.clone(),
             vcpus: self.vcpus,
             memory: self.memory,
-            clone: self.clone.into(),
             restore: RestoreChoice::Require,
-            identity: self.identity.into(),
-            remove_on_exit: self.rm,
-            ttl: self.ttl.map(TimeSpan::get),
-            private,
-            idle_suspend: idle_after(self.idle_suspend)?,
             ..CreateRequest::new(reference)
         };
-        Ok(ForkRequest { machine, count: self.count, jobs: self.jobs, numbered: true })
-    }
-
-    fn machine_request(
-        &self,
-        machine: &MachineEntry,
-        private: Private,
-    ) -> Result<MachineForkRequest, CliError> {
-        Ok(MachineForkRequest {
-            machine: machine.record.id.to_string(),
-            name: self.name.clone(),
-            count: self.count,
-            jobs: self.jobs,
-            clone: self.clone.into(),
-            identity: self.identity.into(),
-            private,
-            remove_on_exit: self.rm,
-            ttl: self.ttl.map(TimeSpan::get),
-            idle_suspend: idle_after(self.idle_suspend)?,
-        })
+        self.each.request(machine, self.identity, true)
     }
 }
 
 pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     let begun = Instant::now();
-    let private = args.private.read(args.identity, false)?;
+    let named = named(context, &args.target)?;
     let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
-    let (report, paused_us) = match named(context, &args.target)? {
-        Named::Template(reference) => {
-            (context.engine.fork(&args.request(reference, private)?, &reporter)?, None)
-        }
+    let (report, paused_us) = match named {
+        Named::Template(reference) => (context.engine.fork(&args.request(reference)?, &reporter)?, None),
         Named::Machine(machine) => {
             if args.memory.is_some() || args.vcpus.is_some() {
                 let what = format!("machine `{}`: its forks have its memory and processors", args.target);
                 return Err(CliError::Usage(what));
             }
-            let request = args.machine_request(&machine, private)?;
-            let (report, captured) = context.engine.fork_machine(&request, &reporter)?;
+            let request = args.request(Reference::of_digest(machine.record.revision))?;
+            let id = machine.record.id.as_str();
+            let (report, captured) = context.engine.fork_machine(id, &request, &reporter)?;
             (report, Some(captured.paused_us))
         }
     };
     drop(reporter);
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let (mut machines, mut failed) = (Vec::new(), Vec::new());
-    for forked in report.machines {
-        match forked {
-            Ok(forked) => {
-                machines.push(Machine { name: forked.name, ready_after_ms: forked.ready_after_ms });
-            }
-            Err(error) => {
-                failed.push(kiln_core::text::chain(&error));
-                error::tell(&error.into());
-            }
-        }
-    }
+    let (machines, failed) = tell_failed(report.machines);
+    let machines: Vec<Machine> = machines.into_iter().map(Machine::from).collect();
     if args.json {
         let all = failed.is_empty();
         output::json(Report { snapshot: report.snapshot, paused_us, elapsed_ms, machines, failed });

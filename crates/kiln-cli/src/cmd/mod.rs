@@ -8,6 +8,7 @@ pub(crate) mod cp;
 pub(crate) mod df;
 pub(crate) mod diff;
 pub(crate) mod doctor;
+mod each;
 pub(crate) mod exec;
 pub(crate) mod export;
 pub(crate) mod fork;

@@ -1,19 +1,19 @@
 //! Snapshots of machines that are somebody's: saved at one instant, after which they go on.
 
-use super::{CAPTURE_SPACE, PUBLISH_SPACE, Taken, millis};
+use super::{CAPTURE_SPACE, Taken, millis};
 use crate::control::ask_save;
-use crate::create::{DATA_DISK_FILE, DISK_STEM, START_LOCK};
-use crate::progress::{Progress, Reporter, waiting};
+use crate::create::{DATA_DISK_FILE, DISK_STEM, START_LOCK, disk_files};
+use crate::progress::{Progress, Reporter};
 use crate::spec::{MEMORY_FILE, SpecFiles};
 use crate::supervisor::{STATE_FILE, SUPERVISOR_LOCK, copy_disk, whole_file};
 use crate::{Engine, EngineError, EngineResult, private};
 use kiln_core::machine::{CloneMethod, MachineRecord, Network, Phase};
-use kiln_core::snapshot::{SNAPSHOT_RECORD_VERSION, SnapshotFile, SnapshotKeep, SnapshotRecord};
+use kiln_core::snapshot::{SNAPSHOT_RECORD_VERSION, SnapshotKeep, SnapshotRecord};
 use kiln_core::text::chain;
 use kiln_core::variant::Board;
 use kiln_core::{ByteSize, Digest, VariantName};
 use kiln_store::{MachineEntry, Staging};
-use kiln_sys::lock::{FileLock, Share};
+use kiln_sys::lock::FileLock;
 use kiln_sys::{IoResultExt as _, clock, copy, fs};
 use kiln_vmm::{CaptureTarget, MemoryBacking, RuntimeDir, Stop, Vmm as _};
 use std::path::{Path, PathBuf};
@@ -123,11 +123,6 @@ impl Engine {
         if request.memory {
             self.part(&record, &staging, unplugged_nic, reporter)?;
         }
-        self.store.need_space(PUBLISH_SPACE)?;
-        let mut waiting = waiting(reporter);
-        let _store = self.store.lock(Share::Shared, "taking in a snapshot", &self.cancel, &mut waiting)?;
-        let taken = Taken { memory: request.memory, unplugged_nic };
-        let manifest = self.take_in_captured(&record, &staging, taken)?;
         let made = SnapshotRecord {
             version: SNAPSHOT_RECORD_VERSION,
             created_unix_ms: clock::now_unix_ms(),
@@ -137,30 +132,23 @@ impl Engine {
             paused_us,
             elapsed_ms: millis(begun),
         };
-        let id = self.store.commit_snapshot(&manifest, &made)?;
-        let on_disk = |file: Option<SnapshotFile>| -> EngineResult<ByteSize> {
-            let bytes = file.map(|file| copy::allocated_bytes(&self.store.artifact_path(&file.digest)));
-            Ok(ByteSize::from_bytes(bytes.transpose()?.unwrap_or(0)))
-        };
-        let disks = [Some(manifest.disk), manifest.data_disk].map(on_disk);
-        let mut disk = 0;
-        for bytes in disks {
-            disk += bytes?.bytes();
-        }
+        let taken = Taken { memory: request.memory, unplugged_nic };
+        let (id, manifest) = self.publish_captured(&record, &staging, taken, &made, reporter)?;
+        let disks = [self.stored_bytes(Some(manifest.disk))?, self.stored_bytes(manifest.data_disk)?];
         Ok(MachineSnapshotReport {
             id,
             paused_us,
             quiesce_ms,
             publish_ms: millis(saved),
-            disk: ByteSize::from_bytes(disk),
-            memory: manifest.memory.map(|memory| on_disk(memory.ram)).transpose()?,
+            disk: ByteSize::from_bytes(disks.into_iter().map(ByteSize::bytes).sum()),
+            memory: manifest.memory.map(|memory| self.stored_bytes(memory.ram)).transpose()?,
         })
     }
 
     /// Returns what copies of a machine's disks take up at most.
     fn disk_bytes(&self, entry: &MachineEntry) -> EngineResult<u64> {
         let CloneMethod::Overlay = entry.record.clone.method else {
-            return Ok(kiln_sys::copy::allocated_tree(&entry.dir)?);
+            return Ok(copy::allocated_tree(&entry.dir)?);
         };
         let backing = self.store.artifact_path(&entry.record.clone.artifact);
         Ok(copy::allocated_tree(&entry.dir)?
@@ -251,11 +239,4 @@ impl Engine {
         fs::remove_tree(&dir)?;
         Ok(())
     }
-}
-
-/// Returns the names of a machine's disk files.
-fn disk_files(record: &MachineRecord) -> Vec<PathBuf> {
-    let root = Path::new(DISK_STEM).with_extension(record.clone.method.extension());
-    let data = record.shape.data_disk.map(|_| PathBuf::from(DATA_DISK_FILE));
-    std::iter::once(root).chain(data).collect()
 }

@@ -4,7 +4,7 @@ use super::life::capture::CaptureError;
 use super::{CAPTURE_WITHIN, Host};
 use crate::EngineResult;
 use crate::control::SavedMachine;
-use crate::create::{DATA_DISK_FILE, DISK_STEM};
+use crate::create::disk_files;
 use kiln_sys::{copy, fs};
 use kiln_vmm::{CaptureTarget, Machine};
 use std::path::{Path, PathBuf};
@@ -56,10 +56,8 @@ impl Host<'_> {
         } else {
             None
         };
-        let disk = Path::new(DISK_STEM).with_extension(self.record.clone.method.extension());
-        let data = self.record.shape.data_disk.map(|_| Path::new(DATA_DISK_FILE));
-        for file in [disk.as_path()].into_iter().chain(data) {
-            copy_disk(&self.dir.path().join(file), &into.join(file))?;
+        for file in disk_files(&self.record) {
+            copy_disk(&self.dir.path().join(&file), &into.join(&file))?;
         }
         Ok(stopped)
     }

@@ -4,7 +4,7 @@ use super::life::capture::CaptureError;
 use super::life::idle::Activity;
 use super::life::{Arrival, Launched};
 use super::{Begin, Host};
-use crate::create::{DATA_DISK_FILE, DISK_STEM};
+use crate::create::disk_files;
 use crate::suspend::{
     SAVE_SPACE, SAVED_STATE_FILE, SAVED_VERSION, SavedDisk, SavedRecord, discard, save_within,
 };
@@ -73,10 +73,7 @@ impl Host<'_> {
 
     /// Returns the machine's disks, in its order.
     fn disks(&self) -> Vec<PathBuf> {
-        let dir = self.dir.path();
-        let root = dir.join(DISK_STEM).with_extension(self.record.clone.method.extension());
-        let data = self.record.shape.data_disk.map(|_| dir.join(DATA_DISK_FILE));
-        std::iter::once(root).chain(data).collect()
+        disk_files(&self.record).into_iter().map(|file| self.dir.path().join(file)).collect()
     }
 
     /// Lets the saved machine go on. After an error its state is there as before, unless the guest may have run.

@@ -1,17 +1,14 @@
 //! `kiln snapshot restore`.
 
 use crate::cmd::Context;
-use crate::cmd::clone::CloneBy;
-use crate::cmd::private::PrivateOptions;
+use crate::cmd::each::{EachOptions, tell_failed};
 use crate::cmd::run::{Identity, Net, network_of};
-use crate::error::{self, CliError, CliResult};
+use crate::error::{CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
 use clap::Args;
+use kiln_core::MachineName;
 use kiln_core::machine::Forward;
-use kiln_core::{MachineName, TimeSpan};
-use kiln_engine::fork::{FORKS_MAX, ForkRequest};
-use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
@@ -27,21 +24,16 @@ Examples:
   kiln snapshot restore -n 5 --rm --name try warm
   kiln snapshot restore --in-place db before-upgrade && kiln start db")]
 pub(super) struct RestoreArgs {
-    /// How many machines
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(FORKS_MAX)))]
-    count: u32,
+    #[command(flatten)]
+    each: EachOptions,
     /// Its name; of several the beginning, which a number follows [default: the template's and four digits]
     #[arg(long)]
     name: Option<MachineName>,
-    /// How many are started at a time [default: the host's processors]
-    #[arg(short, long, value_name = "N")]
-    jobs: Option<NonZeroUsize>,
     /// Boot from the disk, without the memory
     #[arg(long)]
     boot: bool,
     /// Put this machine back, which must not run, and make none
-    #[arg(long, value_name = "MACHINE", conflicts_with_all = ["count", "name", "jobs", "publish", "net", "env", "env_file", "secret", "clone", "rm", "ttl"])]
+    #[arg(long, value_name = "MACHINE", conflicts_with_all = ["count", "name", "jobs", "publish", "net", "env", "env_file", "secret", "clone", "rm", "ttl", "idle_suspend"])]
     in_place: Option<String>,
     /// Publish a TCP port of the guest on 127.0.0.1
     #[arg(short, long, value_name = "HOST:GUEST")]
@@ -49,17 +41,6 @@ pub(super) struct RestoreArgs {
     /// The network [default: as it was captured, or restricted with -p]
     #[arg(long, value_enum, value_name = "MODE")]
     net: Option<Net>,
-    #[command(flatten)]
-    private: PrivateOptions,
-    /// How private disks are made
-    #[arg(long, value_enum, default_value = "auto", value_name = "METHOD")]
-    clone: CloneBy,
-    /// Remove the machine and its disk when it ends
-    #[arg(long)]
-    rm: bool,
-    /// Stop it when it has run so long since its start, such as 90s, 10m or 2h
-    #[arg(long, value_name = "TIME")]
-    ttl: Option<TimeSpan>,
     /// Print nothing but names
     #[arg(short, long)]
     quiet: bool,
@@ -82,7 +63,7 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> CliResult {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if args.count > 1 && !args.publish.is_empty() {
+    if args.each.count > 1 && !args.publish.is_empty() {
         return Err(CliError::Usage(
             "one port leads to one machine: -p goes with one machine only".to_owned(),
         ));
@@ -91,29 +72,17 @@ pub(super) fn run(context: &Context, args: &RestoreArgs) -> CliResult {
     if args.net.is_some() || !args.publish.is_empty() {
         machine.network = network_of(args.net, args.publish.clone())?;
     }
-    machine.private = args.private.read(Identity::Require, false)?;
     machine.name.clone_from(&args.name);
-    machine.clone = args.clone.into();
-    machine.remove_on_exit = args.rm;
-    machine.ttl = args.ttl.map(TimeSpan::get);
-    let request = ForkRequest { machine, count: args.count, jobs: args.jobs, numbered: args.count > 1 };
+    let request = args.each.request(machine, Identity::Require, args.each.count > 1)?;
     let report = context.engine.fork(&request, &reporter)?;
     drop(reporter);
-    let mut all = true;
-    for made in report.machines {
-        match made {
-            Ok(made) => {
-                output::line(&made.name);
-                if !args.quiet {
-                    let after = output::span(made.ready_after_ms);
-                    output::tell(&format!("{} is ready in {after}", made.name));
-                }
-            }
-            Err(error) => {
-                all = false;
-                error::tell(&error.into());
-            }
+    let (made, failed) = tell_failed(report.machines);
+    for machine in made {
+        output::line(&machine.name);
+        if !args.quiet {
+            let after = output::span(machine.ready_after_ms);
+            output::tell(&format!("{} is ready in {after}", machine.name));
         }
     }
-    Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

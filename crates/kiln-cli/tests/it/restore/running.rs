@@ -41,8 +41,7 @@ fn boot_a_running_machine_is_forked_and_goes_on() {
     let lab = Lab::new("");
     let before = lab.artifacts();
     lab.working("m", &[]);
-    let report = lab.fork(&["-n", "2", "--name", "f", "-e", "COLOUR=blue", "m"]);
-    assert_eq!(lab.exec("f-2", "echo $COLOUR"), "blue\n");
+    let report = lab.fork(&["-n", "2", "--name", "f", "m"]);
     assert!(report["paused_us"].as_u64().unwrap() > 0, "{report}");
     for name in ["m", "f-1", "f-2"] {
         lab.assert_works_as(name, "m");
@@ -65,7 +64,8 @@ fn boot_a_running_machine_is_forked_and_goes_on() {
     assert_eq!(lab.exec("g-1", "cat /own; hostname"), "f-1\ng-1\n");
     lab.assert_works_as("g-1", "m");
     lab.context.kiln(["pause", "f-2"]).ok();
-    let report = lab.fork(&["--name", "p", "f-2"]);
+    let report = lab.fork(&["--name", "p", "-e", "COLOUR=blue", "f-2"]);
+    assert_eq!(lab.exec("p-1", "echo $COLOUR"), "blue\n");
     assert_eq!(report["paused_us"], 0);
     assert_eq!(lab.phase("f-2"), "paused");
     assert_eq!(lab.exec("p-1", "cat /own"), "f-2\n");
