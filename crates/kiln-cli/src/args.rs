@@ -82,7 +82,7 @@ pub(crate) enum Command {
     Ls(cmd::ls::LsArgs),
     /// Show a template, revision or machine
     Show(cmd::show::ShowArgs),
-    /// List, show or remove snapshots of machines
+    /// Capture machines, and list, show, restore or remove their snapshots
     Snapshot(cmd::snapshot::SnapshotArgs),
     /// Make machines that begin as a snapshot of a template or as a running machine, and leave them running
     Fork(cmd::fork::ForkArgs),

@@ -54,9 +54,14 @@ fn boot_template_test_passes_and_fails_without_identity() {
 
     let failed = context.kiln(["template", "test", "--identity", "skip", "-n", "2", "--json", "web"]);
     assert_eq!(failed.code, 1, "{}{}", failed.stdout, failed.stderr);
-    assert!(failed.stderr.contains("error: 7 of 15 checks failed\n"), "{}", failed.stderr);
     let report: Value = serde_json::from_str(&failed.stdout).unwrap();
-    assert_eq!(of(&report, "failed"), IDENTITY, "{report:#}");
+    // In its first ten seconds Linux seeds its random numbers anew when the last seed is a second old, by what differs in
+    // each run: a clone that was captured such a time after it last asked for some has its own.
+    let seeded = of(&report, "passed").contains(&"random");
+    let wrong = if seeded { &IDENTITY[1..] } else { &IDENTITY[..] };
+    assert_eq!(of(&report, "failed"), wrong, "{report:#}");
+    let told = format!("error: {} of 15 checks failed\n", wrong.len());
+    assert!(failed.stderr.contains(&told), "{}", failed.stderr);
     assert_eq!(of(&report, "not_checked"), Vec::<&str>::new());
     let still = context.kiln(["snapshot", "show", "--json", snapshot]).json();
     assert_eq!(still["test"], shown["test"], "what was not to be kept is not");
