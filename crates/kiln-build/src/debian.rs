@@ -6,7 +6,7 @@
 use crate::apt;
 use crate::error::BuildError;
 use crate::ext4::EPOCH_SECONDS;
-use crate::plan::{DebianPlan, MirrorPlan};
+use crate::source::{DebianPlan, MirrorPlan};
 use crate::unpack::set_time;
 use kiln_core::arch::Arch;
 use kiln_sys::{Cancel, ToolError, Toolbox, fs};

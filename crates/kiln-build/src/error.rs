@@ -105,6 +105,12 @@ pub enum BuildError {
         #[source]
         source: ToolError,
     },
+    /// A kernel's package is wanted, and the host has no archive to fetch it from.
+    #[error("the source has no kernel, and this host has no apt archive to fetch `{package}` from")]
+    NoArchive {
+        /// The package.
+        package: String,
+    },
     /// The kernel's package does not hold what it should.
     #[error("kernel package `{package}`: {problem}")]
     KernelPackage {

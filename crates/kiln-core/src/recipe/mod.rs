@@ -2,7 +2,10 @@
 //!
 //! [`parse`] takes the file's text; paths in a recipe stay as written, the caller knows which folder they are relative to.
 
+mod source;
 mod wire;
+
+pub use source::{DebianSource, KernelSource, PathSource, Source};
 
 use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};
@@ -10,7 +13,6 @@ use crate::ready::ReadyProbe;
 use crate::size::ByteSize;
 use crate::variant::{MachineShape, Variant};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 /// The name of the file that holds a recipe.
 pub const FILE_NAME: &str = "kiln.toml";
@@ -44,59 +46,6 @@ pub struct Recipe {
     pub agent: AgentOptions,
     /// The variants, sorted by name.
     pub variants: Vec<Variant>,
-}
-
-/// Where a template's content comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Source {
-    /// Debian packages.
-    Debian(DebianSource),
-    /// A directory that holds the root file system.
-    Directory(PathSource),
-    /// A tar file that holds the root file system.
-    Tar(PathSource),
-}
-
-impl Source {
-    /// Returns the word used in recipes.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Debian(_) => "debian",
-            Self::Directory(_) => "directory",
-            Self::Tar(_) => "tar",
-        }
-    }
-}
-
-/// A root file system made of Debian packages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DebianSource {
-    /// The release's code name.
-    pub suite: String,
-    /// Packages to install beyond the package set.
-    pub packages: Vec<String>,
-    /// The package set to begin with: `essential`, `minbase`, `apt`, `standard`, ….
-    pub variant: String,
-    /// The archive's components.
-    pub components: Vec<String>,
-    /// The archive; none means what the host's apt uses.
-    pub mirror: Option<String>,
-    /// The package that brings the kernel.
-    pub kernel_package: Option<String>,
-    /// Whether manual pages, documents and translations are kept.
-    pub docs: bool,
-}
-
-/// A root file system that lies ready on the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PathSource {
-    /// The directory or tar file.
-    pub path: PathBuf,
-    /// The kernel: an uncompressed ELF or a bzImage.
-    pub kernel: PathBuf,
-    /// The directory with the kernel's modules (`…/lib/modules/VERSION`); none means that the kernel needs none.
-    pub modules: Option<PathBuf>,
 }
 
 /// How snapshots of a template are made.

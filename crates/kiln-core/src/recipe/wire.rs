@@ -1,9 +1,9 @@
 //! The recipe as written: every key of `kiln.toml`, and the checks that make it a [`Recipe`].
 
-use super::{
-    AgentOptions, BOOT_ARGS_BYTES_MAX, DebianSource, Entrypoint, Init, PACKAGES_MAX, PathSource, Recipe,
-    RecipeError, SnapshotOptions, Source,
-};
+mod source;
+
+use self::source::{SourceTable, words};
+use super::{AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, SnapshotOptions};
 use crate::capture::CapturePlan;
 use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
 use crate::revision::VARIANTS_MAX;
@@ -15,7 +15,6 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A kiln recipe: bakes one template.
@@ -48,49 +47,6 @@ pub(super) struct RecipeFile {
     /// Variants of the template: what one leaves out comes from the template.
     #[serde(default)]
     variant: Vec<VariantTable>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum SourceTable {
-    /// Debian packages.
-    Debian(DebianTable),
-    /// A directory that holds the root file system.
-    Directory(PathTable),
-    /// A tar file (plain, gzip or zstd) that holds the root file system.
-    Tar(PathTable),
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct DebianTable {
-    /// The release's code name, such as `bookworm`.
-    suite: String,
-    /// Packages to install beyond the package set.
-    #[serde(default)]
-    packages: Vec<String>,
-    /// The package set to begin with: `essential`, `minbase` (default), `apt`, `standard`.
-    variant: Option<String>,
-    /// The archive's components. Default: `main`.
-    components: Option<Vec<String>>,
-    /// The archive's URL. Default: what the host's apt uses.
-    mirror: Option<String>,
-    /// The package that brings the kernel. Default: `linux-image-cloud-ARCH`.
-    kernel: Option<String>,
-    /// Whether manual pages, documents and translations are kept. Default: false.
-    #[serde(default)]
-    docs: bool,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct PathTable {
-    /// The directory or tar file, relative to the recipe.
-    path: PathBuf,
-    /// The kernel: an uncompressed ELF or a bzImage, relative to the recipe.
-    kernel: PathBuf,
-    /// The directory of the kernel's modules, `…/lib/modules/VERSION`. Default: the kernel needs none.
-    modules: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -261,7 +217,7 @@ impl TryFrom<RecipeFile> for Recipe {
         Ok(Self {
             name: parsed("name", &file.name)?,
             profile: parsed_opt("profile", file.profile.as_deref())?,
-            source: source(file.source)?,
+            source: source::checked(file.source)?,
             disk_size_min,
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
@@ -271,67 +227,6 @@ impl TryFrom<RecipeFile> for Recipe {
             machine,
         })
     }
-}
-
-fn source(table: SourceTable) -> Result<Source, RecipeError> {
-    Ok(match table {
-        SourceTable::Debian(table) => Source::Debian(debian(table)?),
-        SourceTable::Directory(table) => Source::Directory(path(table)?),
-        SourceTable::Tar(table) => Source::Tar(path(table)?),
-    })
-}
-
-fn path(table: PathTable) -> Result<PathSource, RecipeError> {
-    for (field, path) in [("source.path", &table.path), ("source.kernel", &table.kernel)] {
-        if path.as_os_str().is_empty() {
-            return Err(value(field, "a path is wanted"));
-        }
-    }
-    Ok(PathSource { path: table.path, kernel: table.kernel, modules: table.modules })
-}
-
-/// Words that are handed to package tools as arguments: nothing that could be an option, a path or a list.
-fn word(field: &str, text: String, extra: &[char]) -> Result<String, RecipeError> {
-    let ok = text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.len() <= 128
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(&c));
-    if ok {
-        Ok(text)
-    } else {
-        Err(value(field, format_args!("`{}` is not a name", crate::text::clip(&text))))
-    }
-}
-
-fn words(field: &str, texts: Vec<String>, extra: &[char]) -> Result<Vec<String>, RecipeError> {
-    if texts.len() > PACKAGES_MAX {
-        return Err(value(field, format_args!("{} entries, more than {PACKAGES_MAX}", texts.len())));
-    }
-    texts.into_iter().map(|text| word(field, text, extra)).collect()
-}
-
-fn debian(table: DebianTable) -> Result<DebianSource, RecipeError> {
-    const PACKAGE: &[char] = &['+', '-', '.', ':', '='];
-    if let Some(mirror) = &table.mirror {
-        let plain = mirror.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '[' | ']' | '"' | '\''));
-        let known =
-            ["http://", "https://", "file:///", "copy:/", "cdrom:"].iter().any(|s| mirror.starts_with(s));
-        if !plain || !known {
-            return Err(value("source.mirror", "a URL without spaces is wanted, http, https or file"));
-        }
-    }
-    Ok(DebianSource {
-        suite: word("source.suite", table.suite, &['-', '.'])?,
-        packages: words("source.packages", table.packages, PACKAGE)?,
-        variant: word("source.variant", table.variant.unwrap_or_else(|| "minbase".to_owned()), &['-'])?,
-        components: words(
-            "source.components",
-            table.components.unwrap_or_else(|| vec!["main".to_owned()]),
-            &['-'],
-        )?,
-        mirror: table.mirror,
-        kernel_package: table.kernel.map(|text| word("source.kernel", text, PACKAGE)).transpose()?,
-        docs: table.docs,
-    })
 }
 
 fn boot_args(field: &str, args: Vec<String>) -> Result<Vec<String>, RecipeError> {

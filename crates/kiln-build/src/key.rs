@@ -1,0 +1,65 @@
+//! Keys: what names the result of a build, part by part.
+
+use kiln_core::digest::Digest;
+use serde::Serialize;
+
+/// A part of a key: an input and its value, or what stands for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyPart {
+    /// The input.
+    pub name: &'static str,
+    /// Its value as JSON.
+    pub value: String,
+    /// Whether it shapes the files. What does not is written into the revision only.
+    pub shapes_files: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Parts(pub(crate) Vec<KeyPart>);
+
+impl Parts {
+    pub(crate) fn add(&mut self, name: &'static str, value: impl Serialize) {
+        self.push(name, value, true);
+    }
+
+    pub(crate) fn add_record(&mut self, name: &'static str, value: impl Serialize) {
+        self.push(name, value, false);
+    }
+
+    fn push(&mut self, name: &'static str, value: impl Serialize, shapes_files: bool) {
+        #[expect(clippy::expect_used, reason = "plain structs, lists and text always have a JSON form")]
+        let value = serde_json::to_string(&value).expect("a key part has a JSON form");
+        self.0.push(KeyPart { name, value, shapes_files });
+    }
+
+    pub(crate) fn digest(&self, only_files: bool) -> Digest {
+        let parts: Vec<&KeyPart> = self.0.iter().filter(|part| part.shapes_files || !only_files).collect();
+        #[expect(clippy::expect_used, reason = "plain structs, lists and text always have a JSON form")]
+        let bytes = serde_json::to_vec(&parts).expect("key parts have a JSON form");
+        Digest::of(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_key_do_not_run_into_each_other() {
+        let digest = |values: &[&[&str]]| {
+            let mut parts = Parts::default();
+            values.iter().for_each(|value| parts.add("part", value));
+            parts.digest(false)
+        };
+        let keys = [
+            digest(&[&["a:b"], &["c"]]),
+            digest(&[&["a"], &["b:c"]]),
+            digest(&[&["a", "b"], &["c"]]),
+            digest(&[&["a"], &["b", "c"]]),
+            digest(&[&["a\",\"b"], &["c"]]),
+            digest(&[&["a b c"], &[]]),
+        ];
+        let different: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(different.len(), keys.len());
+    }
+}

@@ -1,0 +1,184 @@
+//! What the builds of all sources are made of: unpacking, kernel and initramfs, the root disk.
+
+use crate::agent::AGENT;
+use crate::error::BuildError;
+use crate::ext4::{self, DiskRequest};
+use crate::initramfs;
+use crate::kernel::{self, KernelImage};
+use crate::kernel_package::{self, KernelFiles};
+use crate::modules::{GUEST_DRIVERS, ModuleDir, ModuleError, Wanted};
+use crate::plan::BuildPlan;
+use crate::report::{BuildEvent, Running, Step};
+use crate::run::{BuildContext, BuildOutput, OutputFile, SPACE_RESERVE};
+use crate::tree::{self, TreeSize};
+use crate::unpack::{self, Ownership};
+use kiln_core::digest::Digest;
+use kiln_core::name::ArtifactRole;
+use kiln_core::recipe::{AgentOptions, Init};
+use kiln_core::revision::ArtifactFormat;
+use kiln_core::size::ByteSize;
+use kiln_core::text::count;
+use kiln_guest::config::When;
+use kiln_sys::{IoResultExt, fs};
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+pub(crate) fn need_space(cx: &BuildContext<'_>, need: u64) -> Result<(), BuildError> {
+    let need = need.saturating_add(SPACE_RESERVE.bytes());
+    let have = fs::space(cx.scratch)?.available;
+    if have < need { Err(BuildError::NoSpace { path: cx.scratch.to_owned(), need, have }) } else { Ok(()) }
+}
+
+pub(crate) fn ownership(cx: &BuildContext<'_>) -> Ownership {
+    if cx.host.is_root { Ownership::OnDisk } else { Ownership::Faked(cx.scratch.join("fakeroot")) }
+}
+
+/// A root file system in the scratch directory.
+pub(crate) struct Root {
+    pub(crate) path: PathBuf,
+    pub(crate) ownership: Ownership,
+    pub(crate) size: TreeSize,
+    pub(crate) listing: Digest,
+}
+
+pub(crate) fn unpacked(tar: &Path, cx: &BuildContext<'_>) -> Result<Root, BuildError> {
+    let check = Running::start(cx.reporter, Step::Check, tar.display().to_string());
+    let open = unpack::check(tar, cx.cancel)?;
+    let (size, listing) = (open.checked.size, open.checked.listing);
+    check.done(count(size.inodes, "file"));
+    // Once as files, once in the disk.
+    need_space(cx, size.bytes().saturating_mul(2))?;
+    let step = Running::start(cx.reporter, Step::Unpack, ByteSize::from_bytes(size.bytes()).human());
+    let (path, ownership) = (cx.scratch.join("rootfs"), ownership(cx));
+    open.unpack(&path, unpack::epoch(), &ownership, cx.toolbox, cx.cancel, &mut step.lines())?;
+    step.done("");
+    Ok(Root { path, ownership, size, listing })
+}
+
+/// Writes kernel and initramfs.
+pub(crate) fn boot_files(
+    agent: &AgentOptions,
+    kernel: &Path,
+    modules: Option<&Path>,
+    cx: &BuildContext<'_>,
+    output: &mut Output,
+) -> Result<(), BuildError> {
+    cx.cancel.check()?;
+    let step = Running::start(cx.reporter, Step::Kernel, kernel.display().to_string());
+    let refuse = |source| BuildError::Kernel { path: kernel.to_owned(), source };
+    let KernelImage { bytes, format, release } = kernel::load(kernel).map_err(refuse)?;
+    let path = output.file(cx, ArtifactRole::kernel(), "kernel", format);
+    write(&path, |out| out.write_all(&bytes).at("write", &path))?;
+    let release = release.or_else(|| Some(modules?.file_name()?.to_str()?.to_owned())).unwrap_or_default();
+    output.fact("kernel", &release);
+    step.done(release);
+
+    cx.cancel.check()?;
+    let step = Running::start(cx.reporter, Step::Initramfs, "");
+    let wanted = |name| Wanted { name, when: When::Always, optional: false };
+    let own: Vec<Wanted<'_>> = agent.modules.iter().map(|name| wanted(name.as_str())).collect();
+    let loaded = match (modules, own.first()) {
+        (Some(dir), _) => ModuleDir::open(dir)?.resolve(&[&GUEST_DRIVERS, own.as_slice()].concat())?,
+        (None, Some(first)) => return Err(ModuleError::NoDirectory(first.name.to_owned()).into()),
+        (None, None) => Vec::new(),
+    };
+    let config = initramfs::init_config(agent, &loaded)?;
+    let path = output.file(cx, ArtifactRole::initrd(), "initrd", ArtifactFormat::Cpio);
+    write(&path, |out| initramfs::write(out, AGENT, &config, &loaded))?;
+    step.done(count(loaded.len(), "module"));
+    Ok(())
+}
+
+/// Writes the root disk.
+pub(crate) fn disk(
+    plan: &BuildPlan,
+    tree: &Path,
+    ownership: &Ownership,
+    size: TreeSize,
+    listing: Digest,
+    cx: &BuildContext<'_>,
+    output: &mut Output,
+) -> Result<(), BuildError> {
+    if let Init::Image(program) = &plan.agent.init
+        && tree::find_program(tree, program).is_none()
+    {
+        return Err(BuildError::InitMissing { path: program.clone() });
+    }
+    need_space(cx, size.bytes())?;
+    let step = Running::start(cx.reporter, Step::Disk, count(size.inodes, "file"));
+    let path = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
+    let (disk_min, scratch) = (plan.disk_min, cx.scratch);
+    let request = DiskRequest { tree, ownership, size, disk_min, seed: listing, output: &path, scratch };
+    let size = ext4::write(&request, cx.toolbox, cx.cancel, &mut step.lines())?;
+    step.done(size.human());
+    Ok(())
+}
+
+pub(crate) fn write<E: Into<BuildError>>(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<std::fs::File>) -> Result<(), E>,
+) -> Result<(), BuildError> {
+    let mut out = BufWriter::with_capacity(1 << 20, fs::create_new(path)?);
+    content(&mut out).map_err(Into::into)?;
+    out.flush().at("write", path)?;
+    Ok(())
+}
+
+/// What a build has made so far.
+#[derive(Default)]
+pub(crate) struct Output {
+    artifacts: Vec<OutputFile>,
+    facts: Vec<(String, String)>,
+}
+
+impl Output {
+    /// Notes a file and returns its path.
+    pub(crate) fn file(
+        &mut self,
+        cx: &BuildContext<'_>,
+        role: ArtifactRole,
+        name: &str,
+        format: ArtifactFormat,
+    ) -> PathBuf {
+        let path = cx.scratch.join(name);
+        self.artifacts.push(OutputFile { role, path: path.clone(), format });
+        path
+    }
+
+    pub(crate) fn fact(&mut self, name: &str, value: impl ToString) {
+        self.facts.push((name.to_owned(), value.to_string()));
+    }
+
+    pub(crate) fn sorted(mut self, cx: &BuildContext<'_>) -> BuildOutput {
+        self.fact("mke2fs", &cx.host.mke2fs_version);
+        self.fact("kiln", &cx.host.kiln_version);
+        self.artifacts.sort_by(|a, b| a.role.cmp(&b.role));
+        self.facts.sort();
+        let text = format!("{} built", count(self.artifacts.len(), "file"));
+        cx.reporter.event(BuildEvent::Note { text });
+        BuildOutput { artifacts: self.artifacts, facts: self.facts }
+    }
+}
+
+/// Fetches a package with a kernel, and writes kernel and initramfs. `sources` are lines of `sources.list`.
+pub(crate) fn packaged_boot_files(
+    plan: &BuildPlan,
+    package: &str,
+    suite: &str,
+    sources: Vec<String>,
+    cx: &BuildContext<'_>,
+    output: &mut Output,
+) -> Result<(), BuildError> {
+    let step = Running::start(cx.reporter, Step::KernelPackage, package.to_owned());
+    let request = kernel_package::Request {
+        package,
+        suite,
+        arch: plan.arch,
+        sources,
+        dir: cx.scratch.join("kernel-package"),
+    };
+    let files: KernelFiles = kernel_package::fetch(&request, cx.toolbox, cx.cancel, &mut step.lines())?;
+    step.done(files.packages.join(" "));
+    output.fact("kernel_package", files.packages.join(" "));
+    boot_files(&plan.agent, &files.kernel, Some(&files.modules), cx, output)
+}

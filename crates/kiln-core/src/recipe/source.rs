@@ -1,0 +1,68 @@
+//! Where a template's content comes from, checked.
+
+use std::path::PathBuf;
+
+/// Where a template's content comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// Debian packages.
+    Debian(DebianSource),
+    /// A directory that holds the root file system.
+    Directory(PathSource),
+    /// A tar file that holds the root file system.
+    Tar(PathSource),
+}
+
+impl Source {
+    /// Returns the word used in recipes.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Debian(_) => "debian",
+            Self::Directory(_) => "directory",
+            Self::Tar(_) => "tar",
+        }
+    }
+}
+
+/// A root file system made of Debian packages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DebianSource {
+    /// The release's code name.
+    pub suite: String,
+    /// Packages to install beyond the package set.
+    pub packages: Vec<String>,
+    /// The package set to begin with: `essential`, `minbase`, `apt`, `standard`, ….
+    pub variant: String,
+    /// The archive's components.
+    pub components: Vec<String>,
+    /// The archive; none means what the host's apt uses.
+    pub mirror: Option<String>,
+    /// The package that brings the kernel.
+    pub kernel_package: Option<String>,
+    /// Whether manual pages, documents and translations are kept.
+    pub docs: bool,
+}
+
+/// A root file system that lies ready on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathSource {
+    /// The directory or tar file.
+    pub path: PathBuf,
+    /// The kernel, which it brings none of.
+    pub kernel: KernelSource,
+}
+
+/// Where the kernel of a source comes from that has none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelSource {
+    /// Files of the host.
+    Files {
+        /// The kernel: an uncompressed ELF or a bzImage.
+        kernel: PathBuf,
+        /// The directory with its modules (`…/lib/modules/VERSION`); none means that it needs none.
+        modules: Option<PathBuf>,
+    },
+    /// A package, from the archives that the host's apt uses; none means `linux-image-cloud-ARCH`.
+    Package(Option<String>),
+}
