@@ -1,6 +1,7 @@
 //! Keys: what names the result of a build, part by part.
 
 use kiln_core::digest::Digest;
+use kiln_core::lock::{PinKind, Pins};
 use serde::Serialize;
 
 /// A part of a key: an input and its value, or what stands for it.
@@ -15,7 +16,10 @@ pub struct KeyPart {
 }
 
 #[derive(Default)]
-pub(crate) struct Parts(pub(crate) Vec<KeyPart>);
+pub(crate) struct Parts {
+    pub(crate) list: Vec<KeyPart>,
+    pub(crate) pins: Pins,
+}
 
 impl Parts {
     pub(crate) fn add(&mut self, name: &'static str, value: impl Serialize) {
@@ -26,14 +30,20 @@ impl Parts {
         self.push(name, value, false);
     }
 
+    /// Adds what a name of the outside world stands for.
+    pub(crate) fn pin(&mut self, kind: PinKind, name: &str, to: &str) {
+        self.push(kind.as_str(), (name, to), true);
+        self.pins.set(kind, name, to);
+    }
+
     fn push(&mut self, name: &'static str, value: impl Serialize, shapes_files: bool) {
         #[expect(clippy::expect_used, reason = "plain structs, lists and text always have a JSON form")]
         let value = serde_json::to_string(&value).expect("a key part has a JSON form");
-        self.0.push(KeyPart { name, value, shapes_files });
+        self.list.push(KeyPart { name, value, shapes_files });
     }
 
     pub(crate) fn digest(&self, only_files: bool) -> Digest {
-        let parts: Vec<&KeyPart> = self.0.iter().filter(|part| part.shapes_files || !only_files).collect();
+        let parts: Vec<&KeyPart> = self.list.iter().filter(|part| part.shapes_files || !only_files).collect();
         #[expect(clippy::expect_used, reason = "plain structs, lists and text always have a JSON form")]
         let bytes = serde_json::to_vec(&parts).expect("key parts have a JSON form");
         Digest::of(&bytes)

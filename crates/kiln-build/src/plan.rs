@@ -7,8 +7,10 @@ use crate::source::PlannedSource;
 use crate::{ext4, initramfs};
 use kiln_core::arch::Arch;
 use kiln_core::digest::Digest;
+use kiln_core::lock::Pins;
 use kiln_core::recipe::{AgentOptions, Init, Recipe};
 use kiln_core::size::ByteSize;
+use kiln_sys::{Cancel, Toolbox};
 use std::path::Path;
 
 /// What is to be done, and what names the result.
@@ -20,6 +22,8 @@ pub struct BuildPlan {
     pub files_key: Digest,
     /// What the keys are made of.
     pub explanation: Vec<KeyPart>,
+    /// What the names of the outside world stand for that were looked up, or pinned already.
+    pub pins: Pins,
     /// What the files are built for.
     pub arch: Arch,
     pub(crate) source: PlannedSource,
@@ -30,8 +34,34 @@ pub struct BuildPlan {
 /// Grows with every change that gives other files for the same inputs.
 const LAYOUT_VERSION: u32 = 1;
 
-/// Plans a build. Paths in the recipe are relative to `base_dir`. Inputs are looked at and not read.
-pub fn plan(recipe: &Recipe, base_dir: &Path, host: &HostFacts) -> Result<BuildPlan, BuildError> {
+/// What a plan is made with.
+#[derive(Clone, Copy)]
+pub struct PlanContext<'a> {
+    /// Relative paths of the recipe begin here.
+    pub base: &'a Path,
+    /// The host.
+    pub host: &'a HostFacts,
+    /// The programs.
+    pub toolbox: &'a Toolbox,
+    /// Ends the work early.
+    pub cancel: &'a Cancel,
+    /// A directory for what was fetched, which builds share and anybody may empty between two of them. It exists.
+    pub cache: &'a Path,
+    /// What names of the outside world stand for: one that is pinned is not looked up.
+    pub pins: &'a Pins,
+    /// Whether nothing may be asked of the network.
+    pub offline: bool,
+}
+
+impl std::fmt::Debug for PlanContext<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PlanContext").field("base", &self.base).finish_non_exhaustive()
+    }
+}
+
+/// Plans a build. Files are looked at and not read, names that are not pinned are looked up.
+pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildError> {
+    let host = cx.host;
     let mut parts = Parts::default();
     parts.add("layout", (LAYOUT_VERSION, ext4::EPOCH_SECONDS, initramfs::ROOT_OPTIONS));
     parts.add("kiln", &host.kiln_version);
@@ -40,7 +70,7 @@ pub fn plan(recipe: &Recipe, base_dir: &Path, host: &HostFacts) -> Result<BuildP
     parts.add("mke2fs", &host.mke2fs_version);
     // Owners that only root can keep on disk come out differently for a directory.
     parts.add("root", host.is_root);
-    let source = PlannedSource::plan(recipe, base_dir, host, &mut parts)?;
+    let source = PlannedSource::plan(recipe, cx, &mut parts)?;
     agent(&recipe.agent, &mut parts);
     parts.add("disk", recipe.disk_size_min);
     parts.add_record("machine", &recipe.machine);
@@ -54,7 +84,8 @@ pub fn plan(recipe: &Recipe, base_dir: &Path, host: &HostFacts) -> Result<BuildP
     Ok(BuildPlan {
         key: parts.digest(false),
         files_key: parts.digest(true),
-        explanation: parts.0,
+        explanation: parts.list,
+        pins: parts.pins,
         arch: host.arch,
         source,
         agent: recipe.agent.clone(),

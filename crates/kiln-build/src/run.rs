@@ -25,6 +25,10 @@ pub struct BuildContext<'a> {
     pub toolbox: &'a Toolbox,
     /// An empty directory, for this build alone. The caller removes it.
     pub scratch: &'a Path,
+    /// A directory for what was fetched, as in the plan.
+    pub cache: &'a Path,
+    /// Whether nothing may be asked of the network.
+    pub offline: bool,
     /// Receives progress.
     pub reporter: &'a dyn Reporter,
     /// Ends the work early.

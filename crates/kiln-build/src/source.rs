@@ -5,9 +5,8 @@ mod kernel;
 mod path;
 
 use crate::error::BuildError;
-use crate::host::HostFacts;
 use crate::key::Parts;
-use crate::plan::BuildPlan;
+use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
 use kiln_core::recipe::{Recipe, Source};
 use kiln_sys::fs;
@@ -25,17 +24,12 @@ pub(crate) enum PlannedSource {
 }
 
 impl PlannedSource {
-    /// Looks at the inputs and adds what tells them apart to the key. Relative paths begin at `base`.
-    pub(crate) fn plan(
-        recipe: &Recipe,
-        base: &Path,
-        host: &HostFacts,
-        parts: &mut Parts,
-    ) -> Result<Self, BuildError> {
+    /// Looks at the inputs and adds what tells them apart to the key.
+    pub(crate) fn plan(recipe: &Recipe, cx: &PlanContext<'_>, parts: &mut Parts) -> Result<Self, BuildError> {
         Ok(match &recipe.source {
-            Source::Debian(source) => Self::Debian(DebianPlan::plan(source, host, parts)),
-            Source::Directory(source) => Self::Directory(PathPlan::directory(source, base, host, parts)?),
-            Source::Tar(source) => Self::Tar(PathPlan::tar(source, base, host, parts)?),
+            Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
+            Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
+            Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
     }

@@ -157,6 +157,8 @@ impl Engine {
         let context = BuildContext {
             toolbox: &self.settings.toolbox,
             scratch: &scratch,
+            cache: &scratch,
+            offline: true,
             reporter: &forward,
             cancel: &self.cancel,
             host: &host,

@@ -3,7 +3,8 @@
 use crate::progress::{Progress, Reporter, step, waiting};
 use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts};
+use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts, PlanContext};
+use kiln_core::lock::Pins;
 use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe};
 use kiln_core::revision::{Artifact, MANIFEST_VERSION, Manifest};
 use kiln_core::{ByteSize, Digest, Tag};
@@ -95,7 +96,17 @@ impl Engine {
 
     fn plan_on(&self, found: &FoundRecipe, host: &HostFacts) -> EngineResult<BuildPlan> {
         let base = found.path.parent().unwrap_or(Path::new("/"));
-        Ok(kiln_build::plan(&found.recipe, base, host)?)
+        let cache = self.store.fetched_dir()?;
+        let context = PlanContext {
+            base,
+            host,
+            toolbox: &self.settings.toolbox,
+            cancel: &self.cancel,
+            cache: &cache,
+            pins: &Pins::default(),
+            offline: false,
+        };
+        Ok(kiln_build::plan(&found.recipe, &context)?)
     }
 
     /// Builds a recipe and points the template's `latest` to the result.
@@ -138,9 +149,12 @@ impl Engine {
         let scratch = staging.path().join("build");
         fs::create_dir(&scratch)?;
         let forward = Forward(reporter);
+        let cache = self.store.fetched_dir()?;
         let context = BuildContext {
             toolbox: &self.settings.toolbox,
             scratch: &scratch,
+            cache: &cache,
+            offline: false,
             reporter: &forward,
             cancel: &self.cancel,
             host,

@@ -226,6 +226,17 @@ impl Store {
         self.root.join("cache/v1/builds").join(key.hex())
     }
 
+    /// Returns the directory of what builds fetched, which is made if it is not there. Whatever is in it may be deleted
+    /// at any time.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn fetched_dir(&self) -> StoreResult<PathBuf> {
+        let dir = self.root.join("cache/v1/fetched");
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
     pub(crate) fn disk_dir(&self, owner: &DiskOwner) -> PathBuf {
         self.root.join("clones").join(owner.as_str())
     }

@@ -3,9 +3,8 @@
 use crate::apt::{self, AptSource};
 use crate::debian;
 use crate::error::BuildError;
-use crate::host::HostFacts;
 use crate::key::Parts;
-use crate::plan::BuildPlan;
+use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{Running, Step};
 use crate::run::{BuildContext, BuildOutput, PACKAGES_SPACE_MIN};
 use crate::steps::{Output, disk, need_space, packaged_boot_files, unpacked};
@@ -38,7 +37,8 @@ pub(crate) enum MirrorPlan {
 }
 
 impl DebianPlan {
-    pub(super) fn plan(source: &DebianSource, host: &HostFacts, parts: &mut Parts) -> Self {
+    pub(super) fn plan(source: &DebianSource, cx: &PlanContext<'_>, parts: &mut Parts) -> Self {
+        let host = cx.host;
         let components = sorted(&source.components);
         let host_sources = || apt::for_suite(&host.apt_sources, &source.suite, &components);
         let mirror = match &source.mirror {

@@ -6,12 +6,12 @@ use crate::error::BuildError;
 use crate::fingerprint::FileIdentity;
 use crate::host::HostFacts;
 use crate::key::Parts;
-use crate::plan::BuildPlan;
+use crate::plan::{BuildPlan, PlanContext};
 use crate::run::BuildContext;
 use crate::steps::{Output, boot_files, packaged_boot_files};
 use crate::tree;
 use kiln_core::recipe::KernelSource;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where the kernel comes from.
 #[derive(Debug, Clone)]
@@ -33,26 +33,25 @@ pub(crate) enum KernelPlan {
 }
 
 impl KernelPlan {
-    /// Looks at the kernel and adds what tells it apart to the key. Relative paths begin at `base`.
+    /// Looks at the kernel and adds what tells it apart to the key.
     pub(super) fn plan(
         source: &KernelSource,
-        base: &Path,
-        host: &HostFacts,
+        cx: &PlanContext<'_>,
         parts: &mut Parts,
     ) -> Result<Self, BuildError> {
         match source {
             KernelSource::Files { kernel, modules } => {
-                let kernel = input("source.kernel", base, kernel, false)?;
+                let kernel = input("source.kernel", cx.base, kernel, false)?;
                 let modules =
-                    modules.as_ref().map(|path| input("source.modules", base, path, true)).transpose()?;
+                    modules.as_ref().map(|path| input("source.modules", cx.base, path, true)).transpose()?;
                 parts.add("kernel", FileIdentity::at(&kernel)?);
                 let identity = |path: &PathBuf| tree::walk(path, None, false).map(|walked| walked.identity);
                 parts.add("kernel_modules", modules.as_ref().map(identity).transpose()?);
                 Ok(Self::Files { kernel, modules })
             }
             KernelSource::Package(name) => {
-                let package = name.clone().unwrap_or_else(|| default_package(host));
-                let sources = host.apt_sources.clone();
+                let package = name.clone().unwrap_or_else(|| default_package(cx.host));
+                let sources = cx.host.apt_sources.clone();
                 if sources.is_empty() {
                     return Err(BuildError::NoArchive { package });
                 }

@@ -4,9 +4,8 @@ use super::input;
 use super::kernel::KernelPlan;
 use crate::error::BuildError;
 use crate::fingerprint::FileIdentity;
-use crate::host::HostFacts;
 use crate::key::Parts;
-use crate::plan::BuildPlan;
+use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{Running, Step};
 use crate::run::{BuildContext, BuildOutput};
 use crate::steps::{Output, disk, need_space, unpacked};
@@ -14,7 +13,7 @@ use crate::tree;
 use crate::unpack::Ownership;
 use kiln_core::recipe::PathSource;
 use kiln_core::text::count;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A path of the host, and the kernel for what it holds.
 #[derive(Debug, Clone)]
@@ -26,26 +25,24 @@ pub(crate) struct PathPlan {
 impl PathPlan {
     pub(super) fn directory(
         source: &PathSource,
-        base: &Path,
-        host: &HostFacts,
+        cx: &PlanContext<'_>,
         parts: &mut Parts,
     ) -> Result<Self, BuildError> {
-        let root = input("source.path", base, &source.path, true)?;
+        let root = input("source.path", cx.base, &source.path, true)?;
         parts.add("source", "directory");
         parts.add("content", tree::walk(&root, None, false)?.identity);
-        Ok(Self { root, kernel: KernelPlan::plan(&source.kernel, base, host, parts)? })
+        Ok(Self { root, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
     }
 
     pub(super) fn tar(
         source: &PathSource,
-        base: &Path,
-        host: &HostFacts,
+        cx: &PlanContext<'_>,
         parts: &mut Parts,
     ) -> Result<Self, BuildError> {
-        let root = input("source.path", base, &source.path, false)?;
+        let root = input("source.path", cx.base, &source.path, false)?;
         parts.add("source", "tar");
         parts.add("content", FileIdentity::at(&root)?);
-        Ok(Self { root, kernel: KernelPlan::plan(&source.kernel, base, host, parts)? })
+        Ok(Self { root, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
     }
 
     pub(super) fn run_directory(

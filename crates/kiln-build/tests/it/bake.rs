@@ -1,9 +1,7 @@
 //! Builds from real packages, from the archive that this host's apt uses.
 
-use crate::host::{facts, output, scratch};
-use kiln_build::{
-    BuildContext, BuildError, BuildEvent, BuildOutput, HostFacts, Quiet, Reporter, Step, plan, run,
-};
+use crate::host::{facts, output, planned, scratch};
+use kiln_build::{BuildContext, BuildError, BuildEvent, BuildOutput, HostFacts, Quiet, Reporter, Step, run};
 use kiln_core::digest::Digest;
 use kiln_core::recipe::{Recipe, Source, parse};
 use kiln_core::revision::ArtifactFormat;
@@ -24,9 +22,17 @@ fn build(
     reporter: &dyn Reporter,
 ) -> Result<(ScratchDir, BuildOutput), BuildError> {
     let dir = scratch();
-    let plan = plan(recipe, Path::new("/"), host)?;
+    let plan = planned(recipe, Path::new("/"), host)?;
     let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
-    let cx = BuildContext { toolbox: &toolbox, scratch: dir.path(), reporter, cancel: &cancel, host };
+    let cx = BuildContext {
+        toolbox: &toolbox,
+        scratch: dir.path(),
+        cache: dir.path(),
+        offline: false,
+        reporter,
+        cancel: &cancel,
+        host,
+    };
     let output = run(&plan, &cx)?;
     Ok((dir, output))
 }
@@ -111,12 +117,14 @@ impl Reporter for CancelLater {
 fn a_cancelled_build_leaves_no_process_and_no_mount() {
     let host = facts();
     let dir = scratch();
-    let plan = plan(&recipe(""), Path::new("/"), &host).unwrap();
+    let plan = planned(&recipe(""), Path::new("/"), &host).unwrap();
     let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
     let reporter = CancelLater(cancel.clone());
     let cx = BuildContext {
         toolbox: &toolbox,
         scratch: dir.path(),
+        cache: dir.path(),
+        offline: false,
         reporter: &reporter,
         cancel: &cancel,
         host: &host,
@@ -183,11 +191,19 @@ fn killed_in_the_middle() {
     #[expect(clippy::disallowed_methods, reason = "the only way to this process")]
     let dir = std::env::var_os(KILLED_IN).unwrap();
     let host = facts();
-    let plan = plan(&recipe(""), Path::new("/"), &host).unwrap();
+    let plan = planned(&recipe(""), Path::new("/"), &host).unwrap();
     let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
     let scratch = Path::new(&dir);
     let _ = run(
         &plan,
-        &BuildContext { toolbox: &toolbox, scratch, reporter: &KillSelf, cancel: &cancel, host: &host },
+        &BuildContext {
+            toolbox: &toolbox,
+            scratch,
+            cache: scratch,
+            offline: false,
+            reporter: &KillSelf,
+            cancel: &cancel,
+            host: &host,
+        },
     );
 }

@@ -1,6 +1,8 @@
 //! What the tests share: scratch directories, facts, programs of the host.
 
-use kiln_build::HostFacts;
+use kiln_build::{BuildError, BuildPlan, HostFacts, PlanContext, plan};
+use kiln_core::lock::Pins;
+use kiln_core::recipe::Recipe;
 use kiln_sys::tool::ScratchDir;
 use kiln_sys::{Cancel, Toolbox, fs};
 use std::io::Write as _;
@@ -36,4 +38,18 @@ pub(crate) fn kernel() -> Vec<u8> {
     bytes.extend([4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
     bytes.extend(b"Xen\0\0\0\0\0");
     bytes
+}
+
+/// Plans a build of a recipe whose paths begin at `base`.
+pub(crate) fn planned(recipe: &Recipe, base: &Path, host: &HostFacts) -> Result<BuildPlan, BuildError> {
+    let context = PlanContext {
+        base,
+        host,
+        toolbox: &Toolbox::default(),
+        cancel: &Cancel::new().unwrap(),
+        cache: base,
+        pins: &Pins::default(),
+        offline: false,
+    };
+    plan(recipe, &context)
 }

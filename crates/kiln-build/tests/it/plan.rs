@@ -1,7 +1,8 @@
 //! Keys: every input changes one, and nothing else does.
 
+use crate::host;
 use crate::host::{facts, kernel, scratch, write};
-use kiln_build::{AptSource, BuildError, BuildPlan, HostFacts, plan};
+use kiln_build::{AptSource, BuildError, BuildPlan, HostFacts};
 use kiln_core::digest::Digest;
 use kiln_core::recipe::parse;
 use kiln_sys::fs;
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 
 fn planned(text: &str, base: &Path, host: &HostFacts) -> Result<BuildPlan, BuildError> {
-    plan(&parse(text).unwrap(), base, host)
+    host::planned(&parse(text).unwrap(), base, host)
 }
 
 fn debian(source: &str, rest: &str) -> String {

@@ -1,10 +1,10 @@
 //! Whole builds from directories and tar files.
 
 use crate::archive::archive;
-use crate::host::{facts, kernel, output, scratch, write};
+use crate::host::{facts, kernel, output, planned, scratch, write};
 use kiln_build::archive::ArchiveError;
 use kiln_build::modules::ModuleError;
-use kiln_build::{AGENT, BuildContext, BuildError, BuildOutput, HostFacts, Quiet, plan, run};
+use kiln_build::{AGENT, BuildContext, BuildError, BuildOutput, HostFacts, Quiet, run};
 use kiln_core::digest::Digest;
 use kiln_core::recipe::parse;
 use kiln_sys::tool::ScratchDir;
@@ -14,8 +14,19 @@ use std::path::Path;
 
 fn build_as(host: &HostFacts, text: &str, base: &Path, scratch: &Path) -> Result<BuildOutput, BuildError> {
     let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
-    let plan = plan(&parse(text).unwrap(), base, host)?;
-    run(&plan, &BuildContext { toolbox: &toolbox, scratch, reporter: &Quiet, cancel: &cancel, host })
+    let plan = planned(&parse(text).unwrap(), base, host)?;
+    run(
+        &plan,
+        &BuildContext {
+            toolbox: &toolbox,
+            scratch,
+            cache: scratch,
+            offline: false,
+            reporter: &Quiet,
+            cancel: &cancel,
+            host,
+        },
+    )
 }
 
 fn build(text: &str, base: &Path) -> Result<(ScratchDir, BuildOutput), BuildError> {
@@ -162,11 +173,13 @@ fn modules_need_a_directory_of_modules() {
 fn a_cancelled_build_says_so() {
     let (dir, scratch, host) = (base(), scratch(), facts());
     let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
-    let plan = plan(&parse(&recipe("directory", "root", "")).unwrap(), dir.path(), &host).unwrap();
+    let plan = planned(&parse(&recipe("directory", "root", "")).unwrap(), dir.path(), &host).unwrap();
     cancel.cancel();
     let cx = BuildContext {
         toolbox: &toolbox,
         scratch: scratch.path(),
+        cache: scratch.path(),
+        offline: false,
         reporter: &Quiet,
         cancel: &cancel,
         host: &host,

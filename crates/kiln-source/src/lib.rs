@@ -1,0 +1,4 @@
+//! What templates are made of, as others write it.
+
+pub mod disk;
+pub mod oci;
