@@ -9,7 +9,8 @@ use crate::ext4::EPOCH_SECONDS;
 use crate::source::{DebianPlan, MirrorPlan};
 use crate::unpack::set_time;
 use kiln_core::arch::Arch;
-use kiln_sys::{Cancel, ToolError, Toolbox, fs};
+use kiln_sys::{Cancel, Tool, ToolError, Toolbox, fs};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -60,7 +61,58 @@ pub(crate) fn bootstrap(
     cancel: &Cancel,
     line: &mut (dyn FnMut(&str) + Send),
 ) -> Result<(), BuildError> {
-    let Request { plan, arch, is_root, scratch, tar } = *request;
+    let tool = mmdebstrap(request, toolbox, cancel)?;
+    // The tar file goes through a descriptor of this process, which may write where the tool may not.
+    let tool = tool.stdout_file(fs::create_new(request.tar)?).arg("--format=tar");
+    let tool = targets(tool, request.plan, "-");
+    tool.run(cancel, line).map_err(|error| explain(error, &request.plan.suite))?;
+    Ok(())
+}
+
+/// Asks the archives what would be installed: names of packages and their versions. Nothing is installed.
+pub(crate) fn simulate(
+    request: &Request<'_>,
+    toolbox: &Toolbox,
+    cancel: &Cancel,
+    line: &mut (dyn FnMut(&str) + Send),
+) -> Result<BTreeMap<String, String>, BuildError> {
+    let mut installed = BTreeMap::new();
+    // What apt says, the tool repeats on its standard error.
+    let tool = mmdebstrap(request, toolbox, cancel)?.args(["--simulate", "--verbose", "--format=null"]);
+    let tool = targets(tool, request.plan, "/dev/null");
+    let mut read = |said: &str| {
+        if let Some((name, version)) = would_install(said) {
+            installed.insert(name.to_owned(), version.to_owned());
+        } else if said.starts_with("I: ") {
+            line(said);
+        }
+    };
+    tool.run(cancel, &mut read).map_err(|error| explain(error, &request.plan.suite))?;
+    Ok(installed)
+}
+
+/// Reads a line of a simulation: `Inst libc6 (2.36-9 Debian:12/stable [amd64])`.
+fn would_install(line: &str) -> Option<(&str, &str)> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+    // What is there already, in an earlier round of the simulation, stands in brackets first.
+    let version = rest.split_once('(')?.1.split([' ', ')']).next()?;
+    let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic());
+    (plain(name) && plain(version)).then_some((name, version))
+}
+
+/// Adds what the tool takes after its options.
+fn targets(tool: Tool, plan: &DebianPlan, target: &str) -> Tool {
+    let tool = tool.arg(&plan.suite).arg(target);
+    match &plan.mirror {
+        MirrorPlan::Default => tool,
+        MirrorPlan::Recipe(mirror) => tool.arg(mirror),
+        MirrorPlan::Host(sources) => tool.args(sources.iter().map(apt::AptSource::line)),
+    }
+}
+
+/// Returns the tool with the options that say what is to be installed.
+fn mmdebstrap(request: &Request<'_>, toolbox: &Toolbox, cancel: &Cancel) -> Result<Tool, BuildError> {
+    let Request { plan, arch, is_root, scratch, .. } = *request;
     let mmdebstrap = toolbox.find("mmdebstrap")?;
     let mut tool = if is_root {
         let temporary = scratch.join("mmdebstrap");
@@ -72,7 +124,7 @@ pub(crate) fn bootstrap(
         mmdebstrap.arg("--mode=unshare")
     };
     tool = tool.env("SOURCE_DATE_EPOCH", EPOCH_SECONDS.to_string());
-    tool = tool.arg("--format=tar").arg(format!("--variant={}", plan.variant));
+    tool = tool.arg(format!("--variant={}", plan.variant));
     tool = tool.arg(format!("--architectures={}", arch.debian()));
     tool = tool.arg(format!("--components={}", plan.components.join(",")));
     for package in &plan.packages {
@@ -81,15 +133,7 @@ pub(crate) fn bootstrap(
     for setting in apt::settings(toolbox, cancel)? {
         tool = tool.arg(format!("--aptopt={setting}"));
     }
-    // The tar file goes through a descriptor of this process, which may write where the tool may not.
-    tool = tool.stdout_file(fs::create_new(tar)?).arg(&plan.suite).arg("-");
-    tool = match &plan.mirror {
-        MirrorPlan::Default => tool,
-        MirrorPlan::Recipe(mirror) => tool.arg(mirror),
-        MirrorPlan::Host(sources) => tool.args(sources.iter().map(apt::AptSource::line)),
-    };
-    tool.run(cancel, line).map_err(|error| explain(error, &plan.suite))?;
-    Ok(())
+    Ok(tool)
 }
 
 /// Names the package that an error is about.
@@ -173,15 +217,36 @@ fn in_directory_of(path: &Path, work: impl FnOnce() -> Result<(), BuildError>) -
     set_time(parent, meta.modified().unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
-/// Counts the packages installed in a root file system.
-pub(crate) fn package_count(root: &Path) -> Result<usize, BuildError> {
+/// Returns the packages installed in a root file system with their versions.
+pub(crate) fn installed(root: &Path) -> Result<BTreeMap<String, String>, BuildError> {
     let status = fs::read_optional(&root.join("var/lib/dpkg/status"), STATUS_BYTES_MAX)?.unwrap_or_default();
-    Ok(status.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"Package: ")).count())
+    let mut installed = BTreeMap::new();
+    let mut package = None;
+    for line in String::from_utf8_lossy(&status).lines() {
+        if let Some(name) = line.strip_prefix("Package: ") {
+            package = Some(name.trim().to_owned());
+        } else if let Some(version) = line.strip_prefix("Version: ")
+            && let Some(name) = package.take()
+        {
+            installed.insert(name, version.trim().to_owned());
+        }
+    }
+    Ok(installed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_be_installed_is_read() {
+        let line = "Inst libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64]) []";
+        assert_eq!(would_install(line), Some(("libc6", "2.36-9+deb12u14")));
+        assert_eq!(would_install("Inst libc6 [2.35] (2.36 Debian:12 [amd64])"), Some(("libc6", "2.36")));
+        for other in ["Conf libc6 (2.36 Debian:12 [amd64])", "Inst libc6", "Inst  (1)", "Inst a ()", ""] {
+            assert_eq!(would_install(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn the_unknown_package_is_named() {

@@ -5,7 +5,9 @@ use crate::ext4::Ext4Error;
 use crate::initramfs::InitramfsError;
 use crate::kernel::KernelError;
 use crate::modules::ModuleError;
+use kiln_core::lock::{Moved, PinKind};
 use kiln_core::size::ByteSize;
+use kiln_core::text::count;
 use kiln_sys::{IoError, ToolError};
 use std::path::PathBuf;
 
@@ -105,6 +107,20 @@ pub enum BuildError {
         #[source]
         source: ToolError,
     },
+    /// The network is needed, and may not be asked.
+    #[error("{what} come from the network, which an offline build may not ask")]
+    Offline {
+        /// What is needed from there.
+        what: &'static str,
+    },
+    /// The archives have other versions than the lock.
+    #[error("{}", of_another_version(*kind, moved))]
+    LockMoved {
+        /// What of.
+        kind: PinKind,
+        /// What is not as the lock says, by name; there is at least one.
+        moved: Vec<Moved>,
+    },
     /// A kernel's package is wanted, and the host has no archive to fetch it from.
     #[error("the source has no kernel, and this host has no apt archive to fetch `{package}` from")]
     NoArchive {
@@ -147,6 +163,17 @@ pub enum BuildError {
     /// A file could not be read or written.
     #[error(transparent)]
     Io(#[from] IoError),
+}
+
+fn of_another_version(kind: PinKind, moved: &[Moved]) -> String {
+    let Some(first) = moved.first() else { return format!("a {} is not as the lock says", kind.as_str()) };
+    let told = |side: &Option<String>| side.clone().unwrap_or_else(|| "none".to_owned());
+    let others = match moved.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {} moved too", count(more, "other")),
+    };
+    let (locked, found) = (told(&first.before), told(&first.after));
+    format!("{} `{}` is {found} now and {locked} in the lock{others}", kind.as_str(), first.name)
 }
 
 impl From<ToolError> for BuildError {

@@ -3,12 +3,15 @@
 use crate::apt;
 use crate::error::BuildError;
 use kiln_core::arch::Arch;
+use kiln_core::lock::{Moved, PinKind};
 use kiln_sys::{Cancel, IoResultExt, Tool, ToolError, Toolbox, fs};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// The most bytes of `apt-cache show` for one package.
 const SHOW_BYTES_MAX: usize = 1 << 20;
+/// The most bytes of an archive's release file.
+const RELEASE_BYTES_MAX: usize = 8 << 20;
 /// The most packages a kernel may consist of.
 const PACKAGES_MAX: usize = 16;
 /// The beginnings of the names of packages that hold a kernel or its modules.
@@ -18,6 +21,8 @@ const KERNEL_PREFIXES: [&str; 2] = ["linux-image-", "linux-modules-"];
 pub(crate) struct Request<'a> {
     pub(crate) package: &'a str,
     pub(crate) suite: &'a str,
+    /// What a lock says that the package stands for.
+    pub(crate) locked: Option<&'a str>,
     pub(crate) arch: Arch,
     /// The lines of `sources.list`.
     pub(crate) sources: Vec<String>,
@@ -30,7 +35,44 @@ pub(crate) struct Request<'a> {
 pub(crate) struct KernelFiles {
     pub(crate) kernel: PathBuf,
     pub(crate) modules: PathBuf,
+    /// Each `NAME=VERSION`.
     pub(crate) packages: Vec<String>,
+}
+
+/// What a kernel's package stands for now.
+#[derive(Debug)]
+pub(crate) struct KernelVersion {
+    /// Packages, each `NAME=VERSION`, in order, with a space between two.
+    pub(crate) packages: String,
+    /// The archives, by address and suite, and the dates of their release files.
+    pub(crate) archives: Vec<(String, String)>,
+}
+
+/// Looks up what a kernel's package stands for, and fetches nothing else.
+pub(crate) fn look_up(
+    request: &Request<'_>,
+    toolbox: &Toolbox,
+    cancel: &Cancel,
+    line: &mut (dyn FnMut(&str) + Send),
+) -> Result<KernelVersion, BuildError> {
+    let apt = IsolatedApt::new(request, toolbox, cancel)?;
+    apt.tool("apt-get")?.args(["--quiet", "update"]).run(cancel, line)?;
+    let packages = joined(&resolve(request, &apt, cancel)?);
+    let lists = request.dir.join("state/lists");
+    let mut archives = Vec::new();
+    for name in fs::list_dir(&lists)? {
+        let Some(archive) = name.to_str().and_then(|name| name.strip_suffix("_InRelease")) else { continue };
+        let head = fs::read_limited(&lists.join(&name), RELEASE_BYTES_MAX)?;
+        let text = String::from_utf8_lossy(&head);
+        if let Some(date) = text.lines().find_map(|line| line.strip_prefix("Date: ")) {
+            archives.push((archive.replace("_dists_", " ").replace('_', "/"), date.trim().to_owned()));
+        }
+    }
+    Ok(KernelVersion { packages, archives })
+}
+
+fn joined(packages: &[String]) -> String {
+    packages.join(" ")
 }
 
 /// Fetches and unpacks.
@@ -43,6 +85,13 @@ pub(crate) fn fetch(
     let apt = IsolatedApt::new(request, toolbox, cancel)?;
     apt.tool("apt-get")?.args(["--quiet", "update"]).run(cancel, line)?;
     let packages = resolve(request, &apt, cancel)?;
+    if let Some(locked) = request.locked
+        && locked != joined(&packages)
+    {
+        let (name, before) = (request.package.to_owned(), Some(locked.to_owned()));
+        let moved = vec![Moved { kind: PinKind::Kernel, name, before, after: Some(joined(&packages)) }];
+        return Err(BuildError::LockMoved { kind: PinKind::Kernel, moved });
+    }
     let debs = request.dir.join("debs");
     fs::create_dir(&debs)?;
     let download = apt.tool("apt-get")?.args(["--quiet", "download"]).args(&packages).current_dir(&debs);
@@ -99,10 +148,17 @@ fn resolve(request: &Request<'_>, apt: &IsolatedApt<'_>, cancel: &Cancel) -> Res
             }
             other => other.into(),
         })?;
-        let depends = kernel_depends(&String::from_utf8_lossy(&shown.stdout));
+        let stanza = String::from_utf8_lossy(&shown.stdout);
+        let depends = kernel_depends(&stanza);
         // A package that leads to an image is only a name for the newest one.
         if !depends.iter().any(|name| name.starts_with(KERNEL_PREFIXES[0])) {
-            chosen.push(package);
+            match stanza.lines().find_map(|line| line.strip_prefix("Version: ")) {
+                Some(version) => chosen.push(format!("{package}={}", version.trim())),
+                None => {
+                    let problem = "the archive does not tell its version".to_owned();
+                    return Err(BuildError::KernelPackage { package, problem });
+                }
+            }
         }
         waiting.extend(depends);
     }

@@ -8,11 +8,14 @@ use serde::Serialize;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeyPart {
     /// The input.
-    pub name: &'static str,
+    pub name: String,
     /// Its value as JSON.
     pub value: String,
     /// Whether it shapes the files. What does not is written into the revision only.
     pub shapes_files: bool,
+    /// Whether what names of the outside world stand for depends on it: a lock is of these.
+    #[serde(skip)]
+    pub shapes_pins: bool,
 }
 
 #[derive(Default)]
@@ -23,23 +26,34 @@ pub(crate) struct Parts {
 
 impl Parts {
     pub(crate) fn add(&mut self, name: &'static str, value: impl Serialize) {
-        self.push(name, value, true);
+        self.push(name, value, true, false);
+    }
+
+    /// Adds an input of the recipe that decides what names of the outside world stand for.
+    pub(crate) fn ask(&mut self, name: &'static str, value: impl Serialize) {
+        self.push(name, value, true, true);
     }
 
     pub(crate) fn add_record(&mut self, name: &'static str, value: impl Serialize) {
-        self.push(name, value, false);
+        self.push(name, value, false, false);
     }
 
     /// Adds what a name of the outside world stands for.
     pub(crate) fn pin(&mut self, kind: PinKind, name: &str, to: &str) {
-        self.push(kind.as_str(), (name, to), true);
+        self.push(format!("{} {name}", kind.as_str()), to, true, false);
         self.pins.set(kind, name, to);
     }
 
-    fn push(&mut self, name: &'static str, value: impl Serialize, shapes_files: bool) {
+    fn push(
+        &mut self,
+        name: impl Into<String>,
+        value: impl Serialize,
+        shapes_files: bool,
+        shapes_pins: bool,
+    ) {
         #[expect(clippy::expect_used, reason = "plain structs, lists and text always have a JSON form")]
         let value = serde_json::to_string(&value).expect("a key part has a JSON form");
-        self.list.push(KeyPart { name, value, shapes_files });
+        self.list.push(KeyPart { name: name.into(), value, shapes_files, shapes_pins });
     }
 
     pub(crate) fn digest(&self, only_files: bool) -> Digest {

@@ -20,6 +20,7 @@ pub mod initramfs;
 pub mod kernel;
 mod kernel_package;
 mod key;
+mod lock;
 pub mod modules;
 mod plan;
 mod report;
@@ -36,6 +37,9 @@ pub use host::HostFacts;
 pub use key::KeyPart;
 pub use plan::{BuildPlan, PlanContext, plan};
 pub use report::{BuildEvent, Quiet, Reporter, Step};
-pub use run::{BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, run};
+pub use run::{
+    BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, builder_pins, resolve,
+    run,
+};
 pub use tree::TreeSize;
 pub use unpack::Ownership;

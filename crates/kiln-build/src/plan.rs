@@ -34,6 +34,13 @@ pub struct BuildPlan {
 /// Grows with every change that gives other files for the same inputs.
 const LAYOUT_VERSION: u32 = 1;
 
+impl BuildPlan {
+    /// Returns whether the recipe names something of the outside world, which a lock would pin.
+    pub fn looks_outside(&self) -> bool {
+        self.explanation.iter().any(|part| part.shapes_pins && part.name != "source")
+    }
+}
+
 /// What a plan is made with.
 #[derive(Clone, Copy)]
 pub struct PlanContext<'a> {

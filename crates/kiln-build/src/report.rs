@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 pub enum Step {
     /// Inputs are checked.
     Check,
+    /// Names of the outside world are looked up.
+    Resolve,
     /// Packages are installed into a root file system.
     Packages,
     /// The kernel's package is fetched.
@@ -27,6 +29,7 @@ impl Step {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Check => "check",
+            Self::Resolve => "resolve",
             Self::Packages => "packages",
             Self::KernelPackage => "kernel-package",
             Self::Unpack => "unpack",

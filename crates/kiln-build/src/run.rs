@@ -6,6 +6,7 @@ use crate::host::HostFacts;
 use crate::plan::BuildPlan;
 use crate::report::Reporter;
 use crate::steps::{Output, boot_files};
+use kiln_core::lock::{PinKind, Pins};
 use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::AgentOptions;
 use kiln_core::revision::ArtifactFormat;
@@ -61,6 +62,29 @@ pub struct BuildOutput {
     pub artifacts: Vec<OutputFile>,
     /// What is known of them, to stand beside the revision: names and values.
     pub facts: Vec<(String, String)>,
+}
+
+/// Looks up what the names of the outside world stand for, in the plan and beyond it, and builds nothing. The scratch
+/// directory is as for a build.
+pub fn resolve(plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
+    let mut pins = plan.pins.clone();
+    for (kind, name, to) in plan.source.resolve(plan, cx)?.iter() {
+        pins.set(kind, name, to);
+    }
+    if !pins.is_empty() {
+        for (kind, name, to) in builder_pins(cx.host).iter() {
+            pins.set(kind, name, to);
+        }
+    }
+    Ok(pins)
+}
+
+/// Returns what a host builds with: programs whose version shapes the result.
+pub fn builder_pins(host: &HostFacts) -> Pins {
+    let mut pins = Pins::default();
+    pins.set(PinKind::Builder, "kiln", &host.kiln_version);
+    pins.set(PinKind::Builder, "mke2fs", &host.mke2fs_version);
+    pins
 }
 
 /// Builds what was planned.

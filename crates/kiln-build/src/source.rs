@@ -8,6 +8,7 @@ use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
+use kiln_core::lock::Pins;
 use kiln_core::recipe::{Recipe, Source};
 use kiln_sys::fs;
 use path::PathPlan;
@@ -32,6 +33,14 @@ impl PlannedSource {
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
+    }
+
+    /// Asks the outside world what the source's names stand for that are not known when a build is planned.
+    pub(crate) fn resolve(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
+        match self {
+            Self::Debian(source) => source.resolve(plan, cx),
+            Self::Directory(source) | Self::Tar(source) => source.resolve(plan, cx),
+        }
     }
 
     /// Makes the files.

@@ -13,6 +13,7 @@ use crate::run::{BuildContext, BuildOutput, OutputFile, SPACE_RESERVE};
 use crate::tree::{self, TreeSize};
 use crate::unpack::{self, Ownership};
 use kiln_core::digest::Digest;
+use kiln_core::lock::{PinKind, Pins};
 use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::{AgentOptions, Init};
 use kiln_core::revision::ArtifactFormat;
@@ -163,6 +164,7 @@ impl Output {
 /// Fetches a package with a kernel, and writes kernel and initramfs. `sources` are lines of `sources.list`.
 pub(crate) fn packaged_boot_files(
     plan: &BuildPlan,
+    pins: &Pins,
     package: &str,
     suite: &str,
     sources: Vec<String>,
@@ -173,6 +175,7 @@ pub(crate) fn packaged_boot_files(
     let request = kernel_package::Request {
         package,
         suite,
+        locked: pins.get(PinKind::Kernel, package),
         arch: plan.arch,
         sources,
         dir: cx.scratch.join("kernel-package"),
@@ -181,4 +184,24 @@ pub(crate) fn packaged_boot_files(
     step.done(files.packages.join(" "));
     output.fact("kernel_package", files.packages.join(" "));
     boot_files(&plan.agent, &files.kernel, Some(&files.modules), cx, output)
+}
+
+/// Looks up what a kernel's package and the archives stand for, and pins it.
+pub(crate) fn kernel_pins(
+    plan: &BuildPlan,
+    package: &str,
+    suite: &str,
+    sources: Vec<String>,
+    cx: &BuildContext<'_>,
+    line: &mut (dyn FnMut(&str) + Send),
+    pins: &mut Pins,
+) -> Result<(), BuildError> {
+    let (arch, dir) = (plan.arch, cx.scratch.join("kernel-package"));
+    let request = kernel_package::Request { package, suite, locked: None, arch, sources, dir };
+    let found = kernel_package::look_up(&request, cx.toolbox, cx.cancel, line)?;
+    pins.set(PinKind::Kernel, package, &found.packages);
+    for (archive, date) in &found.archives {
+        pins.set(PinKind::Archive, archive, date);
+    }
+    Ok(())
 }

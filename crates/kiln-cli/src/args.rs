@@ -52,6 +52,10 @@ pub(crate) enum Command {
     Init(cmd::init::InitArgs),
     /// Bake a template from its recipe
     Build(cmd::build::BuildArgs),
+    /// Pin what the names in a recipe stand for
+    Lock(cmd::lock::LockArgs),
+    /// Look up anew what a lock pins, and show what moves
+    Update(cmd::lock::UpdateArgs),
     /// Boot a machine from a template, and run a command in it
     Run(cmd::run::RunArgs),
     /// List machines

@@ -3,6 +3,7 @@
 use crate::cmd::private::PrivateError;
 use crate::error::CliError;
 use kiln_build::BuildError;
+use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
 use kiln_engine::supervisor::OLD_AGENT;
@@ -59,6 +60,15 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::NoRecipe { .. } => one("kiln init writes one"),
         EngineError::Recipe { .. } => {
             one("kiln schema prints every key; docs/formats/recipe.md explains them")
+        }
+        EngineError::Lock { path, .. }
+        | EngineError::LockStale { path, .. }
+        | EngineError::LockArch { path, .. } => {
+            let recipe = path.with_extension("toml");
+            one(format!("kiln lock {} makes it anew", recipe.display()))
+        }
+        EngineError::LockMissing { path } => {
+            one(format!("kiln lock {} makes it", path.with_extension("toml").display()))
         }
         EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
         EngineError::Registry { action: "imported", .. } => one(
@@ -308,6 +318,23 @@ fn tool(error: &ToolError) -> Vec<String> {
 fn build(error: &BuildError) -> Vec<String> {
     if matches!(error, BuildError::NoSpace { .. } | BuildError::Full { .. }) {
         return space();
+    }
+    match error {
+        BuildError::LockMoved { kind: PinKind::Builder, .. } => {
+            return one(
+                "kiln update shows and pins what is here now; a build without --locked takes it as it is",
+            );
+        }
+        BuildError::LockMoved { .. } => {
+            return vec![
+                "kiln update --dry-run shows all that moved, kiln update pins what there is now".to_owned(),
+                "an archive of that day, as `mirror` in [source], still has it; the lock has the dates"
+                    .to_owned(),
+            ];
+        }
+        BuildError::Offline { .. } => return one("build it once without --offline"),
+        BuildError::NoArchive { .. } => return one("name `kernel` and `modules` in [source]"),
+        _ => {}
     }
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {

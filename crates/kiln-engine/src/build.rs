@@ -1,5 +1,7 @@
 //! Building: recipe to revision, once for equal inputs.
 
+use crate::explain::Reproduced;
+use crate::lock::keep_to_lock;
 use crate::progress::{Progress, Reporter, step, waiting};
 use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
@@ -14,11 +16,18 @@ use kiln_sys::{clock, fs};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// The directory of the cache for what builds fetch.
+pub(crate) const FETCHED: &str = "fetched";
+
 /// How to build.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct BuildOptions {
-    /// Builds although the cache knows the result.
+    /// Builds although the cache knows the result, and compares the two.
     pub force: bool,
+    /// Refuses to build without a lock, or with a builder that is not the lock's.
+    pub locked: bool,
+    /// Asks nothing of the network.
+    pub offline: bool,
 }
 
 /// What a build came to.
@@ -34,6 +43,8 @@ pub struct BuildReport {
     pub elapsed_ms: u64,
     /// Whether the tag moved.
     pub moved: bool,
+    /// Of a forced build: how the result compares with the one of the same inputs before, where there is one.
+    pub reproduced: Option<Reproduced>,
 }
 
 /// A recipe with the file it came from.
@@ -88,23 +99,37 @@ fn name(step: kiln_build::Step, detail: &str) -> String {
 }
 
 impl Engine {
-    /// Returns what a build of the recipe would do: its cache key and what went into it.
-    pub fn plan(&self, found: &FoundRecipe) -> EngineResult<BuildPlan> {
-        let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
-        self.plan_on(found, &host)
+    /// Plans a build as its lock says.
+    pub(crate) fn plan_on(
+        &self,
+        found: &FoundRecipe,
+        host: &HostFacts,
+        options: BuildOptions,
+    ) -> EngineResult<BuildPlan> {
+        let lock = self.read_lock(found)?;
+        let none = Pins::default();
+        let pins = lock.as_ref().and_then(|lock| lock.pins(host.arch)).unwrap_or(&none);
+        let plan = self.plan_with(found, host, pins, options.offline)?;
+        keep_to_lock(found, &plan, lock.as_ref(), host, options.locked)?;
+        Ok(plan)
     }
 
-    fn plan_on(&self, found: &FoundRecipe, host: &HostFacts) -> EngineResult<BuildPlan> {
-        let base = found.path.parent().unwrap_or(Path::new("/"));
-        let cache = self.store.fetched_dir()?;
+    /// Plans a build with what names of the outside world stand for.
+    pub(crate) fn plan_with(
+        &self,
+        found: &FoundRecipe,
+        host: &HostFacts,
+        pins: &Pins,
+        offline: bool,
+    ) -> EngineResult<BuildPlan> {
         let context = PlanContext {
-            base,
+            base: found.path.parent().unwrap_or(Path::new("/")),
             host,
             toolbox: &self.settings.toolbox,
             cancel: &self.cancel,
-            cache: &cache,
-            pins: &Pins::default(),
-            offline: false,
+            cache: &self.store.cache_dir(FETCHED)?,
+            pins,
+            offline,
         };
         Ok(kiln_build::plan(&found.recipe, &context)?)
     }
@@ -125,16 +150,22 @@ impl Engine {
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
-        let plan = self.plan_on(found, &host)?;
-        let hit = if options.force { None } else { self.store.cached_build(&plan.key, &self.cancel)? };
-        let cached = hit.is_some();
-        let revision = match hit {
-            Some(revision) => revision.id,
-            None => self.bake(found, &plan, &host, begun, reporter)?,
+        let plan = self.plan_on(found, &host, *options)?;
+        let before = self.store.cached_build(&plan.key, &self.cancel)?.map(|revision| revision.id);
+        let cached = before.is_some() && !options.force;
+        let revision = match before {
+            Some(id) if cached => id,
+            _ => self.bake(found, &plan, &host, options.offline, begun, reporter)?,
+        };
+        let reproduced = match before.filter(|_| options.force) {
+            Some(before) => Some(self.compare_again(&before, &revision)?),
+            None => None,
         };
         self.store.keep_recipe(name, &found.text)?;
+        self.keep_inputs(name, &plan, &revision)?;
         let moved = self.store.set_tag(name, &Tag::latest(), &revision, "build")?;
-        Ok(BuildReport { revision, template: name.clone(), cached, elapsed_ms: elapsed_ms(begun), moved })
+        let elapsed_ms = elapsed_ms(begun);
+        Ok(BuildReport { revision, template: name.clone(), cached, elapsed_ms, moved, reproduced })
     }
 
     fn bake(
@@ -142,6 +173,7 @@ impl Engine {
         found: &FoundRecipe,
         plan: &BuildPlan,
         host: &HostFacts,
+        offline: bool,
         begun: Instant,
         reporter: &dyn Reporter,
     ) -> EngineResult<Digest> {
@@ -149,12 +181,12 @@ impl Engine {
         let scratch = staging.path().join("build");
         fs::create_dir(&scratch)?;
         let forward = Forward(reporter);
-        let cache = self.store.fetched_dir()?;
+        let cache = self.store.cache_dir(FETCHED)?;
         let context = BuildContext {
             toolbox: &self.settings.toolbox,
             scratch: &scratch,
             cache: &cache,
-            offline: false,
+            offline,
             reporter: &forward,
             cancel: &self.cancel,
             host,
@@ -185,8 +217,8 @@ impl Engine {
         let mut waiting = waiting(reporter);
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
-        let plan = self.plan_on(found, &host)?;
-        self.bake(found, &plan, &host, Instant::now(), reporter)
+        let plan = self.plan_on(found, &host, BuildOptions::default())?;
+        self.bake(found, &plan, &host, false, Instant::now(), reporter)
     }
 
     fn take_in(

@@ -32,6 +32,37 @@ pub enum EngineError {
         #[source]
         source: RecipeError,
     },
+    /// A lock is not one.
+    #[error("{} is not a valid lock", path.display())]
+    Lock {
+        /// The lock's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: kiln_core::lock::LockError,
+    },
+    /// A build was to keep to a lock, and there is none.
+    #[error("{} is not there, and the build was to keep to it", path.display())]
+    LockMissing {
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// The recipe asks for something else than when its lock was made.
+    #[error("{} does not fit the recipe: {} changed since it was made", path.display(), changed.join(", "))]
+    LockStale {
+        /// The lock's file.
+        path: PathBuf,
+        /// The inputs that are not the same.
+        changed: Vec<String>,
+    },
+    /// A lock has nothing for this host's architecture.
+    #[error("{} says nothing for {arch}", path.display())]
+    LockArch {
+        /// The lock's file.
+        path: PathBuf,
+        /// The architecture.
+        arch: kiln_core::Arch,
+    },
     /// A file that would be overwritten.
     #[error("{} exists already", path.display())]
     Exists {

@@ -226,13 +226,12 @@ impl Store {
         self.root.join("cache/v1/builds").join(key.hex())
     }
 
-    /// Returns the directory of what builds fetched, which is made if it is not there. Whatever is in it may be deleted
-    /// at any time.
+    /// Returns a directory of the cache, which is made if it is not there. Whatever is in it may be deleted at any time.
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn fetched_dir(&self) -> StoreResult<PathBuf> {
-        let dir = self.root.join("cache/v1/fetched");
+    pub fn cache_dir(&self, name: &'static str) -> StoreResult<PathBuf> {
+        let dir = self.root.join("cache/v1").join(name);
         fs::create_dir_all(&dir)?;
         Ok(dir)
     }

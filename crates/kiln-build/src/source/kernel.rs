@@ -7,9 +7,11 @@ use crate::fingerprint::FileIdentity;
 use crate::host::HostFacts;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
+use crate::report::{Running, Step};
 use crate::run::BuildContext;
-use crate::steps::{Output, boot_files, packaged_boot_files};
+use crate::steps::{Output, boot_files, kernel_pins, packaged_boot_files};
 use crate::tree;
+use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::KernelSource;
 use std::path::PathBuf;
 
@@ -29,6 +31,8 @@ pub(crate) enum KernelPlan {
         package: String,
         /// The archives.
         sources: Vec<AptSource>,
+        /// The versions that a lock says.
+        pins: Pins,
     },
 }
 
@@ -57,9 +61,32 @@ impl KernelPlan {
                 }
                 parts.add("kernel_package", &package);
                 parts.add("kernel_archives", &sources);
-                Ok(Self::Package { package, sources })
+                parts.ask("kernel", name);
+                if let Some(to) = cx.pins.get(PinKind::Kernel, &package) {
+                    parts.pin(PinKind::Kernel, &package, to);
+                }
+                Ok(Self::Package { package, sources, pins: cx.pins.clone() })
             }
         }
+    }
+
+    /// Asks the archives what the package stands for now, where it is one.
+    pub(super) fn resolve(
+        &self,
+        plan: &BuildPlan,
+        cx: &BuildContext<'_>,
+        pins: &mut Pins,
+    ) -> Result<(), BuildError> {
+        let Self::Package { package, sources, .. } = self else { return Ok(()) };
+        if cx.offline {
+            return Err(BuildError::Offline { what: "versions of packages" });
+        }
+        let step = Running::start(cx.reporter, Step::Resolve, package.clone());
+        let lines = sources.iter().map(AptSource::line).collect();
+        let suite = sources.first().map_or("", |source| source.suite.as_str());
+        kernel_pins(plan, package, suite, lines, cx, &mut step.lines(), pins)?;
+        step.done("");
+        Ok(())
     }
 
     /// Writes kernel and initramfs.
@@ -73,10 +100,11 @@ impl KernelPlan {
             Self::Files { kernel, modules } => {
                 boot_files(&plan.agent, kernel, modules.as_deref(), cx, output)
             }
-            Self::Package { package, sources } => {
+            Self::Package { .. } if cx.offline => Err(BuildError::Offline { what: "kernel packages" }),
+            Self::Package { package, sources, pins } => {
                 let lines = sources.iter().map(AptSource::line).collect();
                 let suite = sources.first().map_or("", |source| source.suite.as_str());
-                packaged_boot_files(plan, package, suite, lines, cx, output)
+                packaged_boot_files(plan, pins, package, suite, lines, cx, output)
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::run::{BuildContext, BuildOutput};
 use crate::steps::{Output, disk, need_space, unpacked};
 use crate::tree;
 use crate::unpack::Ownership;
+use kiln_core::lock::Pins;
 use kiln_core::recipe::PathSource;
 use kiln_core::text::count;
 use std::path::PathBuf;
@@ -29,7 +30,7 @@ impl PathPlan {
         parts: &mut Parts,
     ) -> Result<Self, BuildError> {
         let root = input("source.path", cx.base, &source.path, true)?;
-        parts.add("source", "directory");
+        parts.ask("source", "directory");
         parts.add("content", tree::walk(&root, None, false)?.identity);
         Ok(Self { root, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
     }
@@ -40,9 +41,15 @@ impl PathPlan {
         parts: &mut Parts,
     ) -> Result<Self, BuildError> {
         let root = input("source.path", cx.base, &source.path, false)?;
-        parts.add("source", "tar");
+        parts.ask("source", "tar");
         parts.add("content", FileIdentity::at(&root)?);
         Ok(Self { root, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
+    }
+
+    pub(super) fn resolve(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
+        let mut pins = Pins::default();
+        self.kernel.resolve(plan, cx, &mut pins)?;
+        Ok(pins)
     }
 
     pub(super) fn run_directory(

@@ -1,8 +1,9 @@
 //! Builds from real packages, from the archive that this host's apt uses.
 
-use crate::host::{facts, output, planned, scratch};
+use crate::host::{facts, output, planned, planned_with, scratch};
 use kiln_build::{BuildContext, BuildError, BuildEvent, BuildOutput, HostFacts, Quiet, Reporter, Step, run};
 use kiln_core::digest::Digest;
+use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::{Recipe, Source, parse};
 use kiln_core::revision::ArtifactFormat;
 use kiln_sys::tool::ScratchDir;
@@ -21,8 +22,17 @@ fn build(
     host: &HostFacts,
     reporter: &dyn Reporter,
 ) -> Result<(ScratchDir, BuildOutput), BuildError> {
+    build_pinned(recipe, host, &Pins::default(), reporter)
+}
+
+fn build_pinned(
+    recipe: &Recipe,
+    host: &HostFacts,
+    pins: &Pins,
+    reporter: &dyn Reporter,
+) -> Result<(ScratchDir, BuildOutput), BuildError> {
     let dir = scratch();
-    let plan = planned(recipe, Path::new("/"), host)?;
+    let plan = planned_with(recipe, Path::new("/"), host, pins)?;
     let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
     let cx = BuildContext {
         toolbox: &toolbox,
@@ -84,7 +94,24 @@ fn two_builds_of_one_recipe_are_the_same() {
     let fact = |name: &str| first.facts.iter().find(|(fact, _)| fact == name).unwrap().1.clone();
     assert!(fact("kernel").ends_with("-cloud-amd64"), "{}", fact("kernel"));
     assert!(fact("packages").parse::<u32>().unwrap() > 50);
-    let (second_dir, second) = build(&recipe, &host, &Quiet).unwrap();
+    // What the archives say now is what was installed, and a build that keeps to it gives the same.
+    let dir = scratch();
+    let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
+    let (scratch, reporter) = (dir.path(), &Quiet);
+    let cx = BuildContext {
+        toolbox: &toolbox,
+        scratch,
+        cache: scratch,
+        offline: false,
+        reporter,
+        cancel: &cancel,
+        host: &host,
+    };
+    let pins = resolve(&planned(&recipe, Path::new("/"), &host).unwrap(), &cx).unwrap();
+    assert_eq!(pins.of(PinKind::Package).count().to_string(), fact("packages"));
+    assert_eq!(pins.get(PinKind::Kernel, "linux-image-cloud-amd64"), Some(fact("kernel_package").as_str()));
+    assert!(pins.of(PinKind::Archive).count() > 0);
+    let (second_dir, second) = build_pinned(&recipe, &host, &pins, &Quiet).unwrap();
     assert_eq!(digests(&first), digests(&second));
     drop((first_dir, second_dir));
 }

@@ -42,13 +42,23 @@ pub(crate) fn kernel() -> Vec<u8> {
 
 /// Plans a build of a recipe whose paths begin at `base`.
 pub(crate) fn planned(recipe: &Recipe, base: &Path, host: &HostFacts) -> Result<BuildPlan, BuildError> {
+    planned_with(recipe, base, host, &Pins::default())
+}
+
+/// Plans a build that keeps to a lock.
+pub(crate) fn planned_with(
+    recipe: &Recipe,
+    base: &Path,
+    host: &HostFacts,
+    pins: &Pins,
+) -> Result<BuildPlan, BuildError> {
     let context = PlanContext {
         base,
         host,
         toolbox: &Toolbox::default(),
         cancel: &Cancel::new().unwrap(),
         cache: base,
-        pins: &Pins::default(),
+        pins,
         offline: false,
     };
     plan(recipe, &context)

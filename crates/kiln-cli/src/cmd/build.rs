@@ -6,8 +6,10 @@ use crate::error::{CliError, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::Digest;
+use kiln_core::text::clip;
 use kiln_engine::build::{BuildOptions, find_recipe};
 use kiln_engine::capture::SnapshotRequest;
+use kiln_engine::explain::{ExplainedInput, Explanation, Reproduced};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,23 +19,31 @@ use std::process::ExitCode;
 The last line of standard output is the revision's id. The template's `latest` tag moves to it.
 Equal inputs are baked once: a second build is a cache hit. So is a snapshot: it is made where none
 of the revision fits this host. `auto` in the recipe's [snapshot] asks for one at each build.
+A kiln.lock beside the recipe (kiln lock) is kept to: what cannot be had as it says is an error.
 
 Examples:
   kiln build
   kiln build images/web
   kiln build --snapshot images/web
   kiln build --explain
+  kiln build --locked --force
   id=$(kiln build -q)")]
 pub(crate) struct BuildArgs {
     /// A directory (its kiln.toml, or the nearest above it) or a recipe file
     #[arg(default_value = ".")]
     path: PathBuf,
-    /// Bake although the cache knows the result, and capture although there is a snapshot
+    /// Bake although the cache knows the result and say whether it is the same again; capture although there is a snapshot
     #[arg(long)]
     force: bool,
-    /// Print what goes into the cache key, and bake nothing
+    /// Print what goes into the cache key and what of it changed since the last build, and bake nothing
     #[arg(long)]
     explain: bool,
+    /// Refuse to bake without a kiln.lock that fits, made with these versions of kiln and its tools
+    #[arg(long)]
+    locked: bool,
+    /// Ask nothing of the network
+    #[arg(long)]
+    offline: bool,
     /// Boot it once, and capture it when it is ready: later runs begin there instead of booting
     #[arg(long)]
     snapshot: bool,
@@ -52,13 +62,70 @@ struct Built {
     cached: bool,
     elapsed_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    reproduced: Option<Again>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<OfBuild>,
+}
+
+/// How a forced build compares with the one before.
+#[derive(Serialize)]
+struct Again {
+    reproducible: bool,
+    before: Digest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_difference: Option<String>,
 }
 
 #[derive(Serialize)]
 struct Explained<'a> {
     key: Digest,
-    inputs: Vec<(&'a str, &'a str)>,
+    cached: Option<Digest>,
+    last: Option<Digest>,
+    inputs: &'a [ExplainedInput],
+}
+
+/// Prints what goes into a build.
+fn explain(args: &BuildArgs, explanation: &Explanation) {
+    let Explanation { key, cached, last, inputs } = explanation;
+    if args.json {
+        output::json(Explained { key: *key, cached: *cached, last: *last, inputs });
+        return;
+    }
+    let rows: Vec<Vec<String>> = inputs
+        .iter()
+        .map(|input| {
+            let text = |value: &Option<String>| value.as_deref().map_or_else(|| "-".to_owned(), clip);
+            let before = if input.changed { text(&input.before) } else { String::new() };
+            vec![input.name.clone(), text(&input.value), before]
+        })
+        .collect();
+    output::table(&["INPUT", "VALUE", "AT THE LAST BUILD"], &rows);
+    if !args.quiet {
+        let changed: Vec<&str> =
+            inputs.iter().filter(|input| input.changed).map(|input| input.name.as_str()).collect();
+        output::tell(&match (cached, last) {
+            (Some(id), _) => format!("the cache knows the result: {}", id.short()),
+            (None, None) => "nothing is known of an earlier build".to_owned(),
+            (None, Some(_)) if changed.is_empty() => {
+                "nothing changed since the last build, whose result is not there any more".to_owned()
+            }
+            (None, Some(last)) => {
+                format!("changed since the last build, {}: {}", last.short(), changed.join(", "))
+            }
+        });
+    }
+    output::line(&key.to_string());
+}
+
+/// Tells whether a forced build gave the same again.
+fn tell_again(again: &Reproduced) {
+    output::tell(&match &again.first_difference {
+        None => "reproducible: yes".to_owned(),
+        Some(first) => format!(
+            "reproducible: no, first difference: {first} (kiln diff {} shows all)",
+            again.before.short()
+        ),
+    });
 }
 
 /// The snapshot of a build.
@@ -91,28 +158,22 @@ fn capture(context: &Context, args: &BuildArgs, revision: Digest) -> Result<OfBu
 
 pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
     let found = find_recipe(&args.path)?;
+    let options = BuildOptions { force: args.force, locked: args.locked, offline: args.offline };
     if args.explain {
-        let plan = context.engine.plan(&found)?;
-        let inputs: Vec<(&str, &str)> =
-            plan.explanation.iter().map(|part| (part.name, part.value.as_str())).collect();
-        if args.json {
-            output::json(Explained { key: plan.key, inputs });
-        } else {
-            let rows: Vec<Vec<String>> =
-                inputs.iter().map(|(name, value)| vec![(*name).to_owned(), (*value).to_owned()]).collect();
-            output::table(&["INPUT", "VALUE"], &rows);
-            output::line(&plan.key.to_string());
-        }
+        explain(args, &context.engine.explain(&found, options)?);
         return Ok(ExitCode::SUCCESS);
     }
     let reporter = context.reporter(args.quiet);
-    let report = context.engine.build(&found, &BuildOptions { force: args.force }, &reporter)?;
+    let report = context.engine.build(&found, &options, &reporter)?;
     drop(reporter);
     if !args.quiet {
         let how = if report.cached { "cache hit, nothing to do" } else { "baked" };
         let tag = if report.moved { "" } else { " (unchanged)" };
         let span = output::span(report.elapsed_ms);
         output::tell(&format!("{}:latest {how} in {span}{tag}", report.template));
+    }
+    if let Some(again) = report.reproduced.as_ref().filter(|_| !args.quiet) {
+        tell_again(again);
     }
     let wanted = args.snapshot || found.recipe.snapshot.auto;
     let snapshot = wanted.then(|| capture(context, args, report.revision)).transpose()?;
@@ -122,6 +183,11 @@ pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
             template: report.template.to_string(),
             cached: report.cached,
             elapsed_ms: report.elapsed_ms,
+            reproduced: report.reproduced.map(|again| Again {
+                reproducible: again.first_difference.is_none(),
+                before: again.before,
+                first_difference: again.first_difference,
+            }),
             snapshot,
         });
     } else {

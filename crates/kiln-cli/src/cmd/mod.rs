@@ -16,6 +16,7 @@ pub(crate) mod gc;
 pub(crate) mod history;
 pub(crate) mod import;
 pub(crate) mod init;
+pub(crate) mod lock;
 pub(crate) mod logs;
 pub(crate) mod ls;
 mod memory;
@@ -98,6 +99,8 @@ pub(crate) fn dispatch(cli: Cli) -> ExitCode {
 fn engine_command(context: &Context, command: Command) -> CliResult {
     match command {
         Command::Build(args) => build::run(context, &args),
+        Command::Lock(args) => lock::lock(context, &args),
+        Command::Update(args) => lock::update(context, &args),
         Command::Run(args) => run::run(context, args),
         Command::Ps(args) => ps::run(context, &args),
         Command::Stop(args) => stop::run(context, &args),

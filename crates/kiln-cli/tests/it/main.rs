@@ -18,6 +18,7 @@ mod exec;
 mod fork;
 mod identity;
 mod lifecycle;
+mod lock;
 mod memory;
 mod pause;
 mod private;
