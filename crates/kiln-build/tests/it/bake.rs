@@ -1,7 +1,9 @@
 //! Builds from real packages, from the archive that this host's apt uses.
 
 use crate::host::{facts, output, planned, planned_with, scratch};
-use kiln_build::{BuildContext, BuildError, BuildEvent, BuildOutput, HostFacts, Quiet, Reporter, Step, run};
+use kiln_build::{
+    BuildContext, BuildError, BuildEvent, BuildOutput, HostFacts, Quiet, Reporter, Step, resolve, run,
+};
 use kiln_core::digest::Digest;
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::{Recipe, Source, parse};

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 /// Writes a recipe whose kernel is a package: a name of the outside world.
 fn packaged(context: &TestContext, extra: &str) -> PathBuf {
-    busybox_rootfs(context, "rootfs");
     let root = context.work().join("rootfs");
+    if !root.exists() {
+        busybox_rootfs(context, "rootfs");
+    }
     let text =
         format!("name = \"web\"\n[source]\ntype = \"directory\"\npath = \"{}\"\n{extra}\n", root.display());
     context.write("web/kiln.toml", text);
