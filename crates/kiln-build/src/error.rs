@@ -107,6 +107,14 @@ pub enum BuildError {
         #[source]
         source: ToolError,
     },
+    /// A name that the caller has to look up was not looked up.
+    #[error("{} `{name}` is not known", kind.as_str())]
+    NotPinned {
+        /// What of.
+        kind: PinKind,
+        /// The name.
+        name: String,
+    },
     /// The network is needed, and may not be asked.
     #[error("{what} come from the network, which an offline build may not ask")]
     Offline {

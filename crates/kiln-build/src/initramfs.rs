@@ -2,12 +2,12 @@
 //! bytes.
 
 use crate::modules::LoadedModule;
-use cpio::newc::{Builder, ModeFileType, trailer};
-use kiln_core::recipe::{AgentOptions, Init};
+use cpio::newc::{Builder, ModeFileType, Reader, trailer};
+use kiln_core::recipe::{AgentOptions, Entrypoint, Init};
 use kiln_guest::config::{self, INIT_CONFIG_VERSION, InitConfig};
 use kiln_guest::name::NameError;
 use kiln_guest::{GuestPath, UserSpec};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 
 /// Where modules lie in the initramfs.
 pub const MODULES_DIR: &str = "/kiln/modules";
@@ -38,6 +38,9 @@ pub enum InitramfsError {
         /// Its length.
         len: usize,
     },
+    /// It was not made by kiln, or is damaged.
+    #[error("the initramfs is not one of kiln's")]
+    NotKilns(#[source] io::Error),
     /// Writing failed.
     #[error("cannot write the initramfs")]
     Write(#[from] io::Error),
@@ -51,25 +54,7 @@ pub fn init_config(agent: &AgentOptions, modules: &[LoadedModule]) -> Result<Ini
         let path = path("agent.modules", &format!("{MODULES_DIR}/{}.ko", module.name))?;
         Ok(config::Module { path, when: module.when })
     };
-    let entrypoint = match &agent.entrypoint {
-        None => None,
-        Some(entrypoint) => {
-            let user = |text: &String| {
-                let field = "entrypoint.user";
-                text.parse::<UserSpec>().map_err(|source| InitramfsError::Name { field, source })
-            };
-            Some(config::Entrypoint {
-                argv: entrypoint.command.clone(),
-                env: entrypoint.env.clone(),
-                cwd: entrypoint
-                    .workdir
-                    .as_deref()
-                    .map(|text| path("entrypoint.workdir", text))
-                    .transpose()?,
-                user: entrypoint.user.as_ref().map(user).transpose()?,
-            })
-        }
-    };
+    let entrypoint = agent.entrypoint.as_ref().map(entrypoint).transpose()?;
     let config = InitConfig {
         version: INIT_CONFIG_VERSION,
         modules: modules.iter().map(module).collect::<Result<_, InitramfsError>>()?,
@@ -110,6 +95,81 @@ pub fn write(
     }
     trailer(archive.out)?;
     Ok(())
+}
+
+/// Returns the initramfs with the agent's configuration changed; none where the change is none.
+///
+/// # Errors
+/// [`InitramfsError::NotKilns`] for one that was not made by [`write`].
+pub fn reconfigure(
+    initramfs: &[u8],
+    change: impl FnOnce(&mut InitConfig) -> Result<(), InitramfsError>,
+) -> Result<Option<Vec<u8>>, InitramfsError> {
+    let name = config::INIT_CONFIG_PATH.trim_start_matches('/');
+    let mut rest = initramfs;
+    let mut entries = Vec::new();
+    let mut config = None;
+    loop {
+        let mut reader = Reader::new(rest).map_err(InitramfsError::NotKilns)?;
+        if reader.entry().is_trailer() {
+            break;
+        }
+        let entry = reader.entry();
+        let (path, mode, inode) = (entry.name().to_owned(), entry.mode(), entry.ino());
+        let device = (entry.rdev_major(), entry.rdev_minor());
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).map_err(InitramfsError::NotKilns)?;
+        rest = reader.finish().map_err(InitramfsError::NotKilns)?;
+        if path == name {
+            config = Some((entries.len(), bytes.clone()));
+        }
+        entries.push((path, mode, inode, device, bytes));
+    }
+    let Some((index, json)) = config else {
+        return Err(InitramfsError::NotKilns(io::Error::new(
+            io::ErrorKind::NotFound,
+            "it has no configuration",
+        )));
+    };
+    let before = InitConfig::from_json(&json).map_err(InitramfsError::Config)?;
+    let mut after = before.clone();
+    change(&mut after)?;
+    if after == before {
+        return Ok(None);
+    }
+    let json = after.to_json();
+    InitConfig::from_json(&json).map_err(InitramfsError::Config)?;
+    entries[index].4 = json;
+    let mut out = Vec::with_capacity(initramfs.len() + 4096);
+    for (path, mode, inode, (major, minor), bytes) in &entries {
+        let too_large = |_| InitramfsError::TooLarge { name: path.clone(), len: bytes.len() };
+        let builder = Builder::new(path).ino(*inode).mode(*mode).rdev_major(*major).rdev_minor(*minor);
+        let mut file = builder.write(&mut out, u32::try_from(bytes.len()).map_err(too_large)?);
+        file.write_all(bytes)?;
+        file.finish()?;
+    }
+    trailer(&mut out)?;
+    Ok(Some(out))
+}
+
+/// Makes what the agent starts of what a recipe says.
+///
+/// # Errors
+/// [`InitramfsError::Name`] when a path or user is none in a guest.
+pub fn entrypoint(entrypoint: &Entrypoint) -> Result<config::Entrypoint, InitramfsError> {
+    let workdir = |text: &String| {
+        GuestPath::new(text.as_str())
+            .map_err(|source| InitramfsError::Name { field: "entrypoint.workdir", source })
+    };
+    let user = |text: &String| {
+        text.parse::<UserSpec>().map_err(|source| InitramfsError::Name { field: "entrypoint.user", source })
+    };
+    Ok(config::Entrypoint {
+        argv: entrypoint.command.clone(),
+        env: entrypoint.env.clone(),
+        cwd: entrypoint.workdir.as_ref().map(workdir).transpose()?,
+        user: entrypoint.user.as_ref().map(user).transpose()?,
+    })
 }
 
 struct Archive<'a> {

@@ -38,6 +38,11 @@ impl Parts {
         self.push(name, value, false, false);
     }
 
+    /// Adds an input whose value is JSON already.
+    pub(crate) fn add_json(&mut self, name: String, value: String) {
+        self.list.push(KeyPart { name, value, shapes_files: true, shapes_pins: false });
+    }
+
     /// Adds what a name of the outside world stands for.
     pub(crate) fn pin(&mut self, kind: PinKind, name: &str, to: &str) {
         self.push(format!("{} {name}", kind.as_str()), to, true, false);

@@ -41,5 +41,6 @@ pub use run::{
     BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, builder_pins, resolve,
     run,
 };
+pub use source::PlannedStep;
 pub use tree::TreeSize;
 pub use unpack::Ownership;

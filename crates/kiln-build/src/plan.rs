@@ -3,7 +3,7 @@
 use crate::error::BuildError;
 use crate::host::HostFacts;
 use crate::key::{KeyPart, Parts};
-use crate::source::PlannedSource;
+use crate::source::{PlannedSource, PlannedStep};
 use crate::{ext4, initramfs};
 use kiln_core::arch::Arch;
 use kiln_core::digest::Digest;
@@ -35,6 +35,14 @@ pub struct BuildPlan {
 const LAYOUT_VERSION: u32 = 1;
 
 impl BuildPlan {
+    /// Returns the steps that a machine has to do, where the source is another template.
+    pub fn steps(&self) -> Option<&[PlannedStep]> {
+        match &self.source {
+            PlannedSource::Template(template) => Some(&template.steps),
+            _ => None,
+        }
+    }
+
     /// Returns whether the recipe names something of the outside world, which a lock would pin.
     pub fn looks_outside(&self) -> bool {
         self.explanation.iter().any(|part| part.shapes_pins && part.name != "source")

@@ -3,6 +3,7 @@
 mod debian;
 mod kernel;
 mod path;
+mod template;
 
 use crate::error::BuildError;
 use crate::key::Parts;
@@ -13,8 +14,10 @@ use kiln_core::recipe::{Recipe, Source};
 use kiln_sys::fs;
 use path::PathPlan;
 use std::path::{Path, PathBuf};
+use template::TemplatePlan;
 
 pub(crate) use debian::{DebianPlan, MirrorPlan};
+pub use template::PlannedStep;
 
 /// A source with its paths resolved.
 #[derive(Debug, Clone)]
@@ -22,6 +25,7 @@ pub(crate) enum PlannedSource {
     Debian(DebianPlan),
     Directory(PathPlan),
     Tar(PathPlan),
+    Template(TemplatePlan),
 }
 
 impl PlannedSource {
@@ -31,6 +35,7 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
+            Source::Template(source) => Self::Template(TemplatePlan::plan(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
     }
@@ -40,6 +45,7 @@ impl PlannedSource {
         match self {
             Self::Debian(source) => source.resolve(plan, cx),
             Self::Directory(source) | Self::Tar(source) => source.resolve(plan, cx),
+            Self::Template(_) => Ok(Pins::default()),
         }
     }
 
@@ -49,8 +55,16 @@ impl PlannedSource {
             Self::Debian(source) => source.run(plan, cx),
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
+            // A machine does its steps.
+            Self::Template(_) => Err(BuildError::Source("template")),
         }
     }
+}
+
+/// Resolves a path of the recipe that leads to a file or a directory; returns whether it is a directory.
+fn input_of_any_kind(field: &'static str, base: &Path, path: &Path) -> Result<(PathBuf, bool), BuildError> {
+    let is_dir = fs::optional(fs::metadata(&base.join(path)))?.is_some_and(|meta| meta.is_dir());
+    Ok((input(field, base, path, is_dir)?, is_dir))
 }
 
 /// Resolves a path of the recipe and checks what it leads to.

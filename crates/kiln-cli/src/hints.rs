@@ -70,6 +70,17 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::LockMissing { path } => {
             one(format!("kiln lock {} makes it", path.with_extension("toml").display()))
         }
+        EngineError::StepFailed { log, machine, reason, .. } => {
+            let mut hints = match machine {
+                Some(name) => vec![format!("kiln shell {name} looks at it, kiln rm -f {name} removes it")],
+                None => one("kiln build --shell-on-error opens a shell where it failed"),
+            };
+            hints.push(format!("all that steps said: {}", log.display()));
+            if reason.contains("No space left") {
+                hints.insert(0, "name a larger `disk` in [machine]".to_owned());
+            }
+            hints
+        }
         EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
         EngineError::Registry { action: "imported", .. } => one(
             "copy what is wanted to a directory of its own, under names kiln takes (cp --sparse=always), and import that",

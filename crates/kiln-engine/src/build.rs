@@ -3,11 +3,12 @@
 use crate::explain::Reproduced;
 use crate::lock::keep_to_lock;
 use crate::progress::{Progress, Reporter, step, waiting};
+use crate::steps::Derived;
 use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts, PlanContext};
-use kiln_core::lock::Pins;
-use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe};
+use kiln_core::lock::{PinKind, Pins};
+use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe, Source, TemplateSource};
 use kiln_core::revision::{Artifact, MANIFEST_VERSION, Manifest};
 use kiln_core::{ByteSize, Digest, Tag};
 use kiln_store::{BuildRecord, IngestFrom, Staging};
@@ -28,6 +29,8 @@ pub struct BuildOptions {
     pub locked: bool,
     /// Asks nothing of the network.
     pub offline: bool,
+    /// Leaves the machine of a step that failed.
+    pub keep_failed: bool,
 }
 
 /// What a build came to.
@@ -122,6 +125,14 @@ impl Engine {
         pins: &Pins,
         offline: bool,
     ) -> EngineResult<BuildPlan> {
+        let looked_up;
+        let pins = match &found.recipe.source {
+            Source::Template(source) => {
+                looked_up = self.base_pinned(source, pins)?;
+                &looked_up
+            }
+            _ => pins,
+        };
         let context = PlanContext {
             base: found.path.parent().unwrap_or(Path::new("/")),
             host,
@@ -132,6 +143,17 @@ impl Engine {
             offline,
         };
         Ok(kiln_build::plan(&found.recipe, &context)?)
+    }
+
+    /// Pins the template that another begins as, where it is not.
+    fn base_pinned(&self, source: &TemplateSource, pins: &Pins) -> EngineResult<Pins> {
+        let mut pins = pins.clone();
+        let name = source.from.to_string();
+        if pins.get(PinKind::Template, &name).is_none() {
+            let id = self.store.resolve(&source.from)?.id;
+            pins.set(PinKind::Template, &name, &id.to_string());
+        }
+        Ok(pins)
     }
 
     /// Builds a recipe and points the template's `latest` to the result.
@@ -155,7 +177,7 @@ impl Engine {
         let cached = before.is_some() && !options.force;
         let revision = match before {
             Some(id) if cached => id,
-            _ => self.bake(found, &plan, &host, options.offline, begun, reporter)?,
+            _ => self.bake(found, &plan, &host, *options, begun, reporter)?,
         };
         let reproduced = match before.filter(|_| options.force) {
             Some(before) => Some(self.compare_again(&before, &revision)?),
@@ -173,10 +195,14 @@ impl Engine {
         found: &FoundRecipe,
         plan: &BuildPlan,
         host: &HostFacts,
-        offline: bool,
+        options: BuildOptions,
         begun: Instant,
         reporter: &dyn Reporter,
     ) -> EngineResult<Digest> {
+        if let (Source::Template(source), Some(steps)) = (&found.recipe.source, plan.steps()) {
+            let derived = Derived { source, steps };
+            return self.bake_steps(found, plan, &derived, options, begun, reporter);
+        }
         let staging = self.store.stage(&format!("building {}", found.recipe.name))?;
         let scratch = staging.path().join("build");
         fs::create_dir(&scratch)?;
@@ -186,7 +212,7 @@ impl Engine {
             toolbox: &self.settings.toolbox,
             scratch: &scratch,
             cache: &cache,
-            offline,
+            offline: options.offline,
             reporter: &forward,
             cancel: &self.cancel,
             host,
@@ -218,7 +244,7 @@ impl Engine {
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
         let plan = self.plan_on(found, &host, BuildOptions::default())?;
-        self.bake(found, &plan, &host, false, Instant::now(), reporter)
+        self.bake(found, &plan, &host, BuildOptions::default(), Instant::now(), reporter)
     }
 
     fn take_in(

@@ -177,7 +177,7 @@ impl Engine {
     }
 
     /// Returns how the disk of a machine is made that is to become an artifact: raw, shared where the file system can.
-    fn raw_clone(&self, reference: &Reference) -> EngineResult<CloneChoice> {
+    pub(crate) fn raw_clone(&self, reference: &Reference) -> EngineResult<CloneChoice> {
         let revision = self.store.resolve(reference)?;
         let staging = self.store.stage("looking at the file system")?;
         let rootfs = revision.manifest.artifact(&kiln_core::ArtifactRole::rootfs());

@@ -77,7 +77,7 @@ impl Engine {
         }
     }
 
-    fn copy_in(
+    pub(crate) fn copy_in(
         &self,
         session: &Session,
         from: &Path,

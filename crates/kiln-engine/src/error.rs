@@ -63,6 +63,42 @@ pub enum EngineError {
         /// The architecture.
         arch: kiln_core::Arch,
     },
+    /// A step of a recipe cannot be done in any guest.
+    #[error("step {number} of the recipe cannot be done: {reason}")]
+    StepInvalid {
+        /// Its number, from 1; 0 for the recipe as a whole.
+        number: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// A step of a recipe failed.
+    #[error("step {number} ({step}) failed: {reason}")]
+    StepFailed {
+        /// Its number, from 1.
+        number: usize,
+        /// What it was.
+        step: String,
+        /// How it failed, with its last words.
+        reason: String,
+        /// What all steps said.
+        log: PathBuf,
+        /// The machine as the step left it, where it was to be kept.
+        machine: Option<String>,
+    },
+    /// What belongs to one machine could not be removed from a template.
+    #[error("the guest could not be cleaned: {reason}")]
+    CleaningFailed {
+        /// Its last words.
+        reason: String,
+    },
+    /// A template cannot be the beginning of another.
+    #[error("revision {revision} has no {role}: no template can be made of it by steps")]
+    BaseLacks {
+        /// The revision.
+        revision: kiln_core::Digest,
+        /// What it lacks.
+        role: kiln_core::ArtifactRole,
+    },
     /// A file that would be overwritten.
     #[error("{} exists already", path.display())]
     Exists {

@@ -31,6 +31,7 @@ pub mod rewarm;
 pub mod snapshots;
 mod spec;
 pub mod start;
+mod steps;
 pub mod supervisor;
 pub mod suspend;
 pub mod template_test;

@@ -1,7 +1,7 @@
 //! The initramfs: what is in it, and that it is the same each time.
 
 use cpio::newc::Reader;
-use kiln_build::initramfs::{init_config, write};
+use kiln_build::initramfs::{init_config, reconfigure, write};
 use kiln_build::modules::LoadedModule;
 use kiln_core::recipe::{AgentOptions, Entrypoint, Init};
 use kiln_guest::config::{InitConfig, When};
@@ -110,4 +110,27 @@ fn names_a_guest_cannot_use_are_refused() {
         entrypoint(None, Some(":x")).unwrap_err().to_string(),
         "`entrypoint.user` cannot be used in a guest"
     );
+}
+
+#[test]
+fn a_changed_configuration_changes_nothing_else() {
+    let before = archive(&AgentOptions::default());
+    assert_eq!(reconfigure(&before, |_| Ok(())).unwrap(), None, "no change is none");
+    let entrypoint = Entrypoint {
+        command: vec!["/bin/true".to_owned()],
+        env: [("A".to_owned(), "b".to_owned())].into(),
+        workdir: None,
+        user: None,
+    };
+    let changed = reconfigure(&before, |config| {
+        config.entrypoint = Some(kiln_build::initramfs::entrypoint(&entrypoint)?);
+        Ok(())
+    });
+    let changed = changed.unwrap().unwrap();
+    let wanted = archive(&AgentOptions { entrypoint: Some(entrypoint), ..AgentOptions::default() });
+    assert_eq!(entries(changed), entries(wanted), "as if it had been made so");
+    for damaged in [&b"none"[..], &before[..before.len() / 2], b""] {
+        let error = reconfigure(damaged, |_| Ok(())).unwrap_err().to_string();
+        assert_eq!(error, "the initramfs is not one of kiln's");
+    }
 }

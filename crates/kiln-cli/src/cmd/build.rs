@@ -1,12 +1,14 @@
 //! `kiln build`.
 
 use super::Context;
+use super::exec::{self, ShellArgs};
 use super::snapshot::create::{Captured, tell_captured};
-use crate::error::{CliError, CliResult};
+use crate::error::{self, CliError, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_core::Digest;
 use kiln_core::text::clip;
+use kiln_engine::EngineError;
 use kiln_engine::build::{BuildOptions, find_recipe};
 use kiln_engine::capture::SnapshotRequest;
 use kiln_engine::explain::{ExplainedInput, Explanation, Reproduced};
@@ -44,6 +46,12 @@ pub(crate) struct BuildArgs {
     /// Ask nothing of the network
     #[arg(long)]
     offline: bool,
+    /// Leave the machine of a step that failed running
+    #[arg(long)]
+    keep_failed: bool,
+    /// Open a shell in the machine of a step that failed
+    #[arg(long)]
+    shell_on_error: bool,
     /// Boot it once, and capture it when it is ready: later runs begin there instead of booting
     #[arg(long)]
     snapshot: bool,
@@ -117,6 +125,28 @@ fn explain(args: &BuildArgs, explanation: &Explanation) {
     output::line(&key.to_string());
 }
 
+/// Opens a shell in the machine of a step that failed, where that is wanted, and removes the machine unless it is to stay.
+fn look_at_failed(context: &Context, args: &BuildArgs, failed: EngineError) -> CliError {
+    let (EngineError::StepFailed { number, machine: Some(name), .. }, true) = (&failed, args.shell_on_error)
+    else {
+        return failed.into();
+    };
+    output::tell(&format!("step {number} failed; this is {name} as it left it, exit goes on"));
+    if let Err(error) = exec::shell(context, ShellArgs::of(name)) {
+        error::tell(&error);
+    }
+    if args.keep_failed {
+        return failed.into();
+    }
+    let removed = context.engine.remove_machine(name, true);
+    match (failed, removed) {
+        (EngineError::StepFailed { number, step, reason, log, .. }, Ok(())) => {
+            EngineError::StepFailed { number, step, reason, log, machine: None }.into()
+        }
+        (failed, _) => failed.into(),
+    }
+}
+
 /// Tells whether a forced build gave the same again.
 fn tell_again(again: &Reproduced) {
     output::tell(&match &again.first_difference {
@@ -158,14 +188,23 @@ fn capture(context: &Context, args: &BuildArgs, revision: Digest) -> Result<OfBu
 
 pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
     let found = find_recipe(&args.path)?;
-    let options = BuildOptions { force: args.force, locked: args.locked, offline: args.offline };
+    let options = BuildOptions {
+        force: args.force,
+        locked: args.locked,
+        offline: args.offline,
+        keep_failed: args.keep_failed || args.shell_on_error,
+    };
     if args.explain {
         explain(args, &context.engine.explain(&found, options)?);
         return Ok(ExitCode::SUCCESS);
     }
     let reporter = context.reporter(args.quiet);
-    let report = context.engine.build(&found, &options, &reporter)?;
+    let built = context.engine.build(&found, &options, &reporter);
     drop(reporter);
+    let report = match built {
+        Ok(report) => report,
+        Err(error) => return Err(look_at_failed(context, args, error)),
+    };
     if !args.quiet {
         let how = if report.cached { "cache hit, nothing to do" } else { "baked" };
         let tag = if report.moved { "" } else { " (unchanged)" };

@@ -103,6 +103,13 @@ pub(crate) struct ShellArgs {
     user: Option<UserSpec>,
 }
 
+impl ShellArgs {
+    /// Asks for a shell of root.
+    pub(super) fn of(machine: &str) -> Self {
+        Self { machine: machine.to_owned(), user: None }
+    }
+}
+
 pub(crate) fn shell(context: &Context, args: ShellArgs) -> CliResult {
     let session = context.engine.session_woken(&args.machine, &mut tell_woken)?;
     let tty = std::io::stdin().is_terminal();

@@ -27,6 +27,7 @@ mod registry;
 mod restore;
 mod snapshot;
 mod space;
+mod steps;
 mod suspend;
 mod template;
 mod verify;

@@ -5,7 +5,7 @@
 mod source;
 mod wire;
 
-pub use source::{DebianSource, KernelSource, PathSource, Source};
+pub use source::{BuildStep, DebianSource, KernelSource, PathSource, Source, TemplateSource};
 
 use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};
@@ -20,6 +20,10 @@ pub const FILE_NAME: &str = "kiln.toml";
 pub const RECIPE_BYTES_MAX: usize = 1 << 20;
 /// The most entries a list of packages, components or modules may have.
 pub const PACKAGES_MAX: usize = 4096;
+/// The most steps of a recipe.
+pub const STEPS_MAX: usize = 256;
+/// The most bytes of a step's command, each word with a zero byte after it.
+pub const STEP_COMMAND_BYTES_MAX: usize = crate::capture::WARM_UP_COMMAND_BYTES_MAX;
 /// The most bytes of kernel arguments, each with the space that ends it: the kernel reads 2,048 in all.
 pub const BOOT_ARGS_BYTES_MAX: usize = crate::variant::BOOT_ARGS_BYTES_MAX;
 

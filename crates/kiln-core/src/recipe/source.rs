@@ -1,5 +1,7 @@
 //! Where a template's content comes from, checked.
 
+use crate::reference::Reference;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Where a template's content comes from.
@@ -12,6 +14,8 @@ pub enum Source {
     Directory(PathSource),
     /// A tar file that holds the root file system.
     Tar(PathSource),
+    /// Another template, changed step by step in a machine.
+    Template(TemplateSource),
 }
 
 impl Source {
@@ -21,6 +25,7 @@ impl Source {
             Self::Debian(_) => "debian",
             Self::Directory(_) => "directory",
             Self::Tar(_) => "tar",
+            Self::Template(_) => "template",
         }
     }
 }
@@ -65,4 +70,40 @@ pub enum KernelSource {
     },
     /// A package, from the archives that the host's apt uses; none means `linux-image-cloud-ARCH`.
     Package(Option<String>),
+}
+
+/// Another template and what is done to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateSource {
+    /// What it begins as.
+    pub from: Reference,
+    /// Whether the machine that runs the steps reaches the network.
+    pub network: bool,
+    /// What is done, in order.
+    pub steps: Vec<BuildStep>,
+}
+
+/// A thing that is done in a machine to make a template of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BuildStep {
+    /// A command is run.
+    Run {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// Time it may take, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// A file or directory of the host is copied.
+    Copy {
+        /// The file or directory.
+        from: PathBuf,
+        /// Where to: a directory where it ends with `/` or is one.
+        to: String,
+    },
+    /// Variables are set for the steps that follow and for the entrypoint.
+    Env(BTreeMap<String, String>),
+    /// Who runs the steps that follow, and the entrypoint.
+    User(String),
+    /// Where they run.
+    Workdir(String),
 }

@@ -137,6 +137,47 @@ fn bad_values_name_their_field() {
     assert!(error(option).starts_with("`source.packages`"), "an option is not a package");
 }
 
+#[test]
+fn steps_do_one_thing_each() {
+    let of = |steps: &str| format!("name='a'\n[source]\ntype='template'\nfrom='base:v1'\n{steps}");
+    let recipe = parse(&of("[[step]]\nrun='a && b'\n[[step]]\nrun=['a','b']\ntimeout='2m'\n[[step]]\ncopy='x'\nto='/y/'\n[[step]]\nenv={A='1'}\n[[step]]\nuser='www'\n[[step]]\nworkdir='/srv'")).unwrap();
+    let Source::Template(source) = recipe.source else { panic!("not a template") };
+    assert_eq!((source.from.to_string().as_str(), source.network), ("base:v1", true));
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        source.steps,
+        [
+            BuildStep::Run { command: words(&["/bin/sh", "-c", "a && b"]), timeout_ms: 30 * 60_000 },
+            BuildStep::Run { command: words(&["a", "b"]), timeout_ms: 120_000 },
+            BuildStep::Copy { from: "x".into(), to: "/y/".to_owned() },
+            BuildStep::Env([("A".to_owned(), "1".to_owned())].into()),
+            BuildStep::User("www".to_owned()),
+            BuildStep::Workdir("/srv".to_owned()),
+        ]
+    );
+    let many = "[[step]]\nuser='a'\n".repeat(STEPS_MAX + 1);
+    let long = format!("[[step]]\nrun='{}'", "x".repeat(STEP_COMMAND_BYTES_MAX));
+    for (steps, want) in [
+        ("[[step]]", "`step.1`: exactly one of"),
+        ("[[step]]\nrun='a'\nuser='b'", "`step.1`: exactly one of"),
+        ("[[step]]\nuser='a'\n[[step]]\ncopy='x'", "`step.2`: `copy` and `to` belong together"),
+        ("[[step]]\ncopy='x'\nto='y'", "`step.1.to`: an absolute path"),
+        ("[[step]]\nworkdir='y'", "`step.1.workdir`: an absolute path"),
+        ("[[step]]\nrun=[]", "`step.1.run`: a list"),
+        ("[[step]]\nuser='a'\ntimeout='1s'", "`step.1.timeout`: only `run` has one"),
+        ("[[step]]\nenv={'A=B'='1'}", "`step.1.env`: `A=B` is not a variable"),
+        (&many, "`step`: 257 steps, more than 256"),
+        (&long, "`step.1.run`: 49164 bytes, more than 49152"),
+    ] {
+        let message = error(&of(steps));
+        assert!(message.starts_with(want), "{message}");
+    }
+    let debian = "name='a'\n[source]\ntype='debian'\nsuite='x'\n[[step]]\nuser='a'";
+    assert_eq!(error(debian), "`step`: steps belong to a source of type `template`");
+    let variant = "name='a'\n[source]\ntype='template'\nfrom='base/big'";
+    assert!(error(variant).starts_with("`source.from`: a template is wanted"));
+}
+
 /// Returns a recipe with a part before its source and one in it.
 fn recipe(part: &str, in_source: &str) -> String {
     format!("name=\"a\"\n{part}\n[source]\ntype=\"debian\"\nsuite=\"x\"\n{in_source}\n")

@@ -1,6 +1,7 @@
 //! The recipe as written: every key of `kiln.toml`, and the checks that make it a [`Recipe`].
 
 mod source;
+mod step;
 
 use self::source::{SourceTable, words};
 use super::{AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, SnapshotOptions};
@@ -47,6 +48,9 @@ pub(super) struct RecipeFile {
     /// Variants of the template: what one leaves out comes from the template.
     #[serde(default)]
     variant: Vec<VariantTable>,
+    /// What is done to the template that a source of type `template` names, in order.
+    #[serde(default)]
+    step: Vec<step::StepTable>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -217,7 +221,7 @@ impl TryFrom<RecipeFile> for Recipe {
         Ok(Self {
             name: parsed("name", &file.name)?,
             profile: parsed_opt("profile", file.profile.as_deref())?,
-            source: source::checked(file.source)?,
+            source: source::checked(file.source, step::checked(file.step)?)?,
             disk_size_min,
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,

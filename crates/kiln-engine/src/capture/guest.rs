@@ -73,7 +73,7 @@ impl Engine {
     }
 
     /// Has a guest run its hooks before a capture and write its file systems; returns the milliseconds it took.
-    pub(super) fn quiesce(&self, name: &str, drop_caches: bool) -> EngineResult<u64> {
+    pub(crate) fn quiesce(&self, name: &str, drop_caches: bool) -> EngineResult<u64> {
         let begun = Instant::now();
         // The session ends before the capture: none is part of the snapshot.
         let session = self.session(name)?;

@@ -1,7 +1,10 @@
 //! The table `[source]` as written, and the checks that make it a [`Source`].
 
-use super::value;
-use crate::recipe::{DebianSource, KernelSource, PACKAGES_MAX, PathSource, RecipeError, Source};
+use super::{parsed, value};
+use crate::recipe::{
+    BuildStep, DebianSource, KernelSource, PACKAGES_MAX, PathSource, RecipeError, Source, TemplateSource,
+};
+use crate::reference::Reference;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -15,6 +18,8 @@ pub(super) enum SourceTable {
     Directory(PathTable),
     /// A tar file (plain, gzip or zstd) that holds the root file system.
     Tar(PathTable),
+    /// Another template, changed by `[[step]]`s.
+    Template(TemplateTable),
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -40,6 +45,20 @@ pub(super) struct DebianTable {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub(super) struct TemplateTable {
+    /// The template: `NAME[:TAG][@sha256:…]` or `sha256:…`.
+    from: String,
+    /// Whether steps reach the network. Default: true.
+    #[serde(default = "yes")]
+    network: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct PathTable {
     /// The directory or tar file, relative to the recipe.
     path: PathBuf,
@@ -52,11 +71,21 @@ pub(super) struct PathTable {
 }
 
 /// Checks what a recipe says of its source.
-pub(super) fn checked(table: SourceTable) -> Result<Source, RecipeError> {
+pub(super) fn checked(table: SourceTable, steps: Vec<BuildStep>) -> Result<Source, RecipeError> {
+    if !steps.is_empty() && !matches!(table, SourceTable::Template(_)) {
+        return Err(value("step", "steps belong to a source of type `template`"));
+    }
     Ok(match table {
         SourceTable::Debian(table) => Source::Debian(debian(table)?),
         SourceTable::Directory(table) => Source::Directory(path(table)?),
         SourceTable::Tar(table) => Source::Tar(path(table)?),
+        SourceTable::Template(table) => {
+            let from: Reference = parsed("source.from", &table.from)?;
+            if from.variant.is_some() {
+                return Err(value("source.from", "a template is wanted: variants have the same files"));
+            }
+            Source::Template(TemplateSource { from, network: table.network, steps })
+        }
     })
 }
 
