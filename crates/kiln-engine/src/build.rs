@@ -11,7 +11,7 @@ use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe, Source, TemplateSource};
 use kiln_core::revision::{Artifact, MANIFEST_VERSION, Manifest};
 use kiln_core::{ByteSize, Digest, Tag};
-use kiln_store::{BuildRecord, IngestFrom, Staging};
+use kiln_store::{BuildRecord, IngestFrom, Staging, StoreError};
 use kiln_sys::lock::Share;
 use kiln_sys::{clock, fs};
 use std::path::{Path, PathBuf};
@@ -46,8 +46,19 @@ pub struct BuildReport {
     pub elapsed_ms: u64,
     /// Whether the tag moved.
     pub moved: bool,
+    /// Of another result than `latest` was before: what of it is in blocks that `latest` had none of.
+    pub new_blocks: Option<NewBlocks>,
     /// Of a forced build: how the result compares with the one of the same inputs before, where there is one.
     pub reproduced: Option<Reproduced>,
+}
+
+/// What an update of a revision consists of. A block has 4 KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewBlocks {
+    /// Bytes of the blocks that the revision before has none of, in artifacts of the same role.
+    pub bytes: ByteSize,
+    /// Bytes of all blocks with data.
+    pub data: ByteSize,
 }
 
 /// A recipe with the file it came from.
@@ -145,6 +156,32 @@ impl Engine {
         Ok(kiln_build::plan(&found.recipe, &context)?)
     }
 
+    /// Counts what of a revision is in blocks that another has none of; none where the other cannot be read any more.
+    fn new_blocks(&self, before: &Digest, after: &Digest) -> EngineResult<Option<NewBlocks>> {
+        let (Ok(before), after) = (self.store.revision(before), self.store.revision(after)?) else {
+            return Ok(None);
+        };
+        let (mut bytes, mut data) = (0, 0);
+        for artifact in &after.manifest.artifacts {
+            let all = self.store.index(&artifact.digest)?.data_bytes();
+            data += all;
+            bytes += match before.manifest.artifact(&artifact.role) {
+                Some(old) if old.digest == artifact.digest => 0,
+                Some(old) => {
+                    let shared = self.store.shared_blocks(&old.digest, &artifact.digest, &self.cancel);
+                    match shared {
+                        Ok(shared) => all.saturating_sub(shared.bytes),
+                        // What was before may be damaged: that is for a verification to find.
+                        Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => return Ok(None),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                None => all,
+            };
+        }
+        Ok(Some(NewBlocks { bytes: ByteSize::from_bytes(bytes), data: ByteSize::from_bytes(data) }))
+    }
+
     /// Pins the template that another begins as, where it is not.
     fn base_pinned(&self, source: &TemplateSource, pins: &Pins) -> EngineResult<Pins> {
         let mut pins = pins.clone();
@@ -183,11 +220,24 @@ impl Engine {
             Some(before) => Some(self.compare_again(&before, &revision)?),
             None => None,
         };
+        let latest = self.store.tag(name, &Tag::latest())?.map(|tag| tag.revision);
+        let new_blocks = match latest.filter(|latest| *latest != revision && !cached) {
+            Some(latest) => self.new_blocks(&latest, &revision)?,
+            None => None,
+        };
         self.store.keep_recipe(name, &found.text)?;
         self.keep_inputs(name, &plan, &revision)?;
         let moved = self.store.set_tag(name, &Tag::latest(), &revision, "build")?;
         let elapsed_ms = elapsed_ms(begun);
-        Ok(BuildReport { revision, template: name.clone(), cached, elapsed_ms, moved, reproduced })
+        Ok(BuildReport {
+            revision,
+            template: name.clone(),
+            cached,
+            elapsed_ms,
+            moved,
+            new_blocks,
+            reproduced,
+        })
     }
 
     fn bake(

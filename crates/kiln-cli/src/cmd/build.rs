@@ -70,6 +70,10 @@ struct Built {
     cached: bool,
     elapsed_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    new_block_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     reproduced: Option<Again>,
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<OfBuild>,
@@ -211,6 +215,12 @@ pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
         let span = output::span(report.elapsed_ms);
         output::tell(&format!("{}:latest {how} in {span}{tag}", report.template));
     }
+    if let Some(new) = report.new_blocks.filter(|_| !args.quiet) {
+        // Of what `latest` was until now.
+        let percent = new.bytes.bytes() as f64 * 100.0 / new.data.bytes().max(1) as f64;
+        let (bytes, data) = (new.bytes.human(), new.data.human());
+        output::tell(&format!("{bytes} of {data} are in new blocks ({percent:.1} %)"));
+    }
     if let Some(again) = report.reproduced.as_ref().filter(|_| !args.quiet) {
         tell_again(again);
     }
@@ -222,6 +232,8 @@ pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
             template: report.template.to_string(),
             cached: report.cached,
             elapsed_ms: report.elapsed_ms,
+            new_block_bytes: report.new_blocks.map(|new| new.bytes.bytes()),
+            data_bytes: report.new_blocks.map(|new| new.data.bytes()),
             reproduced: report.reproduced.map(|again| Again {
                 reproducible: again.first_difference.is_none(),
                 before: again.before,

@@ -32,9 +32,14 @@ fn a_changed_input_is_another_revision_and_the_tag_moves() {
     let dir = recipe(&context, "web", "");
     let first = last_line(&context.kiln(["build".as_ref(), dir.as_os_str()]).ok());
     std::fs::write(context.work().join("rootfs/etc/motd"), "hello").unwrap();
-    let second = last_line(&context.kiln(["build".as_ref(), dir.as_os_str()]).ok());
+    let second = context.kiln(["build".as_ref(), dir.as_os_str(), "--json".as_ref()]);
+    assert!(second.stderr.contains(" are in new blocks ("), "{}", second.stderr);
+    let second = second.json();
+    let (new, data) = (second["new_block_bytes"].as_u64().unwrap(), second["data_bytes"].as_u64().unwrap());
+    assert!((4096..512 << 10).contains(&new) && data > 1 << 20, "{new} of {data}");
+    let second = second["revision"].as_str().unwrap();
     assert_ne!(first, second);
-    assert_eq!(context.kiln(["show", "web", "--json"]).json()["revision"], second.as_str());
+    assert_eq!(context.kiln(["show", "web", "--json"]).json()["revision"], second);
     let all = context.kiln(["ls", "-a", "--json"]).json();
     assert_eq!(all.as_array().unwrap().len(), 2);
 }
