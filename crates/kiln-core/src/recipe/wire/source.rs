@@ -1,7 +1,7 @@
 //! The table `[source]` as written, and the checks that make it a [`Source`].
 
-use super::value;
-use crate::recipe::{DebianSource, KernelSource, PACKAGES_MAX, PathSource, RecipeError, Source};
+use super::{parsed, parsed_opt, value};
+use crate::recipe::{DebianSource, KernelSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ pub(super) enum SourceTable {
     Directory(PathTable),
     /// A tar file (plain, gzip or zstd) that holds the root file system.
     Tar(PathTable),
+    /// An OCI image.
+    Oci(OciTable),
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -51,12 +53,37 @@ pub(super) struct PathTable {
     kernel_package: Option<String>,
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OciTable {
+    /// `oci-layout:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, `docker-archive:PATH[:REF]`, `-` for an archive on standard input, or
+    /// `HOST/REPOSITORY[:TAG][@DIGEST]`.
+    image: String,
+    /// The platform to choose, `linux/ARCH[/VARIANT]`. Default: the host's.
+    platform: Option<String>,
+    /// The kernel: an uncompressed ELF or a bzImage, relative to the recipe. Default: that of a package.
+    kernel: Option<PathBuf>,
+    /// The directory of the kernel's modules, `…/lib/modules/VERSION`. Default: the kernel needs none.
+    modules: Option<PathBuf>,
+    /// The package that brings kernel and modules, where `kernel` does not. Default: `linux-image-cloud-ARCH`.
+    kernel_package: Option<String>,
+}
+
 /// Checks what a recipe says of its source.
 pub(super) fn checked(table: SourceTable) -> Result<Source, RecipeError> {
     Ok(match table {
         SourceTable::Debian(table) => Source::Debian(debian(table)?),
         SourceTable::Directory(table) => Source::Directory(path(table)?),
         SourceTable::Tar(table) => Source::Tar(path(table)?),
+        SourceTable::Oci(table) => Source::Oci(oci(table)?),
+    })
+}
+
+fn oci(table: OciTable) -> Result<OciSource, RecipeError> {
+    Ok(OciSource {
+        image: parsed("source.image", &table.image)?,
+        platform: parsed_opt("source.platform", table.platform.as_deref())?,
+        kernel: kernel(table.kernel, table.modules, table.kernel_package)?,
     })
 }
 
