@@ -2,14 +2,16 @@
 
 mod debian;
 mod kernel;
+mod oci;
 mod path;
 
 use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
-use kiln_core::recipe::{Recipe, Source};
+use kiln_core::recipe::{AgentOptions, Recipe, Source};
 use kiln_sys::fs;
+use oci::OciPlan;
 use path::PathPlan;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,7 @@ pub(crate) enum PlannedSource {
     Debian(DebianPlan),
     Directory(PathPlan),
     Tar(PathPlan),
+    Oci(OciPlan),
 }
 
 impl PlannedSource {
@@ -30,6 +33,7 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
+            Source::Oci(source) => Self::Oci(OciPlan::plan(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
     }
@@ -40,6 +44,15 @@ impl PlannedSource {
             Self::Debian(source) => source.run(plan, cx),
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
+            Self::Oci(source) => source.run(plan, cx),
+        }
+    }
+
+    /// Returns how the guest starts, where the source has a say in it.
+    pub(crate) fn agent(&self, recipe: &AgentOptions) -> Result<AgentOptions, BuildError> {
+        match self {
+            Self::Oci(source) => source.agent(recipe),
+            _ => Ok(recipe.clone()),
         }
     }
 }

@@ -91,7 +91,7 @@ pub enum Init {
 /// A command that the guest starts as its purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entrypoint {
-    /// Program and arguments.
+    /// Program and arguments; empty where those of the source's image are meant.
     pub command: Vec<String>,
     /// Its environment, besides the usual.
     pub env: BTreeMap<String, String>,

@@ -5,7 +5,7 @@ use super::image::{Blob, Image, Layer, Place, configuration, count_layers, id_of
 use super::layer::{Kind, TarReader};
 use super::limits::{ARCHIVE_ENTRIES_MAX, CONFIG_BYTES_MAX, LINKS_MAX, MANIFEST_BYTES_MAX};
 use super::wire::{DockerImage, parse};
-use kiln_core::image::Platform;
+use kiln_core::image::{Platform, RegistryReference};
 use kiln_sys::{IoResultExt, fs};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -80,7 +80,9 @@ impl Archive {
         let path = || self.path.clone();
         let image = match (name, images.as_slice()) {
             (Some(name), all) => {
-                let meant = |tag: &String| tag == name || *tag == format!("{name}:latest");
+                // `app` is written as `docker.io/library/app:latest` by some.
+                let whole = |name: &str| name.parse::<RegistryReference>().ok();
+                let meant = |tag: &String| tag == name || whole(tag).is_some_and(|tag| Some(tag) == whole(name));
                 let image = all.iter().find(|image| image.repo_tags.iter().any(meant));
                 image.ok_or_else(|| OciError::NoSuchImage { path: path(), name: name.to_owned(), found })?
             }
