@@ -12,6 +12,8 @@ pub enum Step {
     Packages,
     /// The kernel's package is fetched.
     KernelPackage,
+    /// The layers of an image are fetched from its registry.
+    Fetch,
     /// The layers of an image are uncompressed and overlaid.
     Layers,
     /// A tar file is unpacked.
@@ -31,6 +33,7 @@ impl Step {
             Self::Check => "check",
             Self::Packages => "packages",
             Self::KernelPackage => "kernel-package",
+            Self::Fetch => "fetch",
             Self::Layers => "layers",
             Self::Unpack => "unpack",
             Self::Kernel => "kernel",

@@ -14,10 +14,12 @@ mod hash;
 mod image;
 mod layer;
 pub mod limits;
+mod registry;
 mod wire;
 
 pub use cache::BlobCache;
-pub use error::{LayerError, OciError};
+pub use error::{LayerError, OciError, Unreachable};
 pub use image::{ArchiveKind, Blob, Image, Layer, Place};
 pub use layer::{Merged, MergedReader, UncompressOptions, Uncompressed, merge, uncompress};
+pub use registry::{DockerConfig, RegistryOptions, fetch_layers, resolve};
 pub use wire::ImageConfig;

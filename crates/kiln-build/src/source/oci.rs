@@ -6,18 +6,24 @@ use crate::archive::{self, ArchiveError};
 use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
-use crate::report::{Running, Step};
+use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput, SPACE_RESERVE};
 use crate::steps::{Output, Root, disk, need_space, ownership};
 use crate::unpack;
-use kiln_core::image::{ImageName, Platform};
+use kiln_core::image::{ContentDigest, ImageName, Platform};
+use kiln_core::lock::PinKind;
 use kiln_core::recipe::{AgentOptions, Entrypoint, Init, OciSource};
 use kiln_core::size::ByteSize;
 use kiln_core::text::{clip, count};
-use kiln_source::oci::{self, ArchiveKind, BlobCache, Image, ImageConfig, UncompressOptions};
-use kiln_sys::fs;
+use kiln_source::oci::{
+    self, ArchiveKind, BlobCache, DockerConfig, Image, ImageConfig, OciError, RegistryOptions, UncompressOptions,
+};
+use kiln_sys::{Toolbox, fs};
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 
+/// Where layers are uncompressed, in the scratch directory.
+const LAYERS: &str = "layers";
 /// The most labels of an image that are noted, and the most bytes of one.
 const LABELS_MAX: usize = 64;
 const LABEL_BYTES_MAX: usize = 1024;
@@ -25,7 +31,7 @@ const LABEL_BYTES_MAX: usize = 1024;
 /// An image for the guest's platform.
 #[derive(Debug, Clone)]
 pub(crate) struct OciPlan {
-    name: String,
+    name: ImageName,
     image: Image,
     kernel: KernelPlan,
 }
@@ -57,11 +63,25 @@ impl OciPlan {
                 let digest = cache.take(stdin.lock(), cx.cancel)?;
                 Image::archive(&cache.path(&digest), None, None, &platform)
             }
+            ImageName::Registry(reference) => {
+                let docker = docker_config(cx.toolbox)?;
+                let (toolbox, cancel) = (cx.toolbox, cx.cancel);
+                let options = RegistryOptions { offline: cx.offline, docker: &docker, toolbox, cancel };
+                let name = reference.to_string();
+                // A pin that is none is as good as missing.
+                let pinned = cx.pins.get(PinKind::Oci, &name).and_then(|pin| pin.parse().ok());
+                let cache = BlobCache::open(cx.cache)?;
+                let found = oci::resolve(reference, pinned.as_ref(), &platform, &cache, &options);
+                found.map(|(top, image)| {
+                    parts.pin(PinKind::Oci, &name, &top.to_string());
+                    image
+                })
+            }
             other => return Err(BuildError::ImageName(other.to_string())),
         }?;
         parts.add("source", "oci");
         parts.add("image", &image.id);
-        Ok(Self { name: source.image.to_string(), image, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
+        Ok(Self { name: source.image.clone(), image, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
     }
 
     /// Returns how the guest starts: what the recipe says, field by field, and what the image says where it says nothing.
@@ -79,11 +99,40 @@ impl OciPlan {
 
     pub(super) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
         let mut output = Output::default();
-        let root = self.unpacked(cx)?;
+        let root = match self.fetch(cx).and_then(|()| self.unpacked(cx)) {
+            // What lies in the cache is not what was put there: fetched anew, it either is, or the error stays.
+            Err(BuildError::Image(OciError::Digest { expected, .. }))
+                if matches!(self.name, ImageName::Registry(_)) && !cx.offline && self.has_layer(&expected) =>
+            {
+                BlobCache::open(cx.cache)?.forget(&expected)?;
+                fs::remove_tree(&cx.scratch.join(LAYERS))?;
+                self.fetch(cx).and_then(|()| self.unpacked(cx))
+            }
+            other => other,
+        }?;
         self.kernel.run(plan, cx, &mut output)?;
         disk(plan, &root.path, &root.ownership, root.size, root.listing, cx, &mut output)?;
         self.facts(&mut output);
         Ok(output.sorted(cx))
+    }
+
+    fn has_layer(&self, digest: &ContentDigest) -> bool {
+        self.image.layers.iter().any(|layer| layer.blob.digest.as_ref() == Some(digest))
+    }
+
+    /// Brings the layers of a registry's image into the cache.
+    fn fetch(&self, cx: &BuildContext<'_>) -> Result<(), BuildError> {
+        let ImageName::Registry(reference) = &self.name else { return Ok(()) };
+        let step = Running::start(cx.reporter, Step::Fetch, clip(&self.name.to_string()));
+        let docker = docker_config(cx.toolbox)?;
+        let options =
+            RegistryOptions { offline: cx.offline, docker: &docker, toolbox: cx.toolbox, cancel: cx.cancel };
+        let tell = |line: &str| {
+            cx.reporter.event(BuildEvent::StepOutput { step: Step::Fetch, line: line.to_owned() });
+        };
+        oci::fetch_layers(reference, &self.image.layers, &BlobCache::open(cx.cache)?, &options, &tell)?;
+        step.done(count(self.image.layers.len(), "layer"));
+        Ok(())
     }
 
     fn unpacked(&self, cx: &BuildContext<'_>) -> Result<Root, BuildError> {
@@ -91,14 +140,14 @@ impl OciPlan {
         let detail = format!("{}, {}", count(self.image.layers.len(), "layer"), ByteSize::from_bytes(stored).human());
         let step = Running::start(cx.reporter, Step::Layers, detail);
         need_space(cx, stored)?;
-        let layers = cx.scratch.join("layers");
+        let layers = cx.scratch.join(LAYERS);
         fs::create_dir(&layers)?;
         let room = fs::space(cx.scratch)?.available.saturating_sub(SPACE_RESERVE.bytes());
         let options = UncompressOptions { directory: &layers, bytes_max: room, cancel: cx.cancel };
         let merged = oci::merge(oci::uncompress(&self.image.layers, &options)?, cx.cancel)?;
         step.done(count(merged.names(), "name"));
 
-        let check = Running::start(cx.reporter, Step::Check, self.name.clone());
+        let check = Running::start(cx.reporter, Step::Check, clip(&self.name.to_string()));
         let checked = archive::check(merged.reader(), &|| !cx.cancel.is_cancelled()).map_err(|error| match error {
             ArchiveError::Read(_) if cx.cancel.is_cancelled() => BuildError::Cancelled,
             source => BuildError::ImageTree { source },
@@ -116,7 +165,7 @@ impl OciPlan {
     }
 
     fn facts(&self, output: &mut Output) {
-        output.fact("image", clip(&self.name));
+        output.fact("image", clip(&self.name.to_string()));
         output.fact("image_digest", &self.image.id);
         if let Some(signal) = &self.image.config.stop_signal {
             output.fact("image_stop_signal", clip(signal));
@@ -127,6 +176,13 @@ impl OciPlan {
             output.fact(&format!("image_label.{key}"), value);
         }
     }
+}
+
+/// Reads docker's configuration, where the environment of programs says that it is.
+fn docker_config(toolbox: &Toolbox) -> Result<DockerConfig, BuildError> {
+    let variable = |name: &str| toolbox.env().iter().find(|(key, _)| key == name).map(|(_, value)| PathBuf::from(value));
+    let directory = variable("DOCKER_CONFIG").or_else(|| Some(variable("HOME")?.join(".docker")));
+    Ok(directory.map(|directory| DockerConfig::read(&directory)).transpose()?.unwrap_or_default())
 }
 
 fn entrypoint(recipe: Option<&Entrypoint>, image: &ImageConfig) -> Option<Entrypoint> {

@@ -32,6 +32,24 @@ impl BlobCache {
         self.directory.join("blobs").join(digest.algorithm().as_str()).join(digest.hex())
     }
 
+    /// Puts a document there, whose digest the caller has checked.
+    pub(super) fn put(&self, digest: &ContentDigest, bytes: &[u8]) -> Result<(), OciError> {
+        let path = self.path(digest);
+        Ok(commit::write_file(&path, bytes, 0o444, Existing::Replace)?)
+    }
+
+    /// Returns where a blob is while it is fetched, and the lock of whoever fetches it.
+    pub(super) fn partial(&self, digest: &ContentDigest) -> (PathBuf, PathBuf) {
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        (self.directory.join(format!("{name}.part")), self.directory.join(format!("{name}.lock")))
+    }
+
+    /// Removes a part that turned out to be damaged.
+    pub fn forget(&self, digest: &ContentDigest) -> Result<(), OciError> {
+        fs::optional(fs::remove_file(&self.path(digest)))?;
+        Ok(())
+    }
+
     /// Takes a stream of unknown content, such as an archive on standard input; returns its digest.
     pub fn take(&self, input: impl Read, cancel: &Cancel) -> Result<ContentDigest, OciError> {
         let aside = commit::aside(&self.directory.join("incoming"));

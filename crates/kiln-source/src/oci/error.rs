@@ -1,7 +1,8 @@
 //! Why an image cannot be used.
 
 use kiln_core::image::{ContentDigest, Platform};
-use kiln_sys::IoError;
+use kiln_sys::{IoError, ToolError};
+use kiln_sys::lock::LockError;
 use kiln_sys::cancel::Cancelled;
 use std::io;
 use std::path::PathBuf;
@@ -46,8 +47,10 @@ pub enum OciError {
         max: u64,
     },
     /// The image's files lack a part that it names.
-    #[error("the image names {digest}, which is not there")]
+    #[error("the image names the {what} {digest}, which is not there")]
     BlobMissing {
+        /// What it is.
+        what: &'static str,
         /// The part.
         digest: ContentDigest,
     },
@@ -108,12 +111,88 @@ pub enum OciError {
         #[source]
         source: LayerError,
     },
+    /// The registry would have to be asked, and may not be.
+    #[error("{reference} is not in the cache, and the network may not be asked")]
+    Offline {
+        /// The image.
+        reference: String,
+    },
+    /// The registry has no such image.
+    #[error("the registry has no {reference}")]
+    NotFound {
+        /// The image.
+        reference: String,
+    },
+    /// The registry does not give the image to us.
+    #[error("the registry does not let us have {reference}")]
+    Denied {
+        /// The image.
+        reference: String,
+    },
+    /// The registry gave no usable answer.
+    #[error("{url} cannot be had")]
+    Registry {
+        /// What was asked for.
+        url: String,
+        /// Why.
+        #[source]
+        source: Unreachable,
+    },
+    /// A program that keeps credentials did not do its work.
+    #[error("the credential helper `{name}` {problem}")]
+    Helper {
+        /// The program.
+        name: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A program that keeps credentials could not be run.
+    #[error("docker's credentials cannot be had")]
+    HelperFailed {
+        /// Why.
+        #[source]
+        source: ToolError,
+    },
+    /// A part that another build fetches could not be waited for.
+    #[error(transparent)]
+    Lock(LockError),
     /// Cancelled.
     #[error("cancelled")]
     Cancelled,
     /// A file could not be read or written.
     #[error(transparent)]
     Io(#[from] IoError),
+}
+
+/// Why a registry gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unreachable {
+    /// No answer.
+    #[error(transparent)]
+    Http(Box<ureq::Error>),
+    /// An answer that breaks off.
+    #[error("the answer broke off")]
+    Read(#[source] io::Error),
+    /// Less than there should be, in every try.
+    #[error("{have} bytes came of {size}")]
+    Short {
+        /// The bytes that came.
+        have: u64,
+        /// Those there should be.
+        size: u64,
+    },
+    /// An answer that is an error.
+    #[error("it answered with status {status}{}{said}", if said.is_empty() { "" } else { ": " })]
+    Status {
+        /// The status.
+        status: u16,
+        /// What it said.
+        said: String,
+    },
+    /// A token server that gives no token.
+    #[error("the answer has no token")]
+    NoToken,
 }
 
 /// Why a layer cannot be used. Names are clipped and escaped.

@@ -33,14 +33,12 @@ pub(super) struct Tree {
 
 const ROOT: NodeId = 0;
 
-/// Splits a path into its parts, after the checks that keep it relative and plain.
+/// Splits a path into its parts, after the checks that keep it plain. One that begins at the root begins at the image's, as
+/// some programs write all of them.
 pub(super) fn parts(path: &[u8]) -> Result<Vec<&[u8]>, LayerError> {
     let refuse = |problem| LayerError::Name { entry: show(path), problem };
     if path.is_empty() {
         return Err(refuse("has no name"));
-    }
-    if path[0] == b'/' {
-        return Err(refuse("has an absolute name"));
     }
     if path.contains(&0) {
         return Err(refuse("has a zero byte in its name"));

@@ -16,7 +16,6 @@ fn refused(layers: &[Tar]) -> LayerError {
 #[test]
 fn whiteouts_that_escape_are_refused() {
     assert!(matches!(refused(&[Tar::new().file("../victim/.wh.keep", "")]), LayerError::Name { .. }));
-    assert!(matches!(refused(&[Tar::new().file("/etc/.wh.passwd", "")]), LayerError::Name { .. }));
     for name in [".wh...", "a/.wh...", ".wh..", ".wh."] {
         assert!(matches!(refused(&[Tar::new().file(name, "")]), LayerError::Whiteout { .. }), "{name}");
     }
@@ -42,7 +41,7 @@ fn a_whiteout_through_a_link_stays_in_the_image() {
 
 #[test]
 fn names_that_lead_out_or_nowhere_are_refused() {
-    for name in ["/etc/passwd", "../x", "a/../../x", "a/.."] {
+    for name in ["/../x", "../x", "a/../../x", "a/.."] {
         assert!(matches!(refused(&[Tar::new().file(name, "")]), LayerError::Name { .. }), "{name}");
     }
     let below = [Tar::new().file("f", ""), Tar::new().file("f/x", "")];

@@ -17,7 +17,7 @@ fn the_configuration_is_read() {
     let image = layout(&[Tar::new().file("a", "").end()]).open().unwrap();
     assert_eq!(image.config.command, ["/app", "--serve"]);
     assert_eq!(image.config.env.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["A=1", "B=x=y"]);
-    assert_eq!((image.config.workdir.as_deref(), image.config.user.as_deref()), (Some("/srv"), Some("web:web")));
+    assert_eq!((image.config.workdir.as_deref(), image.config.user.as_deref()), (Some("/srv"), Some("1000:7")));
     assert_eq!(image.config.stop_signal.as_deref(), Some("SIGINT"));
 }
 

@@ -17,6 +17,8 @@ fn whiteouts_hide_files_and_trees_of_lower_layers_only() {
     let lower = Tar::new().dir("d").file("d/a", "1").file("d/b", "1").dir("t").file("t/x", "1");
     let upper = Tar::new().file("d/a", "2").file("d/.wh.a", "").file("d/.wh.b", "").file(".wh.t", "");
     assert_eq!(union_listing(&[lower, upper]), ["d/", "d/a: 2"]);
+    let absolute = [Tar::new().dir("/").file("/d/a", "1").file("/b", "2"), Tar::new().file("/.wh.b", "")];
+    assert_eq!(union_listing(&absolute), ["./", "d/a: 1"]);
     let nothing = Tar::new().file("d/.wh.none", "").file("none/.wh.x", "");
     assert_eq!(union_listing(&[Tar::new().file("f", ""), nothing]), ["f: "]);
 }

@@ -126,7 +126,7 @@ impl Layout {
             "architecture": arch, "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids},
             "config": {
                 "Entrypoint": ["/app"], "Cmd": ["--serve"], "Env": ["A=1", "B=x=y"], "WorkingDir": "srv",
-                "User": "web:web", "StopSignal": "SIGINT", "Labels": {"k": "v"}
+                "User": "1000:7", "StopSignal": "SIGINT", "Labels": {"k": "v"}
             }
         }));
         self.typed(blob, "config.v1+json")
