@@ -34,6 +34,7 @@ pub use apt::AptSource;
 pub use error::BuildError;
 pub use host::HostFacts;
 pub use key::KeyPart;
+pub use kiln_source::oci::OciError;
 pub use plan::{BuildPlan, PlanContext, plan};
 pub use report::{BuildEvent, Quiet, Reporter, Step};
 pub use run::{BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, run};

@@ -19,6 +19,7 @@ mod fork;
 mod identity;
 mod lifecycle;
 mod memory;
+mod oci;
 mod pause;
 mod private;
 mod ready;

@@ -5,3 +5,4 @@ mod image;
 mod layers;
 mod make;
 mod other;
+mod registry;
