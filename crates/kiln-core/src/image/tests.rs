@@ -47,6 +47,13 @@ fn what_is_no_reference_is_refused() {
 }
 
 #[test]
+fn names_of_a_registry_are_limited() {
+    let accepted = |text: String| text.parse::<RegistryReference>().is_ok();
+    assert!(accepted(format!("ghcr.io/{}", "a".repeat(255))) && !accepted(format!("ghcr.io/{}", "a".repeat(256))));
+    assert!(accepted(format!("a:{}", "t".repeat(128))) && !accepted(format!("a:{}", "t".repeat(129))));
+}
+
+#[test]
 fn loopback_is_told_from_other_hosts() {
     let loopback = |text: &str| text.parse::<RegistryReference>().unwrap().is_loopback();
     assert!(loopback("localhost:5000/x") && loopback("127.0.0.1:5000/x") && loopback("[::1]:5000/x"));

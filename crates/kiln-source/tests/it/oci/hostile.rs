@@ -1,7 +1,7 @@
 //! Layers and layouts of somebody who means harm.
 
 use super::make::{Layout, Tar, amd64, digest, layout, merged, scratch, union};
-use kiln_source::oci::{BlobCache, Image, LayerError, OciError, limits};
+use kiln_source::oci::{BlobCache, Image, LayerError, OciError, UncompressOptions, limits, uncompress};
 use kiln_sys::Cancel;
 use std::io::{Read as _, Write as _};
 
@@ -141,6 +141,39 @@ fn a_bomb_is_refused_before_it_is_written() {
         let error = merged(&layout.open().unwrap()).unwrap_err();
         assert!(matches!(error, OciError::Layer { source: LayerError::Bomb { .. }, .. }), "{error:?}");
     }
+}
+
+#[test]
+fn all_layers_together_stay_within_the_room_there_is() {
+    let plain = Tar::new().file("a", &"x".repeat(1 << 20)).end();
+    let stored = zstd::encode_all(plain.as_slice(), 1).unwrap();
+    let layout = Layout::new();
+    layout.index(&[layout.manifest(&[(stored.clone(), digest(&plain)), (stored, digest(&plain))], "amd64")]);
+    let (image, dir, cancel) = (layout.open().unwrap(), scratch(), Cancel::new().unwrap());
+    let options = UncompressOptions { directory: dir.path(), bytes_max: 3 << 19, cancel: &cancel };
+    let error = uncompress(&image.layers, &options).unwrap_err();
+    assert_eq!(error.to_string(), "the image has more bytes uncompressed than 1572864");
+}
+
+#[test]
+fn a_stored_layer_has_a_largest_size() {
+    let layout = Layout::new();
+    let id = digest(b"");
+    let layer = serde_json::json!({"digest": id.to_string(), "size": limits::LAYER_BYTES_MAX + 1});
+    let config = layout.config(&[id], "amd64");
+    layout.index(&[layout.json(&serde_json::json!({"config": config, "layers": [layer]}))]);
+    assert_eq!(layout.open().unwrap_err().to_string(), "the image has more bytes in a layer than 274877906944");
+}
+
+#[test]
+fn an_archive_s_entries_are_limited() {
+    let dir = scratch();
+    let path = dir.path().join("many.tar");
+    let one = Tar::new().file("a", "").end();
+    let entries = usize::try_from(limits::ARCHIVE_ENTRIES_MAX).unwrap() + 1;
+    std::fs::write(&path, one[..512].repeat(entries)).unwrap();
+    let error = Image::archive(&path, None, None, &amd64()).unwrap_err();
+    assert_eq!(error.to_string(), "the image has more entries in its archive than 65536");
 }
 
 #[test]
