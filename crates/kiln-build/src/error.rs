@@ -5,9 +5,12 @@ use crate::ext4::Ext4Error;
 use crate::initramfs::InitramfsError;
 use crate::kernel::KernelError;
 use crate::modules::ModuleError;
+use kiln_core::arch::Arch;
+use kiln_core::image::Platform;
 use kiln_core::lock::{Moved, PinKind};
 use kiln_core::size::ByteSize;
 use kiln_core::text::count;
+use kiln_source::oci::OciError;
 use kiln_sys::{IoError, ToolError};
 use std::path::PathBuf;
 
@@ -72,6 +75,33 @@ pub enum BuildError {
         #[source]
         source: ArchiveError,
     },
+    /// An image that cannot be used.
+    #[error("the image cannot be used")]
+    Image(#[source] OciError),
+    /// What the layers of an image come to cannot be unpacked.
+    #[error("what the layers of the image come to cannot be used")]
+    ImageTree {
+        /// Why.
+        #[source]
+        source: ArchiveError,
+    },
+    /// A platform that guests of this host do not run.
+    #[error("programs for {platform} do not run in a guest of {arch}")]
+    Platform {
+        /// The platform.
+        platform: Platform,
+        /// The guest's architecture.
+        arch: Arch,
+    },
+    /// An image is to come on standard input, and that is a terminal.
+    #[error("the image is to come on standard input, which is a terminal")]
+    NoImageInput,
+    /// An entry point without a command, neither in the recipe nor in the image.
+    #[error("neither the recipe's entry point nor the image names a command")]
+    NoCommand,
+    /// An image in a place that is not read.
+    #[error("image `{0}` lies where images cannot be read from")]
+    ImageName(String),
     /// A kernel that cannot be used.
     #[error("kernel {} cannot be used", path.display())]
     Kernel {
@@ -189,6 +219,16 @@ impl From<ToolError> for BuildError {
         match error {
             ToolError::Cancelled { .. } => Self::Cancelled,
             other => Self::Tool(other),
+        }
+    }
+}
+
+impl From<OciError> for BuildError {
+    fn from(error: OciError) -> Self {
+        match error {
+            OciError::Cancelled => Self::Cancelled,
+            OciError::Io(error) => Self::Io(error),
+            other => Self::Image(other),
         }
     }
 }

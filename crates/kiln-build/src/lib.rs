@@ -35,6 +35,7 @@ pub use apt::AptSource;
 pub use error::BuildError;
 pub use host::HostFacts;
 pub use key::KeyPart;
+pub use kiln_source::oci::OciError;
 pub use plan::{BuildPlan, PlanContext, plan};
 pub use report::{BuildEvent, Quiet, Reporter, Step};
 pub use run::{

@@ -86,7 +86,8 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
     // Owners that only root can keep on disk come out differently for a directory.
     parts.add("root", host.is_root);
     let source = PlannedSource::plan(recipe, cx, &mut parts)?;
-    agent(&recipe.agent, &mut parts);
+    let agent = source.agent(&recipe.agent)?;
+    agent_parts(&agent, &mut parts);
     parts.add("disk", recipe.disk_size_min);
     parts.add_record("machine", &recipe.machine);
     parts.add_record("boot_args", &recipe.boot_args);
@@ -103,12 +104,12 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
         pins: parts.pins,
         arch: host.arch,
         source,
-        agent: recipe.agent.clone(),
+        agent,
         disk_min: recipe.disk_size_min,
     })
 }
 
-fn agent(agent: &AgentOptions, parts: &mut Parts) {
+fn agent_parts(agent: &AgentOptions, parts: &mut Parts) {
     let image = match &agent.init {
         Init::Auto => ("auto", None),
         Init::Image(path) => ("image", Some(path)),

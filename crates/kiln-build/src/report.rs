@@ -14,6 +14,10 @@ pub enum Step {
     Packages,
     /// The kernel's package is fetched.
     KernelPackage,
+    /// The layers of an image are fetched from its registry.
+    Fetch,
+    /// The layers of an image are uncompressed and overlaid.
+    Layers,
     /// A tar file is unpacked.
     Unpack,
     /// The kernel is read and uncompressed.
@@ -32,6 +36,8 @@ impl Step {
             Self::Resolve => "resolve",
             Self::Packages => "packages",
             Self::KernelPackage => "kernel-package",
+            Self::Fetch => "fetch",
+            Self::Layers => "layers",
             Self::Unpack => "unpack",
             Self::Kernel => "kernel",
             Self::Initramfs => "initramfs",

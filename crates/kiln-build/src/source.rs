@@ -2,6 +2,7 @@
 
 mod debian;
 mod kernel;
+mod oci;
 mod path;
 mod template;
 
@@ -10,8 +11,9 @@ use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
 use kiln_core::lock::Pins;
-use kiln_core::recipe::{Recipe, Source};
+use kiln_core::recipe::{AgentOptions, Recipe, Source};
 use kiln_sys::fs;
+use oci::OciPlan;
 use path::PathPlan;
 use std::path::{Path, PathBuf};
 use template::TemplatePlan;
@@ -25,6 +27,7 @@ pub(crate) enum PlannedSource {
     Debian(DebianPlan),
     Directory(PathPlan),
     Tar(PathPlan),
+    Oci(OciPlan),
     Template(TemplatePlan),
 }
 
@@ -35,6 +38,7 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
+            Source::Oci(source) => Self::Oci(OciPlan::plan(source, cx, parts)?),
             Source::Template(source) => Self::Template(TemplatePlan::plan(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
@@ -45,6 +49,7 @@ impl PlannedSource {
         match self {
             Self::Debian(source) => source.resolve(plan, cx),
             Self::Directory(source) | Self::Tar(source) => source.resolve(plan, cx),
+            Self::Oci(source) => source.resolve(plan, cx),
             Self::Template(_) => Ok(Pins::default()),
         }
     }
@@ -55,8 +60,17 @@ impl PlannedSource {
             Self::Debian(source) => source.run(plan, cx),
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
+            Self::Oci(source) => source.run(plan, cx),
             // A machine does its steps.
             Self::Template(_) => Err(BuildError::Source("template")),
+        }
+    }
+
+    /// Returns how the guest starts, where the source has a say in it.
+    pub(crate) fn agent(&self, recipe: &AgentOptions) -> Result<AgentOptions, BuildError> {
+        match self {
+            Self::Oci(source) => source.agent(recipe),
+            _ => Ok(recipe.clone()),
         }
     }
 }

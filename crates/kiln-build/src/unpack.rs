@@ -7,7 +7,7 @@ use crate::error::BuildError;
 use crate::fingerprint::FileIdentity;
 use kiln_sys::{Cancel, IoResultExt, Tool, ToolError, Toolbox, fs};
 use std::fs::{File, FileTimes};
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -82,27 +82,58 @@ impl CheckedTar {
         cancel: &Cancel,
         line: &mut (dyn FnMut(&str) + Send),
     ) -> Result<(), BuildError> {
-        fs::create_dir(to)?;
         self.file.seek(SeekFrom::Start(0)).at("read", &self.path)?;
+        let refuse = |source| BuildError::Archive { path: self.path.clone(), source };
+        let mut input = reader(&self.file, self.compression).map_err(refuse)?;
+        let feeding = Feeding { input: &mut *input, checked: &self.checked };
+        feeding.unpack(to, time, ownership, toolbox, cancel, line)?;
+        drop(input);
+        if FileIdentity::of(&self.file.metadata().at("inspect", &self.path)?) != self.identity {
+            return Err(BuildError::InputChanged { path: self.path });
+        }
+        Ok(())
+    }
+}
+
+/// A tar stream that was checked, from its beginning.
+pub(crate) struct Feeding<'a> {
+    pub(crate) input: &'a mut (dyn Read + Send),
+    pub(crate) checked: &'a Checked,
+}
+
+impl Feeding<'_> {
+    /// Unpacks into a new directory. `time` is given to what has no time in the stream.
+    pub(crate) fn unpack(
+        self,
+        to: &Path,
+        time: SystemTime,
+        ownership: &Ownership,
+        toolbox: &Toolbox,
+        cancel: &Cancel,
+        line: &mut (dyn FnMut(&str) + Send),
+    ) -> Result<(), BuildError> {
+        fs::create_dir(to)?;
         let mut tool = ownership.tool(toolbox, "tar")?;
         tool = tool.args(["--extract", "--file=-", "--numeric-owner", "--same-owner", "--same-permissions"]);
         tool = tool.args(["--xattrs", "--xattrs-include=*", "--acls", "--delay-directory-restore"]);
         tool = tool.arg("--warning=no-timestamp").arg("--directory").arg(to);
-        let refuse = |source| BuildError::Archive { path: self.path.clone(), source };
-        let mut input = reader(&self.file, self.compression).map_err(refuse)?.take(self.checked.len);
+        let (mut input, checked) = (self.input.take(self.checked.len), self.checked);
         tool.run_fed(
             cancel,
             line,
             Some(Box::new(move |stdin| {
-                io::copy(&mut input, stdin)?;
+                let mut buffer = vec![0; FEED_BYTES];
+                loop {
+                    match input.read(&mut buffer)? {
+                        0 => break,
+                        read => stdin.write_all(&buffer[..read])?,
+                    }
+                }
                 stdin.write_all(&[0; 1024])
             })),
         )?;
-        if FileIdentity::of(&self.file.metadata().at("inspect", &self.path)?) != self.identity {
-            return Err(BuildError::InputChanged { path: self.path });
-        }
         // The innermost first: setting a time changes none above it, and modes may close a directory.
-        for implied in self.checked.implied.iter().rev() {
+        for implied in checked.implied.iter().rev() {
             let path = to.join(implied);
             if fs::exists(&path)? {
                 fs::set_mode(&path, 0o755)?;
@@ -112,6 +143,9 @@ impl CheckedTar {
         Ok(())
     }
 }
+
+/// Bytes given to `tar` at a time.
+const FEED_BYTES: usize = 256 << 10;
 
 /// Sets both times of a directory or file.
 pub(crate) fn set_time(path: &Path, time: SystemTime) -> Result<(), BuildError> {

@@ -7,9 +7,10 @@ use kiln_sys::{IoResult, Toolbox, process, tool};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// Variables that programs kiln runs may see: how to reach the network, and where temporary files go.
-const HANDED_ON: [&str; 10] = [
+/// Variables that programs kiln runs may see: how to reach the network, with which credentials, and where temporary files go.
+const HANDED_ON: [&str; 11] = [
     "HOME",
+    "DOCKER_CONFIG",
     "TMPDIR",
     "http_proxy",
     "https_proxy",

@@ -2,7 +2,7 @@
 
 use crate::cmd::private::PrivateError;
 use crate::error::CliError;
-use kiln_build::BuildError;
+use kiln_build::{BuildError, OciError};
 use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
@@ -326,9 +326,46 @@ fn tool(error: &ToolError) -> Vec<String> {
     }
 }
 
+/// What to try with images.
+fn image(error: &BuildError) -> Option<&'static str> {
+    let image = match error {
+        BuildError::NoImageInput => return Some("docker save NAME | kiln build"),
+        BuildError::NoCommand => return Some("add `command` to [entrypoint]"),
+        BuildError::Platform { .. } => {
+            return Some("leave `platform` out of [source], or choose one of this host's");
+        }
+        BuildError::Image(image) => image,
+        _ => return None,
+    };
+    Some(match image {
+        OciError::NotAnImage { .. } => "skopeo copy SOURCE oci-archive:FILE makes an archive that kiln reads",
+        OciError::Several { .. } | OciError::NoSuchImage { .. } => {
+            "name one of them after the path: image = \"oci-layout:PATH:NAME\""
+        }
+        OciError::Platform { .. } => "name one of them as `platform` in [source], or another image",
+        OciError::Offline { .. } => "one build with the network brings it into the cache",
+        OciError::Denied { .. } => {
+            "docker login writes credentials that kiln reads (DOCKER_CONFIG, ~/.docker)"
+        }
+        OciError::NotFound { .. } => {
+            "a name without a host is one of docker.io; look at host, repository and tag"
+        }
+        OciError::Registry { .. } => {
+            "try again: what came is kept; https_proxy, no_proxy and SSL_CERT_FILE are honoured"
+        }
+        OciError::Digest { .. } | OciError::Size { .. } | OciError::BlobMissing { .. } => {
+            "the image is damaged or was changed: make or copy it again"
+        }
+        _ => return None,
+    })
+}
+
 fn build(error: &BuildError) -> Vec<String> {
     if matches!(error, BuildError::NoSpace { .. } | BuildError::Full { .. }) {
         return space();
+    }
+    if let Some(hint) = image(error) {
+        return one(hint);
     }
     match error {
         BuildError::LockMoved { kind: PinKind::Builder, .. } => {

@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod capture;
 pub mod digest;
+pub mod image;
 pub mod lock;
 pub mod machine;
 pub mod name;

@@ -20,6 +20,7 @@ mod identity;
 mod lifecycle;
 mod lock;
 mod memory;
+mod oci;
 mod pause;
 mod private;
 mod ready;

@@ -5,7 +5,7 @@
 mod source;
 mod wire;
 
-pub use source::{BuildStep, DebianSource, KernelSource, PathSource, Source, TemplateSource};
+pub use source::{BuildStep, DebianSource, KernelSource, OciSource, PathSource, Source, TemplateSource};
 
 use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};
@@ -95,7 +95,7 @@ pub enum Init {
 /// A command that the guest starts as its purpose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entrypoint {
-    /// Program and arguments.
+    /// Program and arguments; empty where those of the source's image are meant.
     pub command: Vec<String>,
     /// Its environment, besides the usual.
     pub env: BTreeMap<String, String>,

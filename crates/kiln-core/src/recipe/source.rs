@@ -1,5 +1,6 @@
 //! Where a template's content comes from, checked.
 
+use crate::image::{ImageName, Platform};
 use crate::reference::Reference;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ pub enum Source {
     Directory(PathSource),
     /// A tar file that holds the root file system.
     Tar(PathSource),
+    /// An OCI image.
+    Oci(OciSource),
     /// Another template, changed step by step in a machine.
     Template(TemplateSource),
 }
@@ -25,6 +28,7 @@ impl Source {
             Self::Debian(_) => "debian",
             Self::Directory(_) => "directory",
             Self::Tar(_) => "tar",
+            Self::Oci(_) => "oci",
             Self::Template(_) => "template",
         }
     }
@@ -54,6 +58,17 @@ pub struct DebianSource {
 pub struct PathSource {
     /// The directory or tar file.
     pub path: PathBuf,
+    /// The kernel, which it brings none of.
+    pub kernel: KernelSource,
+}
+
+/// An OCI image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OciSource {
+    /// The image.
+    pub image: ImageName,
+    /// The platform to choose where there are several; none means the host's.
+    pub platform: Option<Platform>,
     /// The kernel, which it brings none of.
     pub kernel: KernelSource,
 }

@@ -4,7 +4,9 @@ mod source;
 mod step;
 
 use self::source::{SourceTable, words};
-use super::{AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, SnapshotOptions};
+use super::{
+    AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, SnapshotOptions, Source,
+};
 use crate::capture::CapturePlan;
 use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
 use crate::revision::VARIANTS_MAX;
@@ -151,8 +153,8 @@ struct AgentTable {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct EntrypointTable {
-    /// Program and arguments.
-    command: Vec<String>,
+    /// Program and arguments. Default: the image's, for a source that has one.
+    command: Option<Vec<String>>,
     /// Environment variables.
     #[serde(default)]
     env: BTreeMap<String, String>,
@@ -218,15 +220,16 @@ impl TryFrom<RecipeFile> for Recipe {
         if disk_size_min.is_some_and(|size| size.bytes() > DISK_MIB_MAX << 20) {
             return Err(value("machine.disk", "at most 16T are possible"));
         }
+        let source = source::checked(file.source, step::checked(file.step)?)?;
         Ok(Self {
             name: parsed("name", &file.name)?,
             profile: parsed_opt("profile", file.profile.as_deref())?,
-            source: source::checked(file.source, step::checked(file.step)?)?,
             disk_size_min,
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
             snapshot: snapshot(file.snapshot)?,
-            agent: agent(file.agent, file.entrypoint)?,
+            agent: agent(file.agent, file.entrypoint, matches!(source, Source::Oci(_)))?,
+            source,
             variants: variants(file.variant, &machine)?,
             machine,
         })
@@ -303,7 +306,11 @@ fn snapshot(table: SnapshotTable) -> Result<SnapshotOptions, RecipeError> {
     Ok(SnapshotOptions { auto: table.auto, plan })
 }
 
-fn agent(table: AgentTable, entrypoint: Option<EntrypointTable>) -> Result<AgentOptions, RecipeError> {
+fn agent(
+    table: AgentTable,
+    entrypoint: Option<EntrypointTable>,
+    image_has_one: bool,
+) -> Result<AgentOptions, RecipeError> {
     let init = match table.init.as_deref() {
         None | Some("auto") => Init::Auto,
         Some("agent") => Init::Agent,
@@ -317,7 +324,10 @@ fn agent(table: AgentTable, entrypoint: Option<EntrypointTable>) -> Result<Agent
     let entrypoint = entrypoint
         .map(|table| {
             Ok(Entrypoint {
-                command: command("entrypoint.command", table.command)?,
+                command: match table.command {
+                    None if image_has_one => Vec::new(),
+                    given => command("entrypoint.command", given.unwrap_or_default())?,
+                },
                 env: table.env,
                 workdir: table.workdir,
                 user: table.user,

@@ -1,8 +1,9 @@
 //! The table `[source]` as written, and the checks that make it a [`Source`].
 
-use super::{parsed, value};
+use super::{parsed, parsed_opt, value};
 use crate::recipe::{
-    BuildStep, DebianSource, KernelSource, PACKAGES_MAX, PathSource, RecipeError, Source, TemplateSource,
+    BuildStep, DebianSource, KernelSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source,
+    TemplateSource,
 };
 use crate::reference::Reference;
 use schemars::JsonSchema;
@@ -18,6 +19,8 @@ pub(super) enum SourceTable {
     Directory(PathTable),
     /// A tar file (plain, gzip or zstd) that holds the root file system.
     Tar(PathTable),
+    /// An OCI image.
+    Oci(OciTable),
     /// Another template, changed by `[[step]]`s.
     Template(TemplateTable),
 }
@@ -70,6 +73,22 @@ pub(super) struct PathTable {
     kernel_package: Option<String>,
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OciTable {
+    /// `oci-layout:PATH[:TAG]`, `oci-archive:PATH[:TAG]`, `docker-archive:PATH[:REF]`, `-` for an archive on standard input, or
+    /// `HOST/REPOSITORY[:TAG][@DIGEST]`.
+    image: String,
+    /// The platform to choose, `linux/ARCH[/VARIANT]`. Default: the host's.
+    platform: Option<String>,
+    /// The kernel: an uncompressed ELF or a bzImage, relative to the recipe. Default: that of a package.
+    kernel: Option<PathBuf>,
+    /// The directory of the kernel's modules, `…/lib/modules/VERSION`. Default: the kernel needs none.
+    modules: Option<PathBuf>,
+    /// The package that brings kernel and modules, where `kernel` does not. Default: `linux-image-cloud-ARCH`.
+    kernel_package: Option<String>,
+}
+
 /// Checks what a recipe says of its source.
 pub(super) fn checked(table: SourceTable, steps: Vec<BuildStep>) -> Result<Source, RecipeError> {
     if !steps.is_empty() && !matches!(table, SourceTable::Template(_)) {
@@ -79,6 +98,7 @@ pub(super) fn checked(table: SourceTable, steps: Vec<BuildStep>) -> Result<Sourc
         SourceTable::Debian(table) => Source::Debian(debian(table)?),
         SourceTable::Directory(table) => Source::Directory(path(table)?),
         SourceTable::Tar(table) => Source::Tar(path(table)?),
+        SourceTable::Oci(table) => Source::Oci(oci(table)?),
         SourceTable::Template(table) => {
             let from: Reference = parsed("source.from", &table.from)?;
             if from.variant.is_some() {
@@ -86,6 +106,14 @@ pub(super) fn checked(table: SourceTable, steps: Vec<BuildStep>) -> Result<Sourc
             }
             Source::Template(TemplateSource { from, network: table.network, steps })
         }
+    })
+}
+
+fn oci(table: OciTable) -> Result<OciSource, RecipeError> {
+    Ok(OciSource {
+        image: parsed("source.image", &table.image)?,
+        platform: parsed_opt("source.platform", table.platform.as_deref())?,
+        kernel: kernel(table.kernel, table.modules, table.kernel_package)?,
     })
 }
 

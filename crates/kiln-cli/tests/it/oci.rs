@@ -1,0 +1,147 @@
+//! Templates of OCI images, made by umoci and moved by skopeo.
+
+use crate::context;
+use kiln_testing::{TestContext, busybox_rootfs, fixtures};
+use std::path::PathBuf;
+use std::process::Command;
+
+fn run(program: &str, args: &[&str], directory: &std::path::Path) {
+    let output = Command::new(program).args(args).current_dir(directory).output().unwrap();
+    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Makes an image of a static busybox, `img:v1` in OCI layout in the working directory.
+fn image(context: &TestContext) {
+    let root = busybox_rootfs(context, "root");
+    std::fs::create_dir(root.join("srv")).unwrap();
+    let work = context.work();
+    let umoci = |args: &[&str]| run("umoci", args, &work);
+    umoci(&["init", "--layout", "img"]);
+    umoci(&["new", "--image", "img:v1"]);
+    umoci(&["insert", "--image", "img:v1", "root", "/"]);
+    let script = "echo greeting $GREETING; echo in $(pwd); echo as $(id -u); echo recipe $OWN";
+    umoci(&[
+        "config",
+        "--image",
+        "img:v1",
+        "--config.entrypoint",
+        "/bin/sh",
+        "--config.entrypoint",
+        "-c",
+        "--config.cmd",
+        script,
+        "--config.env",
+        "GREETING=hello",
+        "--config.env",
+        "OWN=image",
+        "--config.user",
+        "65534",
+        "--config.workingdir",
+        "/srv",
+        "--config.stopsignal",
+        "SIGINT",
+    ]);
+}
+
+fn recipe(context: &TestContext, image: &str, extra: &str) -> PathBuf {
+    let fixtures = fixtures();
+    let (kernel, modules) = (fixtures.join("vmlinuz"), fixtures.join("modules"));
+    let text = format!(
+        "name = \"box\"\n[source]\ntype = \"oci\"\nimage = \"{image}\"\nkernel = \"{}\"\nmodules = \"{}\"\n{extra}",
+        kernel.display(),
+        modules.display()
+    );
+    context.write("kiln.toml", text)
+}
+
+fn built(context: &TestContext, image: &str, extra: &str) -> String {
+    let recipe = recipe(context, image, extra);
+    let said = context.kiln(["build".as_ref(), recipe.as_os_str()]).ok();
+    said.lines().last().unwrap().to_owned()
+}
+
+#[test]
+fn boot_an_image_runs_its_entry_point_as_it_says_and_the_recipe_wins() {
+    let context = context();
+    image(&context);
+    built(&context, "oci-layout:img:v1", "[entrypoint]\nenv = { OWN = \"wins\" }\n");
+    let output = context.kiln(["run", "--rm", "box"]);
+    for line in ["greeting hello", "in /srv", "as 65534", "recipe wins"] {
+        assert!(output.stdout.lines().any(|said| said.trim() == line), "{line}: {}", output.stdout);
+    }
+    let shown = context.kiln(["show", "box"]).ok();
+    assert!(shown.contains("image_stop_signal") && shown.contains("SIGINT"), "{shown}");
+}
+
+#[test]
+fn one_image_is_one_revision_in_every_store_and_from_every_place() {
+    let (one, two) = (context(), context());
+    image(&one);
+    let first = built(&one, "oci-layout:img:v1", "");
+    let from = format!("oci:{}:v1", one.work().join("img").display());
+    for to in ["oci-archive:img.tar:v1", "docker-archive:saved.tar:box:v1"] {
+        run("skopeo", &["--insecure-policy", "copy", &from, to], &two.work());
+    }
+    assert_eq!(built(&two, "oci-archive:img.tar", ""), first);
+    assert_eq!(built(&two, "docker-archive:saved.tar:box:v1", ""), first);
+    // Moved elsewhere, it is the same image, and nothing is to be done.
+    std::fs::rename(two.work().join("saved.tar"), two.work().join("moved.tar")).unwrap();
+    let recipe = recipe(&two, "docker-archive:moved.tar", "");
+    let again = two.kiln(["build".as_ref(), recipe.as_os_str()]);
+    assert!(again.stderr.contains("cache hit"), "{}", again.stderr);
+}
+
+#[test]
+fn an_image_comes_on_standard_input() {
+    let context = context();
+    image(&context);
+    let layout = built(&context, "oci-layout:img:v1", "");
+    run(
+        "skopeo",
+        &["--insecure-policy", "copy", "oci:img:v1", "docker-archive:saved.tar:box:v1"],
+        &context.work(),
+    );
+    let saved = std::fs::read(context.work().join("saved.tar")).unwrap();
+    let recipe = recipe(&context, "-", "");
+    let output = context.kiln_with_input(["build".as_ref(), recipe.as_os_str()], saved);
+    assert_eq!(output.ok().lines().last(), Some(layout.as_str()));
+    let nothing =
+        context.kiln_with_input(["build".as_ref(), recipe.as_os_str(), "--force".as_ref()], Vec::new());
+    let said = nothing.fails(1);
+    assert!(said.contains("it has neither manifest.json nor index.json"), "{said}");
+}
+
+#[test]
+fn what_is_wrong_with_an_image_is_told_and_the_tag_stays() {
+    let context = context();
+    image(&context);
+    let good = built(&context, "oci-layout:img:v1", "");
+    let fails = |image: &str, extra: &str| {
+        let recipe = recipe(&context, image, extra);
+        context.kiln(["build".as_ref(), recipe.as_os_str()]).fails(1)
+    };
+    let missing = fails("oci-layout:img:v2", "");
+    assert!(missing.contains("has no image `v2`; it holds v1") && missing.contains("try:"), "{missing}");
+    let other = fails("oci-layout:img:v1", "platform = \"linux/386\"\n");
+    assert!(other.contains("the image is not for linux/386; it is for linux/amd64"), "{other}");
+    let arm = fails("oci-layout:img:v1", "platform = \"linux/arm64\"\n");
+    assert!(arm.contains("programs for linux/arm64 do not run in a guest of x86_64"), "{arm}");
+    let nowhere = fails("oci-archive:none.tar", "");
+    assert!(nowhere.contains("none.tar"), "{nowhere}");
+    let name = recipe(&context, "Not a name", "");
+    let said = context.kiln(["build".as_ref(), name.as_os_str()]).fails(2);
+    assert!(said.contains("`source.image`") || said.contains("source.image"), "{said}");
+    // A layer that is not what it is named by: nothing is left, and the tag stays.
+    let blobs = std::fs::read_dir(context.work().join("img/blobs/sha256")).unwrap();
+    let layer =
+        blobs.map(|entry| entry.unwrap().path()).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&layer).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&layer, bytes).unwrap();
+    let recipe = recipe(&context, "oci-layout:img:v1", "");
+    let said = context.kiln(["build".as_ref(), recipe.as_os_str(), "--force".as_ref()]).fails(1);
+    assert!(said.contains("layer 1 of the image"), "{said}");
+    assert_eq!(context.staged(), Vec::<String>::new());
+    assert_eq!(context.kiln(["show", "box", "--json"]).json()["revision"], good.as_str());
+}

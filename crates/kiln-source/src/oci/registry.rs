@@ -1,0 +1,76 @@
+//! Images of registries: what a tag stands for is looked up, and the parts are fetched into the cache, each checked by the
+//! digest it was asked for by.
+
+mod auth;
+mod client;
+mod download;
+
+pub use auth::DockerConfig;
+pub use client::RegistryOptions;
+
+use super::cache::BlobCache;
+use super::error::OciError;
+use super::hash::Hasher;
+use super::image::{Image, Layer};
+use super::limits::{CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX};
+use client::Client;
+use kiln_core::image::{Algorithm, ContentDigest, Platform, RegistryReference};
+use kiln_sys::fs;
+
+/// Finds an image and fetches its documents; its layers come with [`fetch_layers`]. A reference without a digest is looked up
+/// unless `pinned` says what it stands for. Returns what it stands for too: the digest of an index or a manifest.
+pub fn resolve(
+    reference: &RegistryReference,
+    pinned: Option<&ContentDigest>,
+    platform: &Platform,
+    cache: &BlobCache,
+    options: &RegistryOptions<'_>,
+) -> Result<(ContentDigest, Image), OciError> {
+    let mut client = Client::new(reference, options)?;
+    let top = match reference.digest().or(pinned) {
+        Some(digest) => digest.clone(),
+        None => {
+            let tag = reference.tag().unwrap_or_default();
+            let bytes = client.document(&format!("manifests/{tag}"), "manifest", MANIFEST_BYTES_MAX)?;
+            let digest = Hasher::of(Algorithm::Sha256, &bytes);
+            cache.put(&digest, &bytes)?;
+            digest
+        }
+    };
+    // An index, those within it, the manifest and the configuration, each perhaps damaged in the cache.
+    for _ in 0..2 * (INDEX_DEPTH_MAX + 3) {
+        let (what, digest) = match Image::cached(cache, &top, platform) {
+            Err(OciError::BlobMissing { what, digest }) => (what, digest),
+            Err(OciError::Digest { expected, .. })
+                if fs::exists(&cache.path(&expected))? && !options.offline =>
+            {
+                fs::remove_file(&cache.path(&expected))?;
+                continue;
+            }
+            Err(other) => return Err(other),
+            Ok(image) => return Ok((top, image)),
+        };
+        let (path, max) = match what {
+            "configuration" => (format!("blobs/{digest}"), CONFIG_BYTES_MAX),
+            _ => (format!("manifests/{digest}"), MANIFEST_BYTES_MAX),
+        };
+        let bytes = client.document(&path, what, max)?;
+        let actual = Hasher::of(digest.algorithm(), &bytes);
+        if actual != digest {
+            return Err(OciError::Digest { what: format!("the {what}"), expected: digest, actual });
+        }
+        cache.put(&digest, &bytes)?;
+    }
+    Err(OciError::TooLarge { what: "indexes within one another", max: INDEX_DEPTH_MAX as u64 })
+}
+
+/// Fetches the layers that the cache lacks. `progress` is told of each that is there then, from any thread.
+pub fn fetch_layers(
+    reference: &RegistryReference,
+    layers: &[Layer],
+    cache: &BlobCache,
+    options: &RegistryOptions<'_>,
+    progress: &(dyn Fn(&str) + Sync),
+) -> Result<(), OciError> {
+    download::all(reference, layers, cache, options, progress)
+}

@@ -1,0 +1,264 @@
+//! Who we are to a registry: credentials of docker's configuration, and the tokens that registries give for them.
+
+use super::super::error::{OciError, Unreachable};
+use super::super::wire::parse;
+use super::client::RegistryOptions;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kiln_core::image::{DOCKER_HUB, RegistryReference};
+use kiln_sys::{ToolError, fs};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
+use ureq::Agent;
+
+/// The most bytes of docker's configuration, of a helper's answer and of a token's.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// The time a helper may take.
+const HELPER_DEADLINE: Duration = Duration::from_secs(60);
+/// What docker writes for Docker Hub.
+const HUB_KEY: &str = "https://index.docker.io/v1/";
+/// The name of a user whose password is a token to get tokens with.
+const TOKEN_USER: &str = "<token>";
+
+/// What `config.json` of docker says of credentials.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DockerConfig {
+    auths: BTreeMap<String, Auth>,
+    creds_store: Option<String>,
+    cred_helpers: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for DockerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DockerConfig").field("hosts", &self.auths.keys()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Auth {
+    auth: String,
+    identitytoken: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Kept {
+    username: String,
+    secret: String,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// A user and its password. Never shown.
+#[derive(Clone)]
+struct Credentials {
+    user: String,
+    secret: String,
+}
+
+impl DockerConfig {
+    /// Reads `config.json` of a directory; none is as good as an empty one.
+    pub fn read(directory: &Path) -> Result<Self, OciError> {
+        match fs::read_optional(&directory.join("config.json"), ANSWER_BYTES_MAX)? {
+            Some(bytes) => parse("configuration of docker", &bytes),
+            None => Ok(Self::default()),
+        }
+    }
+
+    fn credentials(
+        &self,
+        host: &str,
+        options: &RegistryOptions<'_>,
+    ) -> Result<Option<Credentials>, OciError> {
+        let keys = match host {
+            DOCKER_HUB => vec![HUB_KEY.to_owned(), DOCKER_HUB.to_owned(), "index.docker.io".to_owned()],
+            host => ["", "/", "/v1/", "/v2/"]
+                .iter()
+                .flat_map(|end| [format!("{host}{end}"), format!("https://{host}{end}")])
+                .collect(),
+        };
+        let helper = keys.iter().find_map(|key| self.cred_helpers.get(key)).or(self.creds_store.as_ref());
+        if let Some(helper) = helper.filter(|helper| !helper.is_empty())
+            && let Some(kept) = ask(helper, if host == DOCKER_HUB { HUB_KEY } else { host }, options)?
+        {
+            return Ok(Some(kept));
+        }
+        let Some(auth) = keys.iter().find_map(|key| self.auths.get(key)) else { return Ok(None) };
+        let text = STANDARD.decode(auth.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let pair = text.as_deref().and_then(|text| text.split_once(':'));
+        Ok(match pair {
+            _ if !auth.identitytoken.is_empty() => {
+                Some(Credentials { user: TOKEN_USER.to_owned(), secret: auth.identitytoken.clone() })
+            }
+            Some((user, secret)) => {
+                let secret = secret.trim_end_matches('\0').to_owned();
+                Some(Credentials { user: user.to_owned(), secret })
+            }
+            None => None,
+        })
+    }
+}
+
+/// Asks a program that keeps credentials.
+fn ask(helper: &str, host: &str, options: &RegistryOptions<'_>) -> Result<Option<Credentials>, OciError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !helper.chars().all(plain) {
+        return Err(OciError::Helper {
+            name: kiln_core::text::clip(helper),
+            problem: "has no name of a program",
+        });
+    }
+    let name = format!("docker-credential-{helper}");
+    let tool = options.toolbox.find(&name).map_err(|source| OciError::HelperFailed { source })?;
+    let asked = host.to_owned();
+    let output = tool.arg("get").deadline(HELPER_DEADLINE).stdout_max(ANSWER_BYTES_MAX).run_fed(
+        options.cancel,
+        &mut |_| (),
+        Some(Box::new(move |stdin| stdin.write_all(asked.as_bytes()))),
+    );
+    match output {
+        Ok(output) => {
+            let problem = "gave an answer that is not understood";
+            let kept: Kept =
+                serde_json::from_slice(&output.stdout).map_err(|_| OciError::Helper { name, problem })?;
+            Ok(Some(Credentials { user: kept.username, secret: kept.secret }))
+        }
+        Err(ToolError::Cancelled { .. }) => Err(OciError::Cancelled),
+        // It says on standard output that it keeps none, and ends with an error.
+        Err(ToolError::Failed { .. }) => Ok(None),
+        Err(source) => Err(OciError::HelperFailed { source }),
+    }
+}
+
+/// What a repository is asked with.
+pub(super) struct Authority<'a> {
+    reference: &'a RegistryReference,
+    options: RegistryOptions<'a>,
+    header: Option<String>,
+}
+
+impl<'a> Authority<'a> {
+    pub(super) fn new(reference: &'a RegistryReference, options: RegistryOptions<'a>) -> Self {
+        Self { reference, options, header: None }
+    }
+
+    pub(super) fn header(&self) -> Option<&str> {
+        self.header.as_deref()
+    }
+
+    /// Does what a registry's challenge asks for; false where nothing can be done.
+    pub(super) fn answer(&mut self, agent: &Agent, challenges: &[&str]) -> Result<bool, OciError> {
+        let credentials = self.options.docker.credentials(self.reference.host(), &self.options)?;
+        let scheme = |wanted: &str| {
+            challenges.iter().find_map(|text| {
+                let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+                scheme.eq_ignore_ascii_case(wanted).then_some(rest)
+            })
+        };
+        if let Some(rest) = scheme("Bearer") {
+            let token = self.token(agent, &parameters(rest), credentials.as_ref())?;
+            self.header = Some(format!("Bearer {token}"));
+            return Ok(true);
+        }
+        match (scheme("Basic"), credentials) {
+            (Some(_), Some(credentials)) => {
+                self.header = Some(basic(&credentials));
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn token(
+        &self,
+        agent: &Agent,
+        parameters: &BTreeMap<String, String>,
+        credentials: Option<&Credentials>,
+    ) -> Result<String, OciError> {
+        let realm = parameters.get("realm").map_or("", String::as_str);
+        let failed = |source| OciError::Registry { url: kiln_core::text::clip(realm), source };
+        let scope = format!("repository:{}:pull", self.reference.repository());
+        let mut query: Vec<(&str, &str)> = vec![("scope", &scope)];
+        if let Some(service) = parameters.get("service") {
+            query.push(("service", service));
+        }
+        // The agent of a registry that is not this host refuses what is not TLS.
+        let answer = match credentials {
+            Some(Credentials { user, secret }) if user == TOKEN_USER => {
+                query.extend([
+                    ("grant_type", "refresh_token"),
+                    ("refresh_token", secret),
+                    ("client_id", "kiln"),
+                ]);
+                agent.post(realm).send_form(query)
+            }
+            credentials => {
+                let mut request = agent.get(realm);
+                for (key, value) in query {
+                    request = request.query(key, value);
+                }
+                if let Some(credentials) = credentials {
+                    request = request.header("Authorization", basic(credentials));
+                }
+                request.call()
+            }
+        };
+        let mut answer = answer.map_err(|error| failed(Unreachable::Http(Box::new(error))))?;
+        if !answer.status().is_success() {
+            return match answer.status().as_u16() {
+                401 | 403 => Err(OciError::Denied { reference: self.reference.to_string() }),
+                status => Err(failed(Unreachable::Status { status, said: String::new() })),
+            };
+        }
+        let mut bytes = Vec::new();
+        let limited = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX as u64).read_to_end(&mut bytes);
+        limited.map_err(|error| failed(Unreachable::Read(error)))?;
+        let token: Token = parse("answer of the token server", &bytes)?;
+        let token =
+            token.token.or(token.access_token).filter(|token| token.bytes().all(|b| b.is_ascii_graphic()));
+        token.ok_or_else(|| failed(Unreachable::NoToken))
+    }
+}
+
+fn basic(credentials: &Credentials) -> String {
+    format!("Basic {}", STANDARD.encode(format!("{}:{}", credentials.user, credentials.secret)))
+}
+
+/// Reads `key="value",key=value`.
+fn parameters(text: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut rest = text.trim();
+    while let Some((key, after)) = rest.split_once('=') {
+        let (value, next) = match after.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+            None => after.split_once(',').unwrap_or((after, "")),
+        };
+        found.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
+        rest = next.trim_start_matches([',', ' ']);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn challenges_are_taken_apart() {
+        let found = parameters(r#"realm="https://auth.example/token",service="a b,c",scope=x"#);
+        assert_eq!(found["realm"], "https://auth.example/token");
+        assert_eq!((found["service"].as_str(), found["scope"].as_str()), ("a b,c", "x"));
+        assert!(parameters("").is_empty() && parameters("realm").is_empty());
+        assert_eq!(parameters("realm=\"open")["realm"], "open");
+    }
+}
