@@ -37,5 +37,6 @@ pub use key::KeyPart;
 pub use plan::{BuildPlan, PlanContext, plan};
 pub use report::{BuildEvent, Quiet, Reporter, Step};
 pub use run::{BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, run};
+pub use source::{NixError, legacy_key};
 pub use tree::TreeSize;
 pub use unpack::Ownership;

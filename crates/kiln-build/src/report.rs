@@ -12,6 +12,8 @@ pub enum Step {
     Packages,
     /// The kernel's package is fetched.
     KernelPackage,
+    /// Nix builds a flake.
+    Flake,
     /// A tar file is unpacked.
     Unpack,
     /// The kernel is read and uncompressed.
@@ -29,6 +31,7 @@ impl Step {
             Self::Check => "check",
             Self::Packages => "packages",
             Self::KernelPackage => "kernel-package",
+            Self::Flake => "flake",
             Self::Unpack => "unpack",
             Self::Kernel => "kernel",
             Self::Initramfs => "initramfs",

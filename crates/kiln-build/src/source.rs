@@ -2,6 +2,7 @@
 
 mod debian;
 mod kernel;
+mod nix;
 mod path;
 
 use crate::error::BuildError;
@@ -10,10 +11,12 @@ use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
 use kiln_core::recipe::{Recipe, Source};
 use kiln_sys::fs;
+use nix::NixPlan;
 use path::PathPlan;
 use std::path::{Path, PathBuf};
 
 pub(crate) use debian::{DebianPlan, MirrorPlan};
+pub use nix::{NixError, legacy_key};
 
 /// A source with its paths resolved.
 #[derive(Debug, Clone)]
@@ -21,6 +24,7 @@ pub(crate) enum PlannedSource {
     Debian(DebianPlan),
     Directory(PathPlan),
     Tar(PathPlan),
+    Nix(NixPlan),
 }
 
 impl PlannedSource {
@@ -30,6 +34,7 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
+            Source::Nix(source) => Self::Nix(NixPlan::plan(source, recipe, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
     }
@@ -40,6 +45,7 @@ impl PlannedSource {
             Self::Debian(source) => source.run(plan, cx),
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
+            Self::Nix(source) => source.run(plan, cx),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::cmd::private::PrivateError;
 use crate::error::CliError;
-use kiln_build::BuildError;
+use kiln_build::{BuildError, NixError};
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
 use kiln_engine::supervisor::OLD_AGENT;
@@ -299,8 +299,14 @@ fn grow(error: &CannotGrow) -> Vec<String> {
 
 fn tool(error: &ToolError) -> Vec<String> {
     match error {
+        ToolError::NotFound { name } if name == "nix" => {
+            one("sudo apt-get install -y --no-install-recommends nix-bin, or Nix's own installer")
+        }
         ToolError::NotFound { name } => one(format!("kiln doctor says which package brings `{name}`")),
         ToolError::Failed { stderr, .. } if stderr.contains("No space left") => space(),
+        ToolError::Failed { stderr, .. } if stderr.contains("--no-update-lock-file") => {
+            one("nix flake lock, in the flake's directory, writes its lock")
+        }
         _ => Vec::new(),
     }
 }
@@ -308,6 +314,23 @@ fn tool(error: &ToolError) -> Vec<String> {
 fn build(error: &BuildError) -> Vec<String> {
     if matches!(error, BuildError::NoSpace { .. } | BuildError::Full { .. }) {
         return space();
+    }
+    if let BuildError::Nix(error) = error {
+        match error {
+            NixError::NotLocked { .. } => {
+                return one("commit the changes, or name the directory: flake = \"path:…\" takes it as it is");
+            }
+            NixError::NoFlake { .. } => return one("name the directory that holds flake.nix"),
+            NixError::Missing { .. } | NixError::Twice { .. } | NixError::OutputKind { .. } => {
+                return one(
+                    "docs/formats/recipe.md lists the names that are looked for; attribute = \"…\" names another package",
+                );
+            }
+            NixError::ReadOnlyRoot { .. } | NixError::NotExt4 { .. } => {
+                return one("let the flake make an ext4 image, rootfs.ext4");
+            }
+            _ => {}
+        }
     }
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {

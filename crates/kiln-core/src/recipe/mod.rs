@@ -2,10 +2,12 @@
 //!
 //! [`parse`] takes the file's text; paths in a recipe stay as written, the caller knows which folder they are relative to.
 
+mod flake;
 mod source;
 mod wire;
 
-pub use source::{DebianSource, KernelSource, PathSource, Source};
+pub use flake::{ATTRIBUTE_BYTES_MAX, FLAKE_BYTES_MAX, FlakeAttribute, FlakeRef, InvalidFlake, nix_system};
+pub use source::{DebianSource, KernelSource, NixSource, PathSource, Source};
 
 use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};

@@ -1,5 +1,6 @@
 //! Where a template's content comes from, checked.
 
+use super::flake::{FlakeAttribute, FlakeRef};
 use std::path::PathBuf;
 
 /// Where a template's content comes from.
@@ -12,6 +13,8 @@ pub enum Source {
     Directory(PathSource),
     /// A tar file that holds the root file system.
     Tar(PathSource),
+    /// An attribute of a Nix flake.
+    Nix(NixSource),
 }
 
 impl Source {
@@ -21,6 +24,7 @@ impl Source {
             Self::Debian(_) => "debian",
             Self::Directory(_) => "directory",
             Self::Tar(_) => "tar",
+            Self::Nix(_) => "nix",
         }
     }
 }
@@ -65,4 +69,15 @@ pub enum KernelSource {
     },
     /// A package, from the archives that the host's apt uses; none means `linux-image-cloud-ARCH`.
     Package(Option<String>),
+}
+
+/// What Nix builds of a flake: kernel and root file system together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NixSource {
+    /// The flake.
+    pub flake: FlakeRef,
+    /// What is built of it: as the recipe says, else by its profile.
+    pub attribute: FlakeAttribute,
+    /// Whether the flake may look at the host: the result then depends on more than the recipe names.
+    pub impure: bool,
 }

@@ -214,16 +214,18 @@ impl TryFrom<RecipeFile> for Recipe {
         if disk_size_min.is_some_and(|size| size.bytes() > DISK_MIB_MAX << 20) {
             return Err(value("machine.disk", "at most 16T are possible"));
         }
+        let profile = parsed_opt("profile", file.profile.as_deref())?;
+        let variants = variants(file.variant, &machine)?;
         Ok(Self {
             name: parsed("name", &file.name)?,
-            profile: parsed_opt("profile", file.profile.as_deref())?,
-            source: source::checked(file.source)?,
+            source: source::checked(file.source, profile.as_ref(), &variants)?,
+            profile,
             disk_size_min,
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
             snapshot: snapshot(file.snapshot)?,
             agent: agent(file.agent, file.entrypoint)?,
-            variants: variants(file.variant, &machine)?,
+            variants,
             machine,
         })
     }
