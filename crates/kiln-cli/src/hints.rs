@@ -299,9 +299,6 @@ fn grow(error: &CannotGrow) -> Vec<String> {
 
 fn tool(error: &ToolError) -> Vec<String> {
     match error {
-        ToolError::NotFound { name } if name == "nix" => {
-            one("sudo apt-get install -y --no-install-recommends nix-bin, or Nix's own installer")
-        }
         ToolError::NotFound { name } => one(format!("kiln doctor says which package brings `{name}`")),
         ToolError::Failed { stderr, .. } if stderr.contains("No space left") => space(),
         ToolError::Failed { stderr, .. } if stderr.contains("--no-update-lock-file") => {
@@ -318,7 +315,9 @@ fn build(error: &BuildError) -> Vec<String> {
     if let BuildError::Nix(error) = error {
         match error {
             NixError::NotLocked { .. } => {
-                return one("commit the changes, or name the directory: flake = \"path:…\" takes it as it is");
+                return one(
+                    "commit the changes, or name the directory: flake = \"path:…\" takes it as it is",
+                );
             }
             NixError::NoFlake { .. } => return one("name the directory that holds flake.nix"),
             NixError::Missing { .. } | NixError::Twice { .. } | NixError::OutputKind { .. } => {

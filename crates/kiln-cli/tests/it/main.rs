@@ -19,6 +19,8 @@ mod fork;
 mod identity;
 mod lifecycle;
 mod memory;
+mod mvm;
+mod nix;
 mod pause;
 mod private;
 mod ready;
