@@ -60,6 +60,9 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Recipe { .. } => {
             one("kiln schema prints every key; docs/formats/recipe.md explains them")
         }
+        EngineError::TemplateFile { .. } => {
+            one("docs/formats/mvm.md lists its keys; --name NAME stands for an id it lacks")
+        }
         EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
         EngineError::Registry { action: "imported", .. } => one(
             "copy what is wanted to a directory of its own, under names kiln takes (cp --sparse=always), and import that",
@@ -67,7 +70,7 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Registry { .. } => {
             one("name other references, or an empty directory; a disk has to be raw and not in use")
         }
-        EngineError::RegistryEmpty { .. } => one("name the directory that holds the stacks' directories"),
+        EngineError::RegistryEmpty { .. } => one("name the directory that holds their directories"),
         EngineError::NoDirectory { path } => one(format!("mkdir -p {}", path.display())),
         EngineError::NoMachine { similar: Some(name), .. } => {
             one(format!("did you mean `{name}`? kiln ps -a lists all"))

@@ -168,6 +168,11 @@ pub fn read_link(path: &Path) -> IoResult<std::path::PathBuf> {
     std::fs::read_link(path).at("read the link", path)
 }
 
+/// Makes a symbolic link with this text, where nothing is yet.
+pub fn symlink(text: &Path, path: &Path) -> IoResult<()> {
+    rustix::fs::symlink(text, path).at("make the link", path)
+}
+
 /// Removes a file; one that is not there is fine.
 pub fn remove_file(path: &Path) -> IoResult<()> {
     optional(std::fs::remove_file(path).at("remove", path)).map(|_| ())

@@ -19,6 +19,7 @@ pub(crate) mod init;
 pub(crate) mod logs;
 pub(crate) mod ls;
 mod memory;
+mod mvm;
 mod named;
 pub(crate) mod pause;
 pub(crate) mod private;

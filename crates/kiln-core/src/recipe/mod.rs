@@ -3,10 +3,12 @@
 //! [`parse`] takes the file's text; paths in a recipe stay as written, the caller knows which folder they are relative to.
 
 mod flake;
+mod mvm;
 mod source;
 mod wire;
 
 pub use flake::{ATTRIBUTE_BYTES_MAX, FLAKE_BYTES_MAX, FlakeAttribute, FlakeRef, InvalidFlake, nix_system};
+pub use mvm::{MvmRecipe, from_mvm};
 pub use source::{DebianSource, KernelSource, NixSource, PathSource, Source};
 
 use crate::capture::CapturePlan;
