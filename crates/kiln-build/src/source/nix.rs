@@ -121,8 +121,9 @@ impl NixPlan {
         boot_files(&plan.agent, &files.kernel, files.modules.as_deref(), cx, &mut output)?;
         rootfs(&files.rootfs, plan.disk_min, cx, &mut output)?;
         output.fact("flake", &self.flake);
-        if let Flake::Fetched(locked) = &self.at {
-            output.fact("flake_locked", locked);
+        match &self.at {
+            Flake::Fetched(locked) => output.fact("flake_locked", locked),
+            Flake::Directory(dir) => output.fact("flake_path", dir.display()),
         }
         output.fact("flake_attribute", &self.attribute);
         output.fact("nix_system", &self.system);

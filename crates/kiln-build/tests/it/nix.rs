@@ -151,6 +151,8 @@ fn a_flake_becomes_kernel_initramfs_and_disk_and_is_remembered() {
     let hash = fact(&built, "nix_revision_hash");
     assert!(path.ends_with(&format!("/{hash}-image")) && hash.len() == 32, "{path} {hash}");
     assert_eq!(fact(&built, "flake"), ".");
+    let at = fs::canonicalize(&bench.base()).unwrap();
+    assert_eq!(fact(&built, "flake_path"), at.to_str().unwrap());
     assert_eq!(fact(&built, "flake_attribute"), "packages.x86_64-linux.default");
     assert_eq!(fact(&built, "nix_system"), "x86_64-linux");
     assert_eq!(fact(&built, "flake_lock_hash"), hash, "a flake without a lock");
@@ -180,6 +182,21 @@ fn a_profile_chooses_the_attribute_and_a_lock_is_remembered() {
     assert_eq!(fact(&built, "nix_key.big"), legacy_key(&hash, "web", "db").hex());
     let base = fs::read_limited(&bench.base().join("flake.lock"), 1 << 20).unwrap();
     assert_eq!(base, lock, "the flake's own lock is not written to");
+}
+
+#[test]
+fn a_flake_whose_inputs_are_not_locked_is_refused() {
+    let mut bench = Bench::new();
+    let other = bench.dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    write(&other.join("flake.nix"), b"{ outputs = { self }: { }; }");
+    let head = format!("{{\n  inputs.other.url = \"path:{}\";\n", other.display());
+    let text = FLAKE.replacen("{\n", &head, 1).replace("{ self }", "{ self, other }");
+    fs::remove_file(&bench.base().join("flake.nix")).unwrap();
+    write(&bench.base().join("flake.nix"), text.as_bytes());
+    let NixError::Build { source, .. } = bench.refused("default") else { panic!() };
+    assert!(source.to_string().contains("--no-update-lock-file"), "{source}");
+    assert!(!fs::exists(&bench.base().join("flake.lock")).unwrap());
 }
 
 #[test]

@@ -80,6 +80,15 @@ fn boot_an_image_of_a_flake_runs_commands() {
     let size: u64 = output.stdout.split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(size > 48, "the guest grew its root to the disk: {}", output.stdout);
 
+    // As mvm has it: what was built of which flake.
+    context.kiln(["export", "mvm", "out", "image"]).ok();
+    let record = context.work().join("out/templates/image/current/revision.json");
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(record).unwrap()).unwrap();
+    let flake = context.work().join("image").canonicalize().unwrap();
+    assert_eq!(record["flake_ref"], flake.to_str().unwrap());
+    let facts = context.kiln(["show", "image", "--json"]).json()["build"]["facts"].clone();
+    assert_eq!(record["flake_lock_hash"], facts["nix_revision_hash"]);
+
     // Another store, another store of Nix: the same revision.
     let other = TestContext::new(env!("CARGO_BIN_EXE_kiln"));
     image(&other, "[machine]\ndisk = \"64M\"");

@@ -212,20 +212,24 @@ fn parse<T: std::str::FromStr<Err = kiln_core::name::InvalidName>>(
 
 /// Returns the length of an image that nothing else shares.
 fn image_size(image: &Path) -> Result<ByteSize, Refusal> {
-    let meta = fs::metadata(image)?;
+    let file = fs::open(image)?;
+    let meta = file.metadata().at("inspect", image)?;
     if meta.nlink() > 1 {
         return refuse(format!(
             "its image has {} names: a machine that wrote to another wrote to this",
             meta.nlink()
         ));
     }
-    check_ext4(image)?;
+    check_magic(&file, image)?;
     Ok(ByteSize::from_bytes(meta.len()))
 }
 
 /// Checks that a file looks like an ext4 file system.
 pub(super) fn check_ext4(image: &Path) -> Result<(), Refusal> {
-    let file = fs::open(image)?;
+    check_magic(&fs::open(image)?, image)
+}
+
+fn check_magic(file: &std::fs::File, image: &Path) -> Result<(), Refusal> {
     let (offset, magic) = EXT4_MAGIC;
     let mut found = [0; 2];
     let read = match file.read_exact_at(&mut found, offset) {

@@ -12,11 +12,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 /// The store of a host with Nix.
 pub(super) const STORE: &str = "/nix/store";
 /// The most bytes of an answer of Nix.
 pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The time a build of Nix may take: it may have a whole system to make.
+const BUILD_WITHIN: Duration = Duration::from_secs(24 * 3600);
 /// The letters of the hash part of a name in the store.
 const HASH_CHARS: usize = 32;
 
@@ -99,7 +102,7 @@ impl<'a> Nix<'a> {
         line: &mut (dyn FnMut(&str) + Send),
     ) -> Result<Built, BuildError> {
         let args = ["build", "--no-link", "--json", "--print-build-logs", "--no-update-lock-file"];
-        let mut tool = self.tool()?.args(args);
+        let mut tool = self.tool()?.deadline(BUILD_WITHIN).args(args);
         if impure {
             tool = tool.arg("--impure");
         }

@@ -239,8 +239,11 @@ impl Engine {
             own.or_else(|| fact(name)).unwrap_or_else(|| UNNAMED.to_owned())
         };
         let origin = Origin {
-            // No flake's address begins like this: whoever tries to build it is told so.
-            flake_ref: fact("flake").unwrap_or_else(|| format!("kiln:{}", planned.revision.id)),
+            // A path is relative to a recipe that is not there. No flake's address begins with `kiln:`: whoever tries to
+            // build it is told so.
+            flake_ref: fact("flake_path")
+                .or_else(|| fact("flake"))
+                .unwrap_or_else(|| format!("kiln:{}", planned.revision.id)),
             profile: of("nix_profile"),
             role: of("nix_role"),
         };

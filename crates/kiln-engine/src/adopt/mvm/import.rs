@@ -171,6 +171,10 @@ impl Engine {
         let rootfs = step(work.reporter, &format!("rootfs of {label}"), || {
             let rootfs =
                 self.take_file(&revision.rootfs, ArtifactRole::rootfs(), ArtifactFormat::Ext4, work)?;
+            // Checksums were compared with the bytes of then.
+            if revision.compared.is_some_and(|digest| digest != rootfs.digest) {
+                return Err(StoreError::Changed { path: revision.rootfs.clone() }.into());
+            }
             let text = rootfs.size.human();
             EngineResult::Ok((rootfs, text))
         })?;

@@ -9,7 +9,7 @@ use crate::adopt::scan::{Refusal, check_ext4, refuse};
 use kiln_core::recipe::FLAKE_BYTES_MAX;
 use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::text::clip;
-use kiln_core::variant::{BOOT_ARGS_BYTES_MAX, MachineShape, boot_args_bytes};
+use kiln_core::variant::{BOOT_ARGS_BYTES_MAX, DISK_MIB_MAX, MachineShape, boot_args_bytes};
 use kiln_core::{ByteSize, Digest};
 use kiln_store::Disks;
 use kiln_sys::fs;
@@ -26,6 +26,8 @@ pub(super) struct ReadRevision {
     pub(super) name: String,
     pub(super) kernel: PathBuf,
     pub(super) rootfs: PathBuf,
+    /// The digest by which the store will know the bytes of the root file system that were compared.
+    pub(super) compared: Option<Digest>,
     pub(super) initrd: Option<PathBuf>,
     /// What kiln wrote beside the layout's files, where it did.
     pub(super) manifest: Option<Manifest>,
@@ -65,9 +67,14 @@ pub(super) fn revision(
     let rootfs = file(home, dir, &paths.rootfs)?;
     let initrd = paths.initrd.as_deref().map(|name| file(home, dir, name)).transpose()?;
     check_ext4(&rootfs)?;
+    let bytes = fs::metadata(&rootfs)?.len();
+    if bytes > DISK_MIB_MAX << 20 {
+        return refuse(format!("its root file system has {bytes} bytes, a disk has at most 16T"));
+    }
+    let mut compared = None;
     if let Some(sums) = optional_json::<Checksums>(home, &dir.join(CHECKSUMS_FILE), CHECKSUMS_FILE)? {
         check_sums_listed(&sums, template, &record)?;
-        check_sums(home, dir, &sums, disks)?;
+        compared = check_sums(home, dir, &sums, &rootfs, disks)?;
     }
     let config = if paths.fc_base_config.is_empty() { CONFIG_FILE } else { &paths.fc_base_config };
     plain_name(config)?;
@@ -87,6 +94,7 @@ pub(super) fn revision(
         name: name.to_owned(),
         kernel,
         rootfs,
+        compared,
         initrd,
         manifest,
         machine: machine(&record.shape, &template.shape)?,
@@ -162,23 +170,31 @@ fn check_sums_listed(
     Ok(())
 }
 
-/// Compares the files of a revision with their checksums. The template's record, which is listed too, lies above.
-fn check_sums(home: &Path, dir: &Path, sums: &Checksums, disks: &Disks<'_>) -> Result<(), Refusal> {
+/// Compares the files of a revision with their checksums. The template's record, which is listed too, lies above. Returns
+/// the digest by which the store will know the root file system.
+fn check_sums(
+    home: &Path,
+    dir: &Path,
+    sums: &Checksums,
+    rootfs: &Path,
+    disks: &Disks<'_>,
+) -> Result<Option<Digest>, Refusal> {
+    let mut compared = None;
     for (name, want) in &sums.files {
         let path = file(home, if name == TEMPLATE_FILE { home } else { dir }, name)?;
         let Ok(want) = Digest::from_hex(want) else {
             return refuse(format!("its {CHECKSUMS_FILE} has `{}` for {name}, no SHA-256", clip(want)));
         };
-        let have = disks.hash(&path)?.sha256;
-        if have != want {
-            return refuse(format!(
-                "{name} has SHA-256 {}, its {CHECKSUMS_FILE} says {}",
-                have.hex(),
-                want.hex()
-            ));
+        let hash = disks.hash(&path)?;
+        if hash.sha256 != want {
+            let (have, want) = (hash.sha256.hex(), want.hex());
+            return refuse(format!("{name} has SHA-256 {have}, its {CHECKSUMS_FILE} says {want}"));
+        }
+        if path == rootfs {
+            compared = Some(hash.artifact);
         }
     }
-    Ok(())
+    Ok(compared)
 }
 
 fn check_version(file: &str, version: u32) -> Result<(), Refusal> {
