@@ -258,6 +258,11 @@ fn remove_at(
         other => other,
     }
     .at("open", path)?;
+    if stat.st_mode & 0o200 == 0 {
+        // Nor can a directory be emptied that its owner cannot write to, as those of Nix's store. Where this fails the
+        // removal of what is in it says more.
+        let _ = rustix::fs::fchmod(&dir, Mode::RWXU);
+    }
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(&dir).at("list", path)? {
         let entry = entry.at("list", path)?;
