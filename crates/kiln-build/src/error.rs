@@ -5,6 +5,7 @@ use crate::ext4::Ext4Error;
 use crate::initramfs::InitramfsError;
 use crate::kernel::KernelError;
 use crate::modules::ModuleError;
+use crate::source::NixError;
 use kiln_core::arch::Arch;
 use kiln_core::image::Platform;
 use kiln_core::lock::{Moved, PinKind};
@@ -173,6 +174,9 @@ pub enum BuildError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A flake gave nothing that can be used.
+    #[error(transparent)]
+    Nix(#[from] NixError),
     /// The scratch directory has too little room.
     #[error("{} has {} free, the build needs {}", path.display(), ByteSize::from_bytes(*have).human(), ByteSize::from_bytes(*need).human())]
     NoSpace {

@@ -42,6 +42,6 @@ pub use run::{
     BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, builder_pins, resolve,
     run,
 };
-pub use source::PlannedStep;
+pub use source::{NixError, PlannedStep, legacy_key};
 pub use tree::TreeSize;
 pub use unpack::Ownership;

@@ -18,6 +18,8 @@ pub enum Step {
     Fetch,
     /// The layers of an image are uncompressed and overlaid.
     Layers,
+    /// Nix builds a flake.
+    Flake,
     /// A tar file is unpacked.
     Unpack,
     /// The kernel is read and uncompressed.
@@ -38,6 +40,7 @@ impl Step {
             Self::KernelPackage => "kernel-package",
             Self::Fetch => "fetch",
             Self::Layers => "layers",
+            Self::Flake => "flake",
             Self::Unpack => "unpack",
             Self::Kernel => "kernel",
             Self::Initramfs => "initramfs",

@@ -104,6 +104,7 @@ fn space_error(error: BuildError, cx: &BuildContext<'_>) -> BuildError {
     };
     let full = match &error {
         BuildError::Io(error) | BuildError::Ext4(ext4::Ext4Error::Io(error)) => error.is_no_space(),
+        BuildError::Nix(error) => error.tool().is_some_and(by_tool),
         BuildError::Tool(error) | BuildError::Ext4(ext4::Ext4Error::Tool(error)) => by_tool(error),
         _ => false,
     };

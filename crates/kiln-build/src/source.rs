@@ -2,6 +2,7 @@
 
 mod debian;
 mod kernel;
+mod nix;
 mod oci;
 mod path;
 mod template;
@@ -13,12 +14,14 @@ use crate::run::{BuildContext, BuildOutput};
 use kiln_core::lock::Pins;
 use kiln_core::recipe::{AgentOptions, Recipe, Source};
 use kiln_sys::fs;
+use nix::NixPlan;
 use oci::OciPlan;
 use path::PathPlan;
 use std::path::{Path, PathBuf};
 use template::TemplatePlan;
 
 pub(crate) use debian::{DebianPlan, MirrorPlan};
+pub use nix::{NixError, legacy_key};
 pub use template::PlannedStep;
 
 /// A source with its paths resolved.
@@ -27,6 +30,7 @@ pub(crate) enum PlannedSource {
     Debian(DebianPlan),
     Directory(PathPlan),
     Tar(PathPlan),
+    Nix(NixPlan),
     Oci(OciPlan),
     Template(TemplatePlan),
 }
@@ -38,6 +42,7 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
+            Source::Nix(source) => Self::Nix(NixPlan::plan(source, recipe, cx, parts)?),
             Source::Oci(source) => Self::Oci(OciPlan::plan(source, cx, parts)?),
             Source::Template(source) => Self::Template(TemplatePlan::plan(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
@@ -50,6 +55,7 @@ impl PlannedSource {
             Self::Debian(source) => source.resolve(plan, cx),
             Self::Directory(source) | Self::Tar(source) => source.resolve(plan, cx),
             Self::Oci(source) => source.resolve(plan, cx),
+            Self::Nix(_) => Ok(Pins::default()),
             Self::Template(_) => Ok(Pins::default()),
         }
     }
@@ -60,6 +66,7 @@ impl PlannedSource {
             Self::Debian(source) => source.run(plan, cx),
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
+            Self::Nix(source) => source.run(plan, cx),
             Self::Oci(source) => source.run(plan, cx),
             // A machine does its steps.
             Self::Template(_) => Err(BuildError::Source("template")),

@@ -150,6 +150,11 @@ impl Output {
         self.facts.push((name.to_owned(), value.to_string()));
     }
 
+    #[cfg(test)]
+    pub(crate) fn facts(&self) -> &[(String, String)] {
+        &self.facts
+    }
+
     pub(crate) fn sorted(mut self, cx: &BuildContext<'_>) -> BuildOutput {
         self.fact("mke2fs", &cx.host.mke2fs_version);
         self.fact("kiln", &cx.host.kiln_version);

@@ -1,6 +1,7 @@
 //! The environment: the one place that reads it.
 #![expect(clippy::disallowed_methods, reason = "this is where the environment is collected")]
 
+use crate::error::CliError;
 use kiln_engine::Settings;
 use kiln_guest::token::VariableName;
 use kiln_sys::{IoResult, Toolbox, process, tool};
@@ -49,6 +50,14 @@ pub(crate) fn rootfs_templates() -> PathBuf {
 /// Returns where microvm-runtime keeps its machines' disks.
 pub(crate) fn rootfs_clones() -> PathBuf {
     directory("MICROVM_ROOTFS_CLONES_DIR", "/var/lib/microvm/rootfs")
+}
+
+/// Returns where mvm keeps its templates.
+pub(crate) fn mvm_data() -> Result<PathBuf, CliError> {
+    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    path("MVM_DATA_DIR")
+        .or_else(|| Some(path("HOME")?.join(".mvm")))
+        .ok_or_else(|| CliError::Usage("neither MVM_DATA_DIR nor HOME is set: name the directory".to_owned()))
 }
 
 fn directory(variable: &str, otherwise: &str) -> PathBuf {

@@ -83,9 +83,12 @@ impl CliError {
             Self::Private(PrivateError::File(_)) => EXIT_FAILED,
             Self::Usage(_)
             | Self::Private(_)
-            | Self::Engine(EngineError::Recipe { .. } | EngineError::CopySides | EngineError::Shape(_)) => {
-                EXIT_USAGE
-            }
+            | Self::Engine(
+                EngineError::Recipe { .. }
+                | EngineError::TemplateFile { .. }
+                | EngineError::CopySides
+                | EngineError::Shape(_),
+            ) => EXIT_USAGE,
             Self::Engine(EngineError::Cancelled) => EXIT_INTERRUPTED,
             _ => EXIT_FAILED,
         }

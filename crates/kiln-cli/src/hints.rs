@@ -2,7 +2,7 @@
 
 use crate::cmd::private::PrivateError;
 use crate::error::CliError;
-use kiln_build::{BuildError, OciError};
+use kiln_build::{BuildError, NixError, OciError};
 use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
@@ -81,6 +81,9 @@ fn engine(error: &EngineError) -> Vec<String> {
             }
             hints
         }
+        EngineError::TemplateFile { .. } => {
+            one("docs/formats/mvm.md lists its keys; --name NAME stands for an id it lacks")
+        }
         EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
         EngineError::Registry { action: "imported", .. } => one(
             "copy what is wanted to a directory of its own, under names kiln takes (cp --sparse=always), and import that",
@@ -88,7 +91,7 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Registry { .. } => {
             one("name other references, or an empty directory; a disk has to be raw and not in use")
         }
-        EngineError::RegistryEmpty { .. } => one("name the directory that holds the stacks' directories"),
+        EngineError::RegistryEmpty { .. } => one("name the directory that holds their directories"),
         EngineError::NoDirectory { path } => one(format!("mkdir -p {}", path.display())),
         EngineError::NoMachine { similar: Some(name), .. } => {
             one(format!("did you mean `{name}`? kiln ps -a lists all"))
@@ -322,6 +325,9 @@ fn tool(error: &ToolError) -> Vec<String> {
     match error {
         ToolError::NotFound { name } => one(format!("kiln doctor says which package brings `{name}`")),
         ToolError::Failed { stderr, .. } if stderr.contains("No space left") => space(),
+        ToolError::Failed { stderr, .. } if stderr.contains("--no-update-lock-file") => {
+            one("nix flake lock, in the flake's directory, writes its lock")
+        }
         _ => Vec::new(),
     }
 }
@@ -383,6 +389,25 @@ fn build(error: &BuildError) -> Vec<String> {
         BuildError::Offline { .. } => return one("build it once without --offline"),
         BuildError::NoArchive { .. } => return one("name `kernel` and `modules` in [source]"),
         _ => {}
+    }
+    if let BuildError::Nix(error) = error {
+        match error {
+            NixError::NotLocked { .. } => {
+                return one(
+                    "commit the changes, or name the directory: flake = \"path:…\" takes it as it is",
+                );
+            }
+            NixError::NoFlake { .. } => return one("name the directory that holds flake.nix"),
+            NixError::Missing { .. } | NixError::Twice { .. } | NixError::OutputKind { .. } => {
+                return one(
+                    "docs/formats/recipe.md lists the names that are looked for; attribute = \"…\" names another package",
+                );
+            }
+            NixError::ReadOnlyRoot { .. } | NixError::NotExt4 { .. } => {
+                return one("let the flake make an ext4 image, rootfs.ext4");
+            }
+            _ => {}
+        }
     }
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {

@@ -13,6 +13,7 @@
 //! is written.
 
 mod export;
+pub mod mvm;
 mod scan;
 
 pub use export::{ExportRegistry, Exported, ExportedDisk, ExportedStack};

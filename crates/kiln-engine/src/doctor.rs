@@ -251,6 +251,12 @@ fn programs() -> Vec<Program> {
         Program { name: "dpkg-deb", package: "dpkg", purpose: debian, needed: false },
         Program { name: "unshare", package: "util-linux", purpose: debian, needed: false },
         Program {
+            name: "nix",
+            package: "nix-bin",
+            purpose: "the source `nix` cannot be built",
+            needed: false,
+        },
+        Program {
             name: "rpm",
             package: "rpm",
             purpose: "RPM packages of two revisions cannot be compared",

@@ -23,6 +23,15 @@ pub enum EngineError {
         /// Where the search began.
         from: PathBuf,
     },
+    /// A template file of another program is not one.
+    #[error("{} is no template file of mvm", path.display())]
+    TemplateFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: RecipeError,
+    },
     /// A recipe is not one.
     #[error("{} is not a valid recipe", path.display())]
     Recipe {
@@ -122,11 +131,11 @@ pub enum EngineError {
         problems: Vec<RegistryProblem>,
     },
     /// A directory of another program holds nothing to take over.
-    #[error("{} holds no STACK/{file}", path.display())]
+    #[error("{} holds no {file}", path.display())]
     RegistryEmpty {
         /// The directory.
         path: PathBuf,
-        /// The file that is looked for.
+        /// What is looked for.
         file: &'static str,
     },
     /// No machine has that name or id.

@@ -168,6 +168,11 @@ pub fn read_link(path: &Path) -> IoResult<std::path::PathBuf> {
     std::fs::read_link(path).at("read the link", path)
 }
 
+/// Makes a symbolic link with this text, where nothing is yet.
+pub fn symlink(text: &Path, path: &Path) -> IoResult<()> {
+    rustix::fs::symlink(text, path).at("make the link", path)
+}
+
 /// Removes a file; one that is not there is fine.
 pub fn remove_file(path: &Path) -> IoResult<()> {
     optional(std::fs::remove_file(path).at("remove", path)).map(|_| ())
@@ -253,6 +258,11 @@ fn remove_at(
         other => other,
     }
     .at("open", path)?;
+    if stat.st_mode & 0o200 == 0 {
+        // Nor can a directory be emptied that its owner cannot write to, as those of Nix's store. Where this fails the
+        // removal of what is in it says more.
+        let _ = rustix::fs::fchmod(&dir, Mode::RWXU);
+    }
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(&dir).at("list", path)? {
         let entry = entry.at("list", path)?;

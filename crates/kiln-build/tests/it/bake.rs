@@ -34,8 +34,8 @@ fn build_pinned(
     reporter: &dyn Reporter,
 ) -> Result<(ScratchDir, BuildOutput), BuildError> {
     let dir = scratch();
-    let plan = planned_with(recipe, Path::new("/"), host, pins)?;
     let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
+    let plan = planned_with(recipe, Path::new("/"), host, &toolbox, pins, dir.path())?;
     let cx = BuildContext {
         toolbox: &toolbox,
         scratch: dir.path(),

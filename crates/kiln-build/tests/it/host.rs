@@ -42,24 +42,18 @@ pub(crate) fn kernel() -> Vec<u8> {
 
 /// Plans a build of a recipe whose paths begin at `base`.
 pub(crate) fn planned(recipe: &Recipe, base: &Path, host: &HostFacts) -> Result<BuildPlan, BuildError> {
-    planned_with(recipe, base, host, &Pins::default())
+    planned_with(recipe, base, host, &Toolbox::default(), &Pins::default(), base)
 }
 
-/// Plans a build that keeps to a lock.
+/// The same with programs, pins and a cache of its own.
 pub(crate) fn planned_with(
     recipe: &Recipe,
     base: &Path,
     host: &HostFacts,
+    toolbox: &Toolbox,
     pins: &Pins,
+    cache: &Path,
 ) -> Result<BuildPlan, BuildError> {
-    let context = PlanContext {
-        base,
-        host,
-        toolbox: &Toolbox::default(),
-        cancel: &Cancel::new().unwrap(),
-        cache: base,
-        pins,
-        offline: false,
-    };
-    plan(recipe, &context)
+    let cancel = Cancel::new().unwrap();
+    plan(recipe, &PlanContext { base, host, toolbox, cancel: &cancel, cache, pins, offline: false })
 }

@@ -6,5 +6,6 @@ mod bake;
 mod disk;
 mod host;
 mod initramfs;
+mod nix;
 mod plan;
 mod run;

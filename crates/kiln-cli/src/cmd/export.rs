@@ -1,6 +1,7 @@
 //! `kiln export`: templates and disks into other programs' directories.
 
 use super::Context;
+use super::mvm::ExportMvmArgs;
 use crate::error::CliResult;
 use crate::output;
 use clap::{Args, Subcommand};
@@ -21,6 +22,8 @@ pub(crate) struct ExportArgs {
 enum Format {
     /// The rootfs registry of microvm-runtime: STACK/rootfs.ext4
     RootfsRegistry(RegistryArgs),
+    /// Templates of mvm: templates/ID/artifacts/REVISION
+    Mvm(ExportMvmArgs),
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +77,7 @@ struct ShownDisk {
 pub(crate) fn run(context: &Context, args: &ExportArgs) -> CliResult {
     match &args.format {
         Format::RootfsRegistry(args) => registry(context, args),
+        Format::Mvm(args) => super::mvm::export(context, args),
     }
 }
 

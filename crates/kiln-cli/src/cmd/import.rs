@@ -1,6 +1,7 @@
 //! `kiln import`: templates and disks from other programs' directories.
 
 use super::Context;
+use super::mvm::ImportMvmArgs;
 use crate::error::{CliError, CliResult};
 use crate::{env, output};
 use clap::{Args, Subcommand};
@@ -20,6 +21,8 @@ pub(crate) struct ImportArgs {
 enum Format {
     /// The rootfs registry of microvm-runtime: STACK/rootfs.ext4
     RootfsRegistry(RegistryArgs),
+    /// Templates of mvm: templates/ID/artifacts/REVISION
+    Mvm(ImportMvmArgs),
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +74,7 @@ struct ShownTemplate {
 pub(crate) fn run(context: &Context, args: &ImportArgs) -> CliResult {
     match &args.format {
         Format::RootfsRegistry(args) => registry(context, args),
+        Format::Mvm(args) => super::mvm::import(context, args),
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod lock;
 pub(crate) mod logs;
 pub(crate) mod ls;
 mod memory;
+mod mvm;
 mod named;
 pub(crate) mod pause;
 pub(crate) mod private;

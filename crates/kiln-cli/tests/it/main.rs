@@ -20,6 +20,8 @@ mod identity;
 mod lifecycle;
 mod lock;
 mod memory;
+mod mvm;
+mod nix;
 mod oci;
 mod pause;
 mod private;

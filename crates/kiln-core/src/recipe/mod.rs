@@ -2,10 +2,16 @@
 //!
 //! [`parse`] takes the file's text; paths in a recipe stay as written, the caller knows which folder they are relative to.
 
+mod flake;
+mod mvm;
 mod source;
 mod wire;
 
-pub use source::{BuildStep, DebianSource, KernelSource, OciSource, PathSource, Source, TemplateSource};
+pub use flake::{ATTRIBUTE_BYTES_MAX, FLAKE_BYTES_MAX, FlakeAttribute, FlakeRef, InvalidFlake, nix_system};
+pub use mvm::{MvmRecipe, from_mvm};
+pub use source::{
+    BuildStep, DebianSource, KernelSource, NixSource, OciSource, PathSource, Source, TemplateSource,
+};
 
 use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};

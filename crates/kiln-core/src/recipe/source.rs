@@ -1,5 +1,6 @@
 //! Where a template's content comes from, checked.
 
+use super::flake::{FlakeAttribute, FlakeRef};
 use crate::image::{ImageName, Platform};
 use crate::reference::Reference;
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ pub enum Source {
     Directory(PathSource),
     /// A tar file that holds the root file system.
     Tar(PathSource),
+    /// An attribute of a Nix flake.
+    Nix(NixSource),
     /// An OCI image.
     Oci(OciSource),
     /// Another template, changed step by step in a machine.
@@ -28,6 +31,7 @@ impl Source {
             Self::Debian(_) => "debian",
             Self::Directory(_) => "directory",
             Self::Tar(_) => "tar",
+            Self::Nix(_) => "nix",
             Self::Oci(_) => "oci",
             Self::Template(_) => "template",
         }
@@ -121,4 +125,15 @@ pub enum BuildStep {
     User(String),
     /// Where they run.
     Workdir(String),
+}
+
+/// What Nix builds of a flake: kernel and root file system together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NixSource {
+    /// The flake.
+    pub flake: FlakeRef,
+    /// What is built of it: as the recipe says, else by its profile.
+    pub attribute: FlakeAttribute,
+    /// Whether the flake may look at the host: the result then depends on more than the recipe names.
+    pub impure: bool,
 }

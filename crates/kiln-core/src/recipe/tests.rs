@@ -254,6 +254,32 @@ fn a_source_is_needed_and_of_a_known_type() {
 }
 
 #[test]
+fn a_flake_has_an_attribute_by_its_profile() {
+    let nix = |top: &str, table: &str, rest: &str| {
+        format!("name=\"a\"\n{top}\n[source]\ntype=\"nix\"\nflake=\".\"\n{table}\n{rest}")
+    };
+    let attribute = |text: &str| match parse(text).unwrap().source {
+        Source::Nix(source) => source.attribute.resolve("x86_64-linux"),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(attribute(&nix("", "", "")), "packages.x86_64-linux.default");
+    assert_eq!(attribute(&nix("profile=\"web\"", "", "")), "packages.x86_64-linux.tenant-web");
+    assert_eq!(attribute(&nix("profile=\"web\"", "attribute=\"a\"", "")), "packages.x86_64-linux.a");
+    let variants = "[[variant]]\nname=\"one\"\nvcpus=2\n[[variant]]\nname=\"two\"\nprofile=\"web\"";
+    assert_eq!(attribute(&nix("profile=\"web\"", "", variants)), "packages.x86_64-linux.tenant-web");
+    assert_eq!(
+        error(&nix("", "", variants)),
+        "`variant.two.profile`: it wants `tenant-web` of the flake and the template `default`: one revision holds one set of files"
+    );
+    assert_eq!(attribute(&nix("", "attribute=\"both\"", variants)), "packages.x86_64-linux.both");
+    assert!(error(&nix("profile=\"a.b\"", "", "")).starts_with("`profile`: `a.b` is no attribute"));
+    let refused = |flake: &str| error(&nix("", "", "").replace("flake=\".\"", &format!("flake='{flake}'")));
+    assert_eq!(refused("--impure"), "`source.flake`: `--impure` begins with `-`");
+    assert_eq!(refused(". --impure"), "`source.flake`: `. --impure` holds ' '");
+    assert!(refused(".#x").contains("the attribute has a key of its own"));
+}
+
+#[test]
 fn the_schema_lists_every_section() {
     let schema = json_schema();
     for key in ["name", "source", "machine", "boot", "ready", "agent", "entrypoint", "variant"] {

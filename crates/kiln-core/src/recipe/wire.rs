@@ -220,17 +220,24 @@ impl TryFrom<RecipeFile> for Recipe {
         if disk_size_min.is_some_and(|size| size.bytes() > DISK_MIB_MAX << 20) {
             return Err(value("machine.disk", "at most 16T are possible"));
         }
-        let source = source::checked(file.source, step::checked(file.step)?)?;
+        let profile = parsed_opt("profile", file.profile.as_deref())?;
+        let variants = variants(file.variant, &machine)?;
+        let others = source::Others {
+            steps: step::checked(file.step)?,
+            profile: profile.as_ref(),
+            variants: &variants,
+        };
+        let source = source::checked(file.source, others)?;
         Ok(Self {
             name: parsed("name", &file.name)?,
-            profile: parsed_opt("profile", file.profile.as_deref())?,
+            profile,
             disk_size_min,
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
             snapshot: snapshot(file.snapshot)?,
             agent: agent(file.agent, file.entrypoint, matches!(source, Source::Oci(_)))?,
             source,
-            variants: variants(file.variant, &machine)?,
+            variants,
             machine,
         })
     }

@@ -53,7 +53,10 @@ impl Engine {
             }
         }
         if stacks.is_empty() && problems.is_empty() {
-            return Err(EngineError::RegistryEmpty { path: request.templates.to_owned(), file: IMAGE_FILE });
+            return Err(EngineError::RegistryEmpty {
+                path: request.templates.to_owned(),
+                file: "STACK/rootfs.ext4",
+            });
         }
         let mut clones = Vec::new();
         if let Some(dir) = request.clones {
@@ -161,12 +164,12 @@ impl<E: Into<EngineError>> From<E> for Refusal {
     }
 }
 
-fn refuse<T>(reason: impl Into<String>) -> Result<T, Refusal> {
+pub(super) fn refuse<T>(reason: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal::Because(reason.into()))
 }
 
 /// Lists the names in a directory that was given, which must be there.
-fn entries(dir: &Path) -> EngineResult<Vec<std::ffi::OsString>> {
+pub(super) fn entries(dir: &Path) -> EngineResult<Vec<std::ffi::OsString>> {
     if !fs::exists(dir)? {
         return Err(EngineError::NoDirectory { path: dir.to_owned() });
     }
@@ -184,7 +187,7 @@ fn check_entries(entries: usize, dir: &Path) -> EngineResult<()> {
     Ok(())
 }
 
-fn shown(name: &std::ffi::OsStr) -> String {
+pub(super) fn shown(name: &std::ffi::OsStr) -> String {
     text::clip(&name.to_string_lossy())
 }
 
@@ -217,6 +220,16 @@ fn image_size(image: &Path) -> Result<ByteSize, Refusal> {
             meta.nlink()
         ));
     }
+    check_magic(&file, image)?;
+    Ok(ByteSize::from_bytes(meta.len()))
+}
+
+/// Checks that a file looks like an ext4 file system.
+pub(super) fn check_ext4(image: &Path) -> Result<(), Refusal> {
+    check_magic(&fs::open(image)?, image)
+}
+
+fn check_magic(file: &std::fs::File, image: &Path) -> Result<(), Refusal> {
     let (offset, magic) = EXT4_MAGIC;
     let mut found = [0; 2];
     let read = match file.read_exact_at(&mut found, offset) {
@@ -227,7 +240,7 @@ fn image_size(image: &Path) -> Result<ByteSize, Refusal> {
     if found != magic {
         return refuse("its image is no ext4 file system");
     }
-    Ok(ByteSize::from_bytes(meta.len()))
+    Ok(())
 }
 
 /// Reads a stamp without the white space around it.

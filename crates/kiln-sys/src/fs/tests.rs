@@ -44,6 +44,19 @@ fn removing_a_tree_does_not_follow_links() {
 }
 
 #[test]
+fn trees_that_their_owner_may_not_write_to_are_removed() {
+    let dir = scratch();
+    let tree = dir.path().join("tree");
+    std::fs::create_dir_all(tree.join("a/b")).unwrap();
+    std::fs::write(tree.join("a/b/file"), b"").unwrap();
+    for path in ["a/b", "a", ""] {
+        set_mode(&tree.join(path), 0o555).unwrap();
+    }
+    remove_tree(&tree).unwrap();
+    assert!(!exists(&tree).unwrap());
+}
+
+#[test]
 fn a_listing_failure_is_not_an_empty_listing() {
     let dir = scratch();
     let path = dir.path().join("file");

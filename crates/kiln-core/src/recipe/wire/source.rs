@@ -1,11 +1,13 @@
 //! The table `[source]` as written, and the checks that make it a [`Source`].
 
 use super::{parsed, parsed_opt, value};
+use crate::name::VariantName;
 use crate::recipe::{
-    BuildStep, DebianSource, KernelSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source,
-    TemplateSource,
+    BuildStep, DebianSource, FlakeAttribute, KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource,
+    RecipeError, Source, TemplateSource,
 };
 use crate::reference::Reference;
+use crate::variant::Variant;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -19,6 +21,8 @@ pub(super) enum SourceTable {
     Directory(PathTable),
     /// A tar file (plain, gzip or zstd) that holds the root file system.
     Tar(PathTable),
+    /// An attribute of a Nix flake, which brings kernel and root file system.
+    Nix(NixTable),
     /// An OCI image.
     Oci(OciTable),
     /// Another template, changed by `[[step]]`s.
@@ -89,8 +93,28 @@ pub(super) struct OciTable {
     kernel_package: Option<String>,
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NixTable {
+    /// The flake: a path relative to the recipe (`.`, `path:../image`), or what Nix fetches (`github:owner/repository`).
+    flake: String,
+    /// The package of the flake, or a whole path of attributes. Default: `tenant-PROFILE`, without a profile `default`.
+    attribute: Option<String>,
+    /// Whether the flake may look at the host (`nix build --impure`). Default: false.
+    #[serde(default)]
+    impure: bool,
+}
+
+/// What else of a recipe has a say in its source.
+pub(super) struct Others<'a> {
+    pub(super) steps: Vec<BuildStep>,
+    pub(super) profile: Option<&'a VariantName>,
+    pub(super) variants: &'a [Variant],
+}
+
 /// Checks what a recipe says of its source.
-pub(super) fn checked(table: SourceTable, steps: Vec<BuildStep>) -> Result<Source, RecipeError> {
+pub(super) fn checked(table: SourceTable, others: Others<'_>) -> Result<Source, RecipeError> {
+    let Others { steps, profile, variants } = others;
     if !steps.is_empty() && !matches!(table, SourceTable::Template(_)) {
         return Err(value("step", "steps belong to a source of type `template`"));
     }
@@ -98,6 +122,7 @@ pub(super) fn checked(table: SourceTable, steps: Vec<BuildStep>) -> Result<Sourc
         SourceTable::Debian(table) => Source::Debian(debian(table)?),
         SourceTable::Directory(table) => Source::Directory(path(table)?),
         SourceTable::Tar(table) => Source::Tar(path(table)?),
+        SourceTable::Nix(table) => Source::Nix(nix(table, profile, variants)?),
         SourceTable::Oci(table) => Source::Oci(oci(table)?),
         SourceTable::Template(table) => {
             let from: Reference = parsed("source.from", &table.from)?;
@@ -190,4 +215,35 @@ fn debian(table: DebianTable) -> Result<DebianSource, RecipeError> {
         kernel_package: table.kernel.map(|text| word("source.kernel", text, PACKAGE)).transpose()?,
         docs: table.docs,
     })
+}
+
+fn nix(
+    table: NixTable,
+    profile: Option<&VariantName>,
+    variants: &[Variant],
+) -> Result<NixSource, RecipeError> {
+    let flake = parsed("source.flake", &table.flake)?;
+    let attribute = match &table.attribute {
+        Some(text) => parsed("source.attribute", text)?,
+        None => {
+            let of =
+                |profile: Option<&VariantName>| FlakeAttribute::of_profile(profile.map(VariantName::as_str));
+            let attribute = of(profile).map_err(|error| value("profile", error))?;
+            for variant in variants {
+                let field = || format!("variant.{}.profile", variant.name);
+                let other =
+                    of(variant.profile.as_ref().or(profile)).map_err(|error| value(&field(), error))?;
+                if other != attribute {
+                    return Err(value(
+                        &field(),
+                        format_args!(
+                            "it wants `{other}` of the flake and the template `{attribute}`: one revision holds one set of files"
+                        ),
+                    ));
+                }
+            }
+            attribute
+        }
+    };
+    Ok(NixSource { flake, attribute, impure: table.impure })
 }
