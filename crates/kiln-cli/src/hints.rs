@@ -310,7 +310,9 @@ fn image(error: &BuildError) -> Option<&'static str> {
     let image = match error {
         BuildError::NoImageInput => return Some("docker save NAME | kiln build"),
         BuildError::NoCommand => return Some("add `command` to [entrypoint]"),
-        BuildError::Platform { .. } => return Some("leave `platform` out of [source], or choose one of this host's"),
+        BuildError::Platform { .. } => {
+            return Some("leave `platform` out of [source], or choose one of this host's");
+        }
         BuildError::Image(image) => image,
         _ => return None,
     };
@@ -321,8 +323,12 @@ fn image(error: &BuildError) -> Option<&'static str> {
         }
         OciError::Platform { .. } => "name one of them as `platform` in [source], or another image",
         OciError::Offline { .. } => "one build with the network brings it into the cache",
-        OciError::Denied { .. } => "docker login writes credentials that kiln reads (DOCKER_CONFIG, ~/.docker)",
-        OciError::NotFound { .. } => "a name without a host is one of docker.io; look at host, repository and tag",
+        OciError::Denied { .. } => {
+            "docker login writes credentials that kiln reads (DOCKER_CONFIG, ~/.docker)"
+        }
+        OciError::NotFound { .. } => {
+            "a name without a host is one of docker.io; look at host, repository and tag"
+        }
         OciError::Registry { .. } => {
             "try again: what came is kept; https_proxy, no_proxy and SSL_CERT_FILE are honoured"
         }

@@ -46,6 +46,9 @@ pub enum InvalidImageName {
     Registry(#[from] InvalidRegistryReference),
 }
 
+/// Makes a name of a path and what follows it.
+type Kind = fn(PathBuf, Option<String>) -> ImageName;
+
 impl FromStr for ImageName {
     type Err = InvalidImageName;
 
@@ -56,14 +59,15 @@ impl FromStr for ImageName {
         if text == "-" {
             return Ok(Self::Stdin);
         }
-        let kinds: [(&str, fn(PathBuf, Option<String>) -> Self); 3] = [
+        let kinds: [(&str, Kind); 3] = [
             ("oci-layout:", Self::Layout),
             ("oci-archive:", Self::OciArchive),
             ("docker-archive:", Self::DockerArchive),
         ];
         for (prefix, kind) in kinds {
             let Some(rest) = text.strip_prefix(prefix) else { continue };
-            let (path, which) = rest.split_once(':').map_or((rest, None), |(path, which)| (path, Some(which)));
+            let (path, which) =
+                rest.split_once(':').map_or((rest, None), |(path, which)| (path, Some(which)));
             if path.is_empty() || which.is_some_and(str::is_empty) || text.contains('\0') {
                 return Err(InvalidImageName::NoPath(crate::text::clip(text)));
             }

@@ -16,7 +16,8 @@ use kiln_core::recipe::{AgentOptions, Entrypoint, Init, OciSource};
 use kiln_core::size::ByteSize;
 use kiln_core::text::{clip, count};
 use kiln_source::oci::{
-    self, ArchiveKind, BlobCache, DockerConfig, Image, ImageConfig, OciError, RegistryOptions, UncompressOptions,
+    self, ArchiveKind, BlobCache, DockerConfig, Image, ImageConfig, OciError, RegistryOptions,
+    UncompressOptions,
 };
 use kiln_sys::{Toolbox, fs};
 use std::io::IsTerminal as _;
@@ -102,7 +103,9 @@ impl OciPlan {
         let root = match self.fetch(cx).and_then(|()| self.unpacked(cx)) {
             // What lies in the cache is not what was put there: fetched anew, it either is, or the error stays.
             Err(BuildError::Image(OciError::Digest { expected, .. }))
-                if matches!(self.name, ImageName::Registry(_)) && !cx.offline && self.has_layer(&expected) =>
+                if matches!(self.name, ImageName::Registry(_))
+                    && !cx.offline
+                    && self.has_layer(&expected) =>
             {
                 BlobCache::open(cx.cache)?.forget(&expected)?;
                 fs::remove_tree(&cx.scratch.join(LAYERS))?;
@@ -137,7 +140,8 @@ impl OciPlan {
 
     fn unpacked(&self, cx: &BuildContext<'_>) -> Result<Root, BuildError> {
         let stored: u64 = self.image.layers.iter().map(|layer| layer.blob.place.len).sum();
-        let detail = format!("{}, {}", count(self.image.layers.len(), "layer"), ByteSize::from_bytes(stored).human());
+        let detail =
+            format!("{}, {}", count(self.image.layers.len(), "layer"), ByteSize::from_bytes(stored).human());
         let step = Running::start(cx.reporter, Step::Layers, detail);
         need_space(cx, stored)?;
         let layers = cx.scratch.join(LAYERS);
@@ -148,10 +152,11 @@ impl OciPlan {
         step.done(count(merged.names(), "name"));
 
         let check = Running::start(cx.reporter, Step::Check, clip(&self.name.to_string()));
-        let checked = archive::check(merged.reader(), &|| !cx.cancel.is_cancelled()).map_err(|error| match error {
-            ArchiveError::Read(_) if cx.cancel.is_cancelled() => BuildError::Cancelled,
-            source => BuildError::ImageTree { source },
-        })?;
+        let checked =
+            archive::check(merged.reader(), &|| !cx.cancel.is_cancelled()).map_err(|error| match error {
+                ArchiveError::Read(_) if cx.cancel.is_cancelled() => BuildError::Cancelled,
+                source => BuildError::ImageTree { source },
+            })?;
         let (size, listing) = (checked.size, checked.listing);
         check.done(count(size.inodes, "file"));
         need_space(cx, size.bytes().saturating_mul(2))?;
@@ -180,7 +185,8 @@ impl OciPlan {
 
 /// Reads docker's configuration, where the environment of programs says that it is.
 fn docker_config(toolbox: &Toolbox) -> Result<DockerConfig, BuildError> {
-    let variable = |name: &str| toolbox.env().iter().find(|(key, _)| key == name).map(|(_, value)| PathBuf::from(value));
+    let variable =
+        |name: &str| toolbox.env().iter().find(|(key, _)| key == name).map(|(_, value)| PathBuf::from(value));
     let directory = variable("DOCKER_CONFIG").or_else(|| Some(variable("HOME")?.join(".docker")));
     Ok(directory.map(|directory| DockerConfig::read(&directory)).transpose()?.unwrap_or_default())
 }

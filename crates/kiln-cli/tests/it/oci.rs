@@ -96,12 +96,17 @@ fn an_image_comes_on_standard_input() {
     let context = context();
     image(&context);
     let layout = built(&context, "oci-layout:img:v1", "");
-    run("skopeo", &["--insecure-policy", "copy", "oci:img:v1", "docker-archive:saved.tar:box:v1"], &context.work());
+    run(
+        "skopeo",
+        &["--insecure-policy", "copy", "oci:img:v1", "docker-archive:saved.tar:box:v1"],
+        &context.work(),
+    );
     let saved = std::fs::read(context.work().join("saved.tar")).unwrap();
     let recipe = recipe(&context, "-", "");
     let output = context.kiln_with_input(["build".as_ref(), recipe.as_os_str()], saved);
     assert_eq!(output.ok().lines().last(), Some(layout.as_str()));
-    let nothing = context.kiln_with_input(["build".as_ref(), recipe.as_os_str(), "--force".as_ref()], Vec::new());
+    let nothing =
+        context.kiln_with_input(["build".as_ref(), recipe.as_os_str(), "--force".as_ref()], Vec::new());
     let said = nothing.fails(1);
     assert!(said.contains("it has neither manifest.json nor index.json"), "{said}");
 }
@@ -128,7 +133,8 @@ fn what_is_wrong_with_an_image_is_told_and_the_tag_stays() {
     assert!(said.contains("`source.image`") || said.contains("source.image"), "{said}");
     // A layer that is not what it is named by: nothing is left, and the tag stays.
     let blobs = std::fs::read_dir(context.work().join("img/blobs/sha256")).unwrap();
-    let layer = blobs.map(|entry| entry.unwrap().path()).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let layer =
+        blobs.map(|entry| entry.unwrap().path()).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
     let mut bytes = std::fs::read(&layer).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

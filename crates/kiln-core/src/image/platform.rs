@@ -46,7 +46,9 @@ impl FromStr for Platform {
 
     fn from_str(text: &str) -> Result<Self, InvalidPlatform> {
         let word = |text: &str| {
-            !text.is_empty() && text.len() <= 32 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+            !text.is_empty()
+                && text.len() <= 32
+                && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         };
         let mut parts = text.split('/');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {

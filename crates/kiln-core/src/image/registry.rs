@@ -70,7 +70,9 @@ fn is_host(part: &str) -> bool {
 fn valid_host(host: &str) -> bool {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
-            Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => ("v6", port.strip_prefix(':')),
+            Some((address, port)) if address.parse::<std::net::Ipv6Addr>().is_ok() => {
+                ("v6", port.strip_prefix(':'))
+            }
             _ => return false,
         },
         None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
@@ -81,7 +83,8 @@ fn valid_host(host: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    let port = port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    let port =
+        port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
     name.len() <= 253 && name.split('.').all(label) && port
 }
 
@@ -91,7 +94,11 @@ fn valid_component(part: &str) -> bool {
     let plain = part.bytes().all(|byte| word(byte) || matches!(byte, b'.' | b'_' | b'-'));
     let ends = part.bytes().next().is_some_and(word) && part.bytes().next_back().is_some_and(word);
     let separators = part.split(|c: char| c.is_ascii_alphanumeric());
-    plain && ends && separators.into_iter().all(|run| matches!(run, "" | "." | "_" | "__") || run.bytes().all(|b| b == b'-'))
+    plain
+        && ends
+        && separators
+            .into_iter()
+            .all(|run| matches!(run, "" | "." | "_" | "__") || run.bytes().all(|b| b == b'-'))
 }
 
 fn valid_tag(tag: &str) -> bool {
@@ -108,7 +115,9 @@ impl FromStr for RegistryReference {
         let invalid = |reason| InvalidRegistryReference { text: crate::text::clip(text), reason };
         let (name, digest) = text.split_once('@').map_or((text, None), |(name, digest)| (name, Some(digest)));
         let digest = digest
-            .map(|digest| digest.parse().map_err(|_| invalid("what follows `@` is no sha256 or sha512 digest")))
+            .map(|digest| {
+                digest.parse().map_err(|_| invalid("what follows `@` is no sha256 or sha512 digest"))
+            })
             .transpose()?;
         let (host, rest) = match name.split_once('/') {
             Some((first, rest)) if is_host(first) => (first, rest),
@@ -127,9 +136,13 @@ impl FromStr for RegistryReference {
         if !tag.is_none_or(valid_tag) {
             return Err(invalid("the tag has letters, digits, `_`, `.` and `-`, up to 128 bytes"));
         }
-        let host = if host == "index.docker.io" || host == "registry-1.docker.io" { DOCKER_HUB } else { host };
-        let repository =
-            if host == DOCKER_HUB && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+        let host =
+            if host == "index.docker.io" || host == "registry-1.docker.io" { DOCKER_HUB } else { host };
+        let repository = if host == DOCKER_HUB && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path.to_owned()
+        };
         let tag = tag.or_else(|| digest.is_none().then_some(TAG_DEFAULT)).map(str::to_owned);
         Ok(Self { host: host.to_ascii_lowercase(), repository, tag, digest })
     }

@@ -39,8 +39,24 @@ fn a_tag_beside_a_digest_stays_out_of_the_repository() {
 #[test]
 fn what_is_no_reference_is_refused() {
     for text in [
-        "", "/x", "a//b", "A/b/../c", "a/..", "UPPER", "a:b:c/d", "a@sha256:12", "a@md5:x", "-x/y.z", "a b", "x:",
-        "a___b", "x.-y", "localhost:70000/x", "exa_mple.com/x", "https://ghcr.io/a", "--help",
+        "",
+        "/x",
+        "a//b",
+        "A/b/../c",
+        "a/..",
+        "UPPER",
+        "a:b:c/d",
+        "a@sha256:12",
+        "a@md5:x",
+        "-x/y.z",
+        "a b",
+        "x:",
+        "a___b",
+        "x.-y",
+        "localhost:70000/x",
+        "exa_mple.com/x",
+        "https://ghcr.io/a",
+        "--help",
     ] {
         assert!(text.parse::<RegistryReference>().is_err(), "{text}");
     }
@@ -49,7 +65,9 @@ fn what_is_no_reference_is_refused() {
 #[test]
 fn names_of_a_registry_are_limited() {
     let accepted = |text: String| text.parse::<RegistryReference>().is_ok();
-    assert!(accepted(format!("ghcr.io/{}", "a".repeat(255))) && !accepted(format!("ghcr.io/{}", "a".repeat(256))));
+    assert!(
+        accepted(format!("ghcr.io/{}", "a".repeat(255))) && !accepted(format!("ghcr.io/{}", "a".repeat(256)))
+    );
     assert!(accepted(format!("a:{}", "t".repeat(128))) && !accepted(format!("a:{}", "t".repeat(129))));
 }
 
@@ -62,7 +80,9 @@ fn loopback_is_told_from_other_hosts() {
 
 #[test]
 fn places_are_told_apart_by_their_prefix() {
-    for text in ["-", "oci-layout:dir", "oci-layout:dir:v1", "oci-archive:/a/b.tar", "docker-archive:x.tar:alpine:3"] {
+    for text in
+        ["-", "oci-layout:dir", "oci-layout:dir:v1", "oci-archive:/a/b.tar", "docker-archive:x.tar:alpine:3"]
+    {
         assert_eq!(text.parse::<ImageName>().unwrap().to_string(), text);
     }
     for text in ["oci-layout:", "oci-layout:x:", "docker-archive::x"] {
@@ -73,9 +93,14 @@ fn places_are_told_apart_by_their_prefix() {
 
 #[test]
 fn digests_hold_nothing_but_digits() {
-    assert_eq!(format!("sha256:{HEX}").parse::<ContentDigest>().unwrap().to_string(), format!("sha256:{HEX}"));
+    assert_eq!(
+        format!("sha256:{HEX}").parse::<ContentDigest>().unwrap().to_string(),
+        format!("sha256:{HEX}")
+    );
     assert!(format!("sha512:{HEX}{HEX}").parse::<ContentDigest>().is_ok());
-    for text in ["sha256:../../etc/passwd", "sha256:", "sha512:00", HEX, &format!("sha256:{}", HEX.to_uppercase())] {
+    for text in
+        ["sha256:../../etc/passwd", "sha256:", "sha512:00", HEX, &format!("sha256:{}", HEX.to_uppercase())]
+    {
         assert!(text.parse::<ContentDigest>().is_err(), "{text}");
     }
 }

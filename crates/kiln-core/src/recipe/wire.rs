@@ -3,7 +3,9 @@
 mod source;
 
 use self::source::{SourceTable, words};
-use super::{AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, SnapshotOptions, Source};
+use super::{
+    AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, SnapshotOptions, Source,
+};
 use crate::capture::CapturePlan;
 use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
 use crate::revision::VARIANTS_MAX;

@@ -28,7 +28,8 @@ impl Archive {
         let len = file.metadata().at("inspect", path)?.len();
         let mut reader = TarReader::new(&file, 0, len);
         let (mut files, mut links) = (HashMap::new(), HashMap::new());
-        let refuse = |problem: String| OciError::NotAnImage { path: path.to_owned(), wanted: WANTED, problem };
+        let refuse =
+            |problem: String| OciError::NotAnImage { path: path.to_owned(), wanted: WANTED, problem };
         let mut count = 0;
         while let Some(entry) = reader.next().map_err(|error| refuse(error.to_string()))? {
             count += 1;
@@ -63,7 +64,11 @@ impl Archive {
                 None => break,
             }
         }
-        self.files.get(&name).map(|(offset, len)| Place { path: self.path.clone(), offset: *offset, len: *len })
+        self.files.get(&name).map(|(offset, len)| Place {
+            path: self.path.clone(),
+            offset: *offset,
+            len: *len,
+        })
     }
 
     /// Opens an image of `docker save`: its `manifest.json` names files, its configuration what they uncompress to.
@@ -75,14 +80,19 @@ impl Archive {
     ) -> Result<Image, OciError> {
         let bytes = list.read("manifest", MANIFEST_BYTES_MAX)?;
         let images: Vec<DockerImage> = parse("manifest.json", &bytes)?;
-        let found: Vec<String> =
-            images.iter().flat_map(|image| &image.repo_tags).take(32).map(|tag| kiln_core::text::clip(tag)).collect();
+        let found: Vec<String> = images
+            .iter()
+            .flat_map(|image| &image.repo_tags)
+            .take(32)
+            .map(|tag| kiln_core::text::clip(tag))
+            .collect();
         let path = || self.path.clone();
         let image = match (name, images.as_slice()) {
             (Some(name), all) => {
                 // `app` is written as `docker.io/library/app:latest` by some.
                 let whole = |name: &str| name.parse::<RegistryReference>().ok();
-                let meant = |tag: &String| tag == name || whole(tag).is_some_and(|tag| Some(tag) == whole(name));
+                let meant =
+                    |tag: &String| tag == name || whole(tag).is_some_and(|tag| Some(tag) == whole(name));
                 let image = all.iter().find(|image| image.repo_tags.iter().any(meant));
                 image.ok_or_else(|| OciError::NoSuchImage { path: path(), name: name.to_owned(), found })?
             }
@@ -95,7 +105,8 @@ impl Archive {
         };
         count_layers(image.layers.len())?;
         let place = |name: &str| {
-            let problem = || format!("it has no `{}`, which its manifest.json names", kiln_core::text::clip(name));
+            let problem =
+                || format!("it has no `{}`, which its manifest.json names", kiln_core::text::clip(name));
             let missing = || OciError::NotAnImage { path: path(), wanted: WANTED, problem: problem() };
             self.place(name.as_bytes()).ok_or_else(missing)
         };

@@ -19,7 +19,11 @@ pub(super) fn by_name(
     path: &Path,
 ) -> Result<Vec<Descriptor>, OciError> {
     let names = |entry: &Descriptor| {
-        [REF_NAME, IMAGE_NAME].map(|key| entry.annotations.get(key).cloned()).into_iter().flatten().collect::<Vec<_>>()
+        [REF_NAME, IMAGE_NAME]
+            .map(|key| entry.annotations.get(key).cloned())
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
     };
     let mut found: Vec<String> = entries.iter().filter_map(|entry| names(entry).pop()).collect();
     found.sort();

@@ -1,9 +1,9 @@
 //! Why an image cannot be used.
 
 use kiln_core::image::{ContentDigest, Platform};
-use kiln_sys::{IoError, ToolError};
-use kiln_sys::lock::LockError;
 use kiln_sys::cancel::Cancelled;
+use kiln_sys::lock::LockError;
+use kiln_sys::{IoError, ToolError};
 use std::io;
 use std::path::PathBuf;
 

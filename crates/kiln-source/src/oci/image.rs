@@ -76,12 +76,21 @@ impl Blobs<'_> {
     }
 
     /// Reads a document after checking its size, and checks its digest.
-    pub(super) fn document(&self, what: &'static str, of: &Descriptor, max: u64) -> Result<Vec<u8>, OciError> {
+    pub(super) fn document(
+        &self,
+        what: &'static str,
+        of: &Descriptor,
+        max: u64,
+    ) -> Result<Vec<u8>, OciError> {
         let place = self.sized(what, of)?;
         let bytes = place.read(what, max)?;
         let actual = Hasher::of(of.digest.algorithm(), &bytes);
         if actual != of.digest {
-            return Err(OciError::Digest { what: format!("the {what}"), expected: of.digest.clone(), actual });
+            return Err(OciError::Digest {
+                what: format!("the {what}"),
+                expected: of.digest.clone(),
+                actual,
+            });
         }
         Ok(bytes)
     }
@@ -174,8 +183,13 @@ impl Image {
         let blobs = Blobs::Cache(cache);
         let size = blobs.place("manifest", digest)?.len;
         let annotations = Default::default();
-        let top =
-            Descriptor { media_type: String::new(), digest: digest.clone(), size, platform: None, annotations };
+        let top = Descriptor {
+            media_type: String::new(),
+            digest: digest.clone(),
+            size,
+            platform: None,
+            annotations,
+        };
         Self::resolve(&blobs, top, platform)
     }
 
@@ -202,7 +216,9 @@ impl Image {
             let document: Document = parse("manifest", &bytes)?;
             match (document.manifests, document.config) {
                 (Some(list), None) => at = choose::by_platform(entries(list)?, platform)?,
-                (None, Some(config)) => return Self::manifest(blobs, at.digest, &config, document.layers, platform),
+                (None, Some(config)) => {
+                    return Self::manifest(blobs, at.digest, &config, document.layers, platform);
+                }
                 _ => {
                     let problem = match document.schema_version {
                         Some(1) => "is of schema 1, which nobody writes any more",

@@ -41,7 +41,9 @@ pub fn resolve(
     for _ in 0..2 * (INDEX_DEPTH_MAX + 3) {
         let (what, digest) = match Image::cached(cache, &top, platform) {
             Err(OciError::BlobMissing { what, digest }) => (what, digest),
-            Err(OciError::Digest { expected, .. }) if fs::exists(&cache.path(&expected))? && !options.offline => {
+            Err(OciError::Digest { expected, .. })
+                if fs::exists(&cache.path(&expected))? && !options.offline =>
+            {
                 fs::remove_file(&cache.path(&expected))?;
                 continue;
             }

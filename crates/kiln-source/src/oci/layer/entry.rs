@@ -173,7 +173,8 @@ impl<'a> TarReader<'a> {
             len,
         };
         let whole = len.checked_next_multiple_of(BLOCK as u64).and_then(|len| self.position.checked_add(len));
-        self.position = whole.filter(|end| *end <= self.end).ok_or(LayerError::Truncated(format!("entry `{shown}`")))?;
+        self.position =
+            whole.filter(|end| *end <= self.end).ok_or(LayerError::Truncated(format!("entry `{shown}`")))?;
         Ok(entry)
     }
 
@@ -249,7 +250,8 @@ impl Extended {
                 while !rest.is_empty() {
                     let (record, after) = record(rest).ok_or("a record of it has a wrong length")?;
                     rest = after;
-                    let split = record.iter().position(|byte| *byte == b'=').ok_or("a record of it has no `=`")?;
+                    let split =
+                        record.iter().position(|byte| *byte == b'=').ok_or("a record of it has no `=`")?;
                     let (key, value) = (&record[..split], &record[split + 1..]);
                     if type_flag == b'g' {
                         if key != b"comment" {
@@ -266,7 +268,8 @@ impl Extended {
 
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
         let decimal = || {
-            let text = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+            let text =
+                std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
             text.and_then(|text| text.parse().ok()).ok_or("a record of it is not a number")
         };
         match key {
@@ -302,7 +305,8 @@ fn time(value: &[u8]) -> Option<String> {
 /// Splits the first `LENGTH KEY=VALUE\n` off; returns `KEY=VALUE` and the rest.
 fn record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let space = bytes.iter().take(20).position(|byte| *byte == b' ')?;
-    let digits = std::str::from_utf8(&bytes[..space]).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?;
+    let digits =
+        std::str::from_utf8(&bytes[..space]).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?;
     let len: usize = digits.parse().ok()?;
     let record = bytes.get(space + 1..len)?.strip_suffix(b"\n")?;
     Some((record, &bytes[len..]))

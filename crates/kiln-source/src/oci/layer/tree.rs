@@ -20,7 +20,10 @@ pub(super) struct Inode {
 #[derive(Debug)]
 enum Node {
     /// A directory; none where no entry says anything of it.
-    Directory { children: BTreeMap<Box<[u8]>, NodeId>, inode: Option<InodeId> },
+    Directory {
+        children: BTreeMap<Box<[u8]>, NodeId>,
+        inode: Option<InodeId>,
+    },
     Leaf(InodeId),
 }
 
@@ -80,7 +83,12 @@ impl Tree {
     }
 
     /// Follows the parts of a path to a directory, through links; `create` makes what is missing. None where there is none.
-    fn directory(&mut self, path: &[&[u8]], shown: &[u8], create: bool) -> Result<Option<NodeId>, LayerError> {
+    fn directory(
+        &mut self,
+        path: &[&[u8]],
+        shown: &[u8],
+        create: bool,
+    ) -> Result<Option<NodeId>, LayerError> {
         let mut stack = vec![ROOT];
         let mut rest: Vec<Box<[u8]>> = path.iter().rev().map(|part| (*part).into()).collect();
         let mut links = 0;
@@ -155,7 +163,10 @@ impl Tree {
         let path = parts(&shown)?;
         let Some((name, parents)) = path.split_last() else {
             if entry.kind != Kind::Directory {
-                return Err(LayerError::Name { entry: show(&shown), problem: "is the root and no directory" });
+                return Err(LayerError::Name {
+                    entry: show(&shown),
+                    problem: "is the root and no directory",
+                });
             }
             let id = self.add(layer, entry);
             if let Node::Directory { inode, .. } = &mut self.nodes[ROOT as usize] {

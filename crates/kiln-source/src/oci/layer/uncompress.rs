@@ -102,9 +102,11 @@ fn one(
         let mut input: Box<dyn Read + '_> = match format {
             Compression::None => Box::new(&mut stored),
             Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(&mut stored)),
-            Compression::Zstd => {
-                Box::new(zstd::stream::read::Decoder::with_buffer(&mut stored).map_err(LayerError::Damaged).map_err(refuse)?)
-            }
+            Compression::Zstd => Box::new(
+                zstd::stream::read::Decoder::with_buffer(&mut stored)
+                    .map_err(LayerError::Damaged)
+                    .map_err(refuse)?,
+            ),
         };
         let mut buffer = vec![0; STEP_BYTES];
         loop {

@@ -31,7 +31,10 @@ impl Totals {
             return Err(OciError::TooLarge { what: "entries", max: ENTRIES_MAX });
         }
         if self.metadata > METADATA_BYTES_MAX {
-            return Err(OciError::TooLarge { what: "bytes of names and attributes", max: METADATA_BYTES_MAX });
+            return Err(OciError::TooLarge {
+                what: "bytes of names and attributes",
+                max: METADATA_BYTES_MAX,
+            });
         }
         Ok(())
     }
@@ -91,9 +94,10 @@ fn classify(entry: &Entry) -> Result<Class, LayerError> {
     }
     match name.strip_prefix(WHITEOUT) {
         None => Ok(Class::File),
-        Some(hidden @ (b"" | b"." | b"..")) => {
-            Err(LayerError::Whiteout { entry: show(&entry.path), name: String::from_utf8_lossy(hidden).into_owned() })
-        }
+        Some(hidden @ (b"" | b"." | b"..")) => Err(LayerError::Whiteout {
+            entry: show(&entry.path),
+            name: String::from_utf8_lossy(hidden).into_owned(),
+        }),
         Some(_) => Ok(Class::Mark),
     }
 }

@@ -75,10 +75,17 @@ impl DockerConfig {
         }
     }
 
-    fn credentials(&self, host: &str, options: &RegistryOptions<'_>) -> Result<Option<Credentials>, OciError> {
+    fn credentials(
+        &self,
+        host: &str,
+        options: &RegistryOptions<'_>,
+    ) -> Result<Option<Credentials>, OciError> {
         let keys = match host {
             DOCKER_HUB => vec![HUB_KEY.to_owned(), DOCKER_HUB.to_owned(), "index.docker.io".to_owned()],
-            host => ["", "/", "/v1/", "/v2/"].iter().flat_map(|end| [format!("{host}{end}"), format!("https://{host}{end}")]).collect(),
+            host => ["", "/", "/v1/", "/v2/"]
+                .iter()
+                .flat_map(|end| [format!("{host}{end}"), format!("https://{host}{end}")])
+                .collect(),
         };
         let helper = keys.iter().find_map(|key| self.cred_helpers.get(key)).or(self.creds_store.as_ref());
         if let Some(helper) = helper.filter(|helper| !helper.is_empty())
@@ -106,7 +113,10 @@ impl DockerConfig {
 fn ask(helper: &str, host: &str, options: &RegistryOptions<'_>) -> Result<Option<Credentials>, OciError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if !helper.chars().all(plain) {
-        return Err(OciError::Helper { name: kiln_core::text::clip(helper), problem: "has no name of a program" });
+        return Err(OciError::Helper {
+            name: kiln_core::text::clip(helper),
+            problem: "has no name of a program",
+        });
     }
     let name = format!("docker-credential-{helper}");
     let tool = options.toolbox.find(&name).map_err(|source| OciError::HelperFailed { source })?;
@@ -185,7 +195,11 @@ impl<'a> Authority<'a> {
         // The agent of a registry that is not this host refuses what is not TLS.
         let answer = match credentials {
             Some(Credentials { user, secret }) if user == TOKEN_USER => {
-                query.extend([("grant_type", "refresh_token"), ("refresh_token", secret), ("client_id", "kiln")]);
+                query.extend([
+                    ("grant_type", "refresh_token"),
+                    ("refresh_token", secret),
+                    ("client_id", "kiln"),
+                ]);
                 agent.post(realm).send_form(query)
             }
             credentials => {
@@ -210,7 +224,8 @@ impl<'a> Authority<'a> {
         let limited = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX as u64).read_to_end(&mut bytes);
         limited.map_err(|error| failed(Unreachable::Read(error)))?;
         let token: Token = parse("answer of the token server", &bytes)?;
-        let token = token.token.or(token.access_token).filter(|token| token.bytes().all(|b| b.is_ascii_graphic()));
+        let token =
+            token.token.or(token.access_token).filter(|token| token.bytes().all(|b| b.is_ascii_graphic()));
         token.ok_or_else(|| failed(Unreachable::NoToken))
     }
 }

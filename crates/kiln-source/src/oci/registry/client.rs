@@ -61,7 +61,10 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(reference: &'a RegistryReference, options: &RegistryOptions<'a>) -> Result<Self, OciError> {
+    pub(super) fn new(
+        reference: &'a RegistryReference,
+        options: &RegistryOptions<'a>,
+    ) -> Result<Self, OciError> {
         let host = if reference.host() == DOCKER_HUB { "registry-1.docker.io" } else { reference.host() };
         let scheme = if reference.is_loopback() { "http" } else { "https" };
         Ok(Self {
@@ -90,7 +93,9 @@ impl<'a> Client<'a> {
         let limited = response.body_mut().as_reader().take(max + 1).read_to_end(&mut bytes);
         limited.map_err(|error| self.unreachable(path, Unreachable::Read(error)))?;
         match bytes.len() as u64 > max {
-            true if what == "configuration" => Err(OciError::TooLarge { what: "bytes of configuration", max }),
+            true if what == "configuration" => {
+                Err(OciError::TooLarge { what: "bytes of configuration", max })
+            }
             true => Err(OciError::TooLarge { what: "bytes of manifest", max }),
             false => Ok(bytes),
         }
@@ -116,7 +121,8 @@ impl<'a> Client<'a> {
             if status == StatusCode::UNAUTHORIZED && !tried {
                 tried = true;
                 let challenges = response.headers().get_all("www-authenticate");
-                let challenges: Vec<&str> = challenges.iter().filter_map(|value| value.to_str().ok()).collect();
+                let challenges: Vec<&str> =
+                    challenges.iter().filter_map(|value| value.to_str().ok()).collect();
                 if self.authority.answer(&agent, &challenges)? {
                     continue;
                 }
@@ -125,9 +131,14 @@ impl<'a> Client<'a> {
             return match status {
                 status if status.is_success() => Ok(response),
                 StatusCode::RANGE_NOT_SATISFIABLE if from.is_some() => Ok(response),
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(OciError::Denied { reference: reference() }),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    Err(OciError::Denied { reference: reference() })
+                }
                 StatusCode::NOT_FOUND => Err(OciError::NotFound { reference: reference() }),
-                status => Err(self.unreachable(path, Unreachable::Status { status: status.as_u16(), said: said(response) })),
+                status => Err(self.unreachable(
+                    path,
+                    Unreachable::Status { status: status.as_u16(), said: said(response) },
+                )),
             };
         }
     }
@@ -153,7 +164,8 @@ fn variable<'a>(toolbox: &'a Toolbox, names: &[&str]) -> Option<&'a str> {
 
 fn agent(reference: &RegistryReference, options: &RegistryOptions<'_>) -> Result<Agent, OciError> {
     let loopback = reference.is_loopback();
-    let unreachable = |source| OciError::Registry { url: reference.host().to_owned(), source: Unreachable::Http(source) };
+    let unreachable =
+        |source| OciError::Registry { url: reference.host().to_owned(), source: Unreachable::Http(source) };
     let direct = loopback || without_proxy(options.toolbox, reference.host());
     let proxy = variable(options.toolbox, &["https_proxy", "HTTPS_PROXY"]).filter(|_| !direct);
     let proxy = proxy.map(Proxy::new).transpose().map_err(Box::new).map_err(unreachable)?;
@@ -169,7 +181,8 @@ fn agent(reference: &RegistryReference, options: &RegistryOptions<'_>) -> Result
         .proxy(proxy);
     if !loopback {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
+        let tls =
+            TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
         config = config.tls_config(tls.root_certs(roots(options.toolbox)?).build());
     }
     Ok(config.build().new_agent())
@@ -180,7 +193,8 @@ fn without_proxy(toolbox: &Toolbox, host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     variable(toolbox, &["no_proxy", "NO_PROXY"]).is_some_and(|list| {
         list.split(',').map(|item| item.trim().trim_start_matches("*").trim_start_matches('.')).any(|item| {
-            !item.is_empty() && (name == item || name.strip_suffix(item).is_some_and(|above| above.ends_with('.')))
+            !item.is_empty()
+                && (name == item || name.strip_suffix(item).is_some_and(|above| above.ends_with('.')))
         }) || list.trim() == "*"
     })
 }

@@ -31,7 +31,8 @@ pub(super) fn all(
     let mut missing: Vec<(ContentDigest, u64)> = Vec::new();
     for layer in layers {
         let Some(digest) = &layer.blob.digest else { continue };
-        let there = fs::optional(fs::metadata(&cache.path(digest)))?.is_some_and(|meta| meta.len() == layer.blob.place.len);
+        let there = fs::optional(fs::metadata(&cache.path(digest)))?
+            .is_some_and(|meta| meta.len() == layer.blob.place.len);
         if !there && missing.iter().all(|(known, _)| known != digest) {
             missing.push((digest.clone(), layer.blob.place.len));
         }
@@ -42,7 +43,8 @@ pub(super) fn all(
         for _ in 0..AT_ONCE.min(missing.len()) {
             scope.spawn(|| {
                 while let Some((digest, size)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let done = Client::new(reference, options).and_then(|mut it| one(&mut it, digest, *size, cache));
+                    let done =
+                        Client::new(reference, options).and_then(|mut it| one(&mut it, digest, *size, cache));
                     match done {
                         Ok(()) => progress(&format!("{digest} {size}")),
                         Err(error) => {
@@ -62,7 +64,12 @@ pub(super) fn all(
     }
 }
 
-fn one(client: &mut Client<'_>, digest: &ContentDigest, size: u64, cache: &BlobCache) -> Result<(), OciError> {
+fn one(
+    client: &mut Client<'_>,
+    digest: &ContentDigest,
+    size: u64,
+    cache: &BlobCache,
+) -> Result<(), OciError> {
     let (partial, lock) = cache.partial(digest);
     let work = format!("fetching {digest}");
     let _lock = FileLock::take(&lock, &work, client.options.cancel, &mut |_| ()).map_err(OciError::Lock)?;
@@ -128,7 +135,10 @@ fn more(
     let mut response = client.get(&path, (*have > 0).then_some(*have))?;
     let begins = format!("bytes {have}-");
     let goes_on = response.status() == StatusCode::PARTIAL_CONTENT
-        && response.headers().get("content-range").is_some_and(|value| value.as_bytes().starts_with(begins.as_bytes()));
+        && response
+            .headers()
+            .get("content-range")
+            .is_some_and(|value| value.as_bytes().starts_with(begins.as_bytes()));
     if *have > 0 && !goes_on {
         // It does not know ranges, or not this one: from the beginning.
         file.set_len(0).at("write", partial)?;
@@ -142,7 +152,8 @@ fn more(
     let mut buffer = vec![0; 256 << 10];
     loop {
         cancel.check()?;
-        let read = body.read(&mut buffer).map_err(|error| client.unreachable(&path, Unreachable::Read(error)))?;
+        let read =
+            body.read(&mut buffer).map_err(|error| client.unreachable(&path, Unreachable::Read(error)))?;
         if read == 0 {
             return Ok(());
         }

@@ -55,14 +55,20 @@ fn names_that_lead_out_or_nowhere_are_refused() {
     let layer = Tar::new().pax(&[("path", deep.as_bytes())]).file("x", "");
     assert!(matches!(refused(&[layer]), LayerError::Name { .. }));
     let long = "n".repeat(256);
-    assert!(matches!(refused(&[Tar::new().pax(&[("path", long.as_bytes())]).file("x", "")]), LayerError::Name { .. }));
+    assert!(matches!(
+        refused(&[Tar::new().pax(&[("path", long.as_bytes())]).file("x", "")]),
+        LayerError::Name { .. }
+    ));
 }
 
 #[test]
 fn hard_links_to_what_is_no_file_of_the_image_are_refused() {
     for target in ["etc/passwd", "../../etc/passwd", "d", "", "x"] {
         let error = refused(&[Tar::new().dir("d").hard("x", target)]);
-        assert!(matches!(error, LayerError::HardLink { .. } | LayerError::Name { .. }), "{target}: {error:?}");
+        assert!(
+            matches!(error, LayerError::HardLink { .. } | LayerError::Name { .. }),
+            "{target}: {error:?}"
+        );
     }
     // A link out of the image is followed within it.
     let through = Tar::new().link("l", "/etc").hard("x", "l/passwd");
@@ -162,7 +168,10 @@ fn a_stored_layer_has_a_largest_size() {
     let layer = serde_json::json!({"digest": id.to_string(), "size": limits::LAYER_BYTES_MAX + 1});
     let config = layout.config(&[id], "amd64");
     layout.index(&[layout.json(&serde_json::json!({"config": config, "layers": [layer]}))]);
-    assert_eq!(layout.open().unwrap_err().to_string(), "the image has more bytes in a layer than 274877906944");
+    assert_eq!(
+        layout.open().unwrap_err().to_string(),
+        "the image has more bytes in a layer than 274877906944"
+    );
 }
 
 #[test]
@@ -217,5 +226,8 @@ fn what_comes_on_standard_input_lies_under_its_digest() {
     let taken = cache.take(&b"content"[..], &Cancel::new().unwrap()).unwrap();
     assert_eq!(taken, digest(b"content"));
     assert_eq!(std::fs::read(cache.path(&taken)).unwrap(), b"content");
-    assert!(matches!(Image::archive(&cache.path(&taken), None, None, &amd64()), Err(OciError::NotAnImage { .. })));
+    assert!(matches!(
+        Image::archive(&cache.path(&taken), None, None, &amd64()),
+        Err(OciError::NotAnImage { .. })
+    ));
 }

@@ -16,8 +16,14 @@ fn with_platform(mut manifest: serde_json::Value, platform: &str) -> serde_json:
 fn the_configuration_is_read() {
     let image = layout(&[Tar::new().file("a", "").end()]).open().unwrap();
     assert_eq!(image.config.command, ["/app", "--serve"]);
-    assert_eq!(image.config.env.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["A=1", "B=x=y"]);
-    assert_eq!((image.config.workdir.as_deref(), image.config.user.as_deref()), (Some("/srv"), Some("1000:7")));
+    assert_eq!(
+        image.config.env.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
+        ["A=1", "B=x=y"]
+    );
+    assert_eq!(
+        (image.config.workdir.as_deref(), image.config.user.as_deref()),
+        (Some("/srv"), Some("1000:7"))
+    );
     assert_eq!(image.config.stop_signal.as_deref(), Some("SIGINT"));
 }
 
@@ -40,10 +46,16 @@ fn a_platform_is_chosen_and_a_missing_one_told_with_those_there_are() {
     assert_eq!(open("linux/arm64/v8").unwrap().id.to_string(), entries[0]["digest"]);
     assert_eq!(open("linux/amd64/v1").unwrap().id.to_string(), entries[1]["digest"]);
     let error = open("linux/s390x").unwrap_err().to_string();
-    assert_eq!(error, "the image is not for linux/s390x; it is for linux/amd64, linux/arm64/v8, linux/riscv64");
+    assert_eq!(
+        error,
+        "the image is not for linux/s390x; it is for linux/amd64, linux/arm64/v8, linux/riscv64"
+    );
     // A single image for another platform.
     layout.index(&[made("arm64")]);
-    assert_eq!(open("linux/amd64").unwrap_err().to_string(), "the image is not for linux/amd64; it is for linux/arm64");
+    assert_eq!(
+        open("linux/amd64").unwrap_err().to_string(),
+        "the image is not for linux/amd64; it is for linux/arm64"
+    );
 }
 
 #[test]
@@ -59,7 +71,9 @@ fn names_tell_images_of_a_layout_apart() {
     let open = |name| Image::layout(layout.path(), name, &amd64());
     assert_eq!(listing(&merged(&open(Some("two")).unwrap()).unwrap()), ["2: "]);
     assert!(open(None).unwrap_err().to_string().ends_with("holds one, two; one has to be named"));
-    assert!(open(Some("three")).unwrap_err().to_string().ends_with("has no image `three`; it holds one, two"));
+    assert!(
+        open(Some("three")).unwrap_err().to_string().ends_with("has no image `three`; it holds one, two")
+    );
 }
 
 /// A tar file of files.

@@ -54,17 +54,32 @@ fn hard_links_reach_files_of_lower_layers_and_outlive_them() {
 
 #[test]
 fn paths_go_through_links_within_the_image() {
-    let lower = Tar::new().dir("usr").dir("usr/lib").link("lib", "usr/lib").link("abs", "/usr").link("up", "../../..");
+    let lower = Tar::new()
+        .dir("usr")
+        .dir("usr/lib")
+        .link("lib", "usr/lib")
+        .link("abs", "/usr")
+        .link("up", "../../..");
     let upper = Tar::new().file("lib/a", "1").file("abs/b", "2").file("up/c", "3");
     assert_eq!(
         union_listing(&[lower, upper]),
-        ["abs -> /usr", "c: 3", "lib -> usr/lib", "up -> ../../..", "usr/", "usr/b: 2", "usr/lib/", "usr/lib/a: 1"]
+        [
+            "abs -> /usr",
+            "c: 3",
+            "lib -> usr/lib",
+            "up -> ../../..",
+            "usr/",
+            "usr/b: 2",
+            "usr/lib/",
+            "usr/lib/a: 1"
+        ]
     );
 }
 
 #[test]
 fn marks_of_aufs_mean_nothing() {
-    let layer = Tar::new().dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x").file(".wh..wh.aufs", "").file("f", "");
+    let layer =
+        Tar::new().dir(".wh..wh.plnk").file(".wh..wh.plnk/1.2", "x").file(".wh..wh.aufs", "").file("f", "");
     assert_eq!(union_listing(&[layer]), ["f: "]);
 }
 
@@ -129,9 +144,19 @@ fn sparse_files_of_every_form_keep_their_holes() {
     let file = std::fs::File::create(dir.path().join("holes")).unwrap();
     file.set_len(64 << 20).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 32 << 20).unwrap();
-    for form in [["--format=gnu", "--sparse"], ["--format=pax", "--sparse-version=0.0"], ["--format=pax", "--sparse-version=0.1"], ["--format=pax", "--sparse-version=1.0"]] {
+    for form in [
+        ["--format=gnu", "--sparse"],
+        ["--format=pax", "--sparse-version=0.0"],
+        ["--format=pax", "--sparse-version=0.1"],
+        ["--format=pax", "--sparse-version=1.0"],
+    ] {
         let mut command = std::process::Command::new("tar");
-        command.args(["--create", "--sparse"]).args(form).arg("--directory").arg(dir.path()).args(["--file=-", "holes"]);
+        command
+            .args(["--create", "--sparse"])
+            .args(form)
+            .arg("--directory")
+            .arg(dir.path())
+            .args(["--file=-", "holes"]);
         let layer = command.output().unwrap().stdout;
         assert!(layer.len() < 1 << 20);
         let root = dir.path().join(form[1]);

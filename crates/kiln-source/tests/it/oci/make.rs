@@ -135,7 +135,7 @@ impl Layout {
     /// Adds a manifest of layers as they are stored.
     pub(super) fn manifest(&self, layers: &[(Vec<u8>, ContentDigest)], arch: &str) -> serde_json::Value {
         let ids: Vec<ContentDigest> = layers.iter().map(|(_, id)| id.clone()).collect();
-        let stored: Vec<serde_json::Value> = 
+        let stored: Vec<serde_json::Value> =
             layers.iter().map(|(bytes, _)| self.typed(self.blob(bytes), "layer.v1.tar")).collect();
         let config = self.config(&ids, arch);
         let blob = self.json(&serde_json::json!({

@@ -41,7 +41,11 @@ fn layers() -> Vec<Vec<u8>> {
             .hard("bin/three", "bin/one")
             .file("etc/.wh.none", "")
             .end(),
-        Tar::new().entry("etc", b'5', "", 0o700, b"").file("bin/.wh.two", "").file("bin/one", "changed").end(),
+        Tar::new()
+            .entry("etc", b'5', "", 0o700, b"")
+            .file("bin/.wh.two", "")
+            .file("bin/one", "changed")
+            .end(),
     ]
 }
 

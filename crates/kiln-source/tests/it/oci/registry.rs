@@ -30,7 +30,11 @@ impl Puller {
         BlobCache::open(self.dir.path()).unwrap()
     }
 
-    fn resolve(&self, name: &str, pinned: Option<&ContentDigest>) -> Result<(ContentDigest, Image), OciError> {
+    fn resolve(
+        &self,
+        name: &str,
+        pinned: Option<&ContentDigest>,
+    ) -> Result<(ContentDigest, Image), OciError> {
         let cancel = Cancel::new().unwrap();
         let (docker, toolbox) = (&self.docker, &self.toolbox);
         let options = RegistryOptions { offline: self.offline, docker, toolbox, cancel: &cancel };
@@ -91,13 +95,13 @@ impl Drop for Real {
 #[test]
 fn an_image_that_skopeo_pushed_is_pulled_pinned_and_there_offline() {
     let real = Real::start();
-    let layers = [Tar::new().dir("d").file("d/a", "1").end(), Tar::new().file("d/.wh.a", "").file("b", "2").end()];
+    let layers =
+        [Tar::new().dir("d").file("d/a", "1").end(), Tar::new().file("d/.wh.a", "").file("b", "2").end()];
     let made = layout(&layers);
     let name = format!("{}/team/app:v1", real.host);
-    run(Command::new("skopeo").args(["--insecure-policy", "copy", "--dest-tls-verify=false"]).args([
-        format!("oci:{}", made.path().display()),
-        format!("docker://{name}"),
-    ]));
+    run(Command::new("skopeo")
+        .args(["--insecure-policy", "copy", "--dest-tls-verify=false"])
+        .args([format!("oci:{}", made.path().display()), format!("docker://{name}")]));
     let mut puller = Puller::new();
     let image = puller.pull(&name).unwrap();
     assert_eq!(listing(&merged(&image).unwrap()), ["b: 2", "d/"]);
@@ -171,8 +175,11 @@ fn serve(stream: TcpStream, root: &Path, own: &str, log: &Mutex<Vec<String>>, fa
                 None => break,
             };
         }
-        let range: Option<usize> = headers.get("range").map(|text| text["bytes=".len()..].trim_end_matches('-').parse().unwrap());
-        log.lock().unwrap().push(format!("{path} {}", range.map_or_else(|| "-".to_owned(), |from| from.to_string())));
+        let range: Option<usize> =
+            headers.get("range").map(|text| text["bytes=".len()..].trim_end_matches('-').parse().unwrap());
+        log.lock()
+            .unwrap()
+            .push(format!("{path} {}", range.map_or_else(|| "-".to_owned(), |from| from.to_string())));
         let mut answer = |status: &str, extra: &str, body: &[u8], sent: usize| {
             let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{extra}\r\n", body.len());
             stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[..sent])).ok()
@@ -190,13 +197,18 @@ fn serve(stream: TcpStream, root: &Path, own: &str, log: &Mutex<Vec<String>>, fa
         }
         let digest = match path.rsplit('/').next()? {
             "v1" => {
-                let index: serde_json::Value = serde_json::from_slice(&std::fs::read(root.join("index.json")).unwrap()).unwrap();
+                let index: serde_json::Value =
+                    serde_json::from_slice(&std::fs::read(root.join("index.json")).unwrap()).unwrap();
                 index["manifests"][0]["digest"].as_str().unwrap().to_owned()
             }
             digest => digest.to_owned(),
         };
         let hex = digest.strip_prefix("sha256:")?;
-        let body = faults.lies.get(&digest).cloned().or_else(|| std::fs::read(root.join("blobs/sha256").join(hex)).ok());
+        let body = faults
+            .lies
+            .get(&digest)
+            .cloned()
+            .or_else(|| std::fs::read(root.join("blobs/sha256").join(hex)).ok());
         let Some(body) = body else {
             answer("404 Not Found", "", b"", 0)?;
             continue;
