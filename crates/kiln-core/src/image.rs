@@ -46,6 +46,9 @@ pub enum InvalidImageName {
     Registry(#[from] InvalidRegistryReference),
 }
 
+/// Makes a name of a path and what follows it.
+type Kind = fn(PathBuf, Option<String>) -> ImageName;
+
 impl FromStr for ImageName {
     type Err = InvalidImageName;
 
@@ -56,7 +59,7 @@ impl FromStr for ImageName {
         if text == "-" {
             return Ok(Self::Stdin);
         }
-        let kinds: [(&str, fn(PathBuf, Option<String>) -> Self); 3] = [
+        let kinds: [(&str, Kind); 3] = [
             ("oci-layout:", Self::Layout),
             ("oci-archive:", Self::OciArchive),
             ("docker-archive:", Self::DockerArchive),

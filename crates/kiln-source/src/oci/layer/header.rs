@@ -112,7 +112,7 @@ fn number(field: &[u8]) -> Result<i64, &'static str> {
 }
 
 /// The largest number of a field of so many bytes, the zero at its end included.
-pub(super) fn octal_max(width: u32) -> u64 {
+pub(super) fn octal_max(width: usize) -> u64 {
     (1 << (3 * (width - 1))) - 1
 }
 
@@ -126,7 +126,7 @@ impl Header {
         };
         let octal = |mut field: &mut [u8], value: u64| {
             let width = field.len() - 1;
-            let value = if value > octal_max(width as u32 + 1) { 0 } else { value };
+            let value = if value > octal_max(field.len()) { 0 } else { value };
             // The field is as wide as what is written.
             let _ = write!(field, "{value:0width$o}\0");
         };

@@ -180,6 +180,10 @@ impl Compression {
             (b"BZh", Err("bzip2")),
             (&[0x04, 0x22, 0x4d, 0x18], Err("lz4")),
         ];
+        // A tar file may begin with any name.
+        if head.get(257..262) == Some(b"ustar") {
+            return Ok(Self::None);
+        }
         match known.iter().find(|(magic, _)| head.starts_with(magic)) {
             None => Ok(Self::None),
             Some((_, known)) => known.map_err(LayerError::Compression),

@@ -132,8 +132,6 @@ mod tests {
 
     #[test]
     fn entries_and_their_names_are_limited_over_all_layers() {
-        let file = tar::Header::new_ustar();
-        let mut bytes = file.as_bytes().to_vec();
         let mut header = tar::Header::new_ustar();
         header.set_path("a").unwrap();
         header.set_size(0);
@@ -142,10 +140,9 @@ mod tests {
         header.set_gid(0);
         header.set_mtime(0);
         header.set_cksum();
-        bytes.copy_from_slice(header.as_bytes());
         let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
         let path = scratch.path().join("layer");
-        std::io::Write::write_all(&mut kiln_sys::fs::create_new(&path).unwrap(), &bytes).unwrap();
+        std::io::Write::write_all(&mut kiln_sys::fs::create_new(&path).unwrap(), header.as_bytes()).unwrap();
         let file = kiln_sys::fs::open(&path).unwrap();
         let entry = TarReader::new(&file, 0, 512).next().unwrap().unwrap();
         let mut totals = Totals { entries: ENTRIES_MAX - 1, metadata: 0 };

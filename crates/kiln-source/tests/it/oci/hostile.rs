@@ -118,7 +118,7 @@ fn a_layer_that_lies_about_digest_size_or_content_is_refused() {
         lying.index(std::slice::from_ref(&manifest));
         let name = match what {
             "manifest" => manifest["digest"].as_str().unwrap()[7..].to_owned(),
-            _ => lying.config(&[id.clone()], "amd64")["digest"].as_str().unwrap()[7..].to_owned(),
+            _ => lying.config(std::slice::from_ref(&id), "amd64")["digest"].as_str().unwrap()[7..].to_owned(),
         };
         let path = lying.path().join("blobs/sha256").join(name);
         let mut bytes = std::fs::read(&path).unwrap();
