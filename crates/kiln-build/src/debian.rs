@@ -208,7 +208,10 @@ fn strip(dir: &Path, directories_stay: bool, depth_left: usize) -> Result<(), Bu
 }
 
 /// Does work in a directory, if there is one, and gives it back its time.
-fn in_directory_of(path: &Path, work: impl FnOnce() -> Result<(), BuildError>) -> Result<(), BuildError> {
+pub(crate) fn in_directory_of(
+    path: &Path,
+    work: impl FnOnce() -> Result<(), BuildError>,
+) -> Result<(), BuildError> {
     let Some(parent) = path.parent() else { return Ok(()) };
     let Some(meta) = fs::optional(fs::symlink_metadata(parent))?.filter(std::fs::Metadata::is_dir) else {
         return Ok(());

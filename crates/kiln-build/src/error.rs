@@ -146,6 +146,17 @@ pub enum BuildError {
         /// The name.
         name: String,
     },
+    /// No program of the host builds Dockerfiles.
+    #[error("a Dockerfile needs a builder, and this host has none of buildah, podman and docker")]
+    NoBuilder,
+    /// A builder did not say which image it made.
+    #[error("`{builder}` did not tell the image it made: `{said}`")]
+    BuilderAnswer {
+        /// The program.
+        builder: &'static str,
+        /// What it said.
+        said: String,
+    },
     /// The network is needed, and may not be asked.
     #[error("{what} come from the network, which an offline build may not ask")]
     Offline {

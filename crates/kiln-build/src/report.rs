@@ -20,6 +20,8 @@ pub enum Step {
     Layers,
     /// Nix builds a flake.
     Flake,
+    /// A builder makes an image of a Dockerfile.
+    Image,
     /// A tar file is unpacked.
     Unpack,
     /// The kernel is read and uncompressed.
@@ -41,6 +43,7 @@ impl Step {
             Self::Fetch => "fetch",
             Self::Layers => "layers",
             Self::Flake => "flake",
+            Self::Image => "image",
             Self::Unpack => "unpack",
             Self::Kernel => "kernel",
             Self::Initramfs => "initramfs",

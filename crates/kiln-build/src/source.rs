@@ -1,6 +1,7 @@
 //! Sources: each kind is planned, then run, in a file of its own.
 
 mod debian;
+mod dockerfile;
 mod kernel;
 mod nix;
 mod oci;
@@ -11,6 +12,7 @@ use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
+use dockerfile::DockerfilePlan;
 use kiln_core::lock::Pins;
 use kiln_core::recipe::{AgentOptions, Recipe, Source};
 use kiln_sys::fs;
@@ -32,6 +34,7 @@ pub(crate) enum PlannedSource {
     Tar(PathPlan),
     Nix(NixPlan),
     Oci(OciPlan),
+    Dockerfile(DockerfilePlan),
     Template(TemplatePlan),
 }
 
@@ -44,6 +47,9 @@ impl PlannedSource {
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
             Source::Nix(source) => Self::Nix(NixPlan::plan(source, recipe, cx, parts)?),
             Source::Oci(source) => Self::Oci(OciPlan::plan(source, cx, parts)?),
+            Source::Dockerfile(source) => {
+                Self::Dockerfile(DockerfilePlan::plan(source, &recipe.agent, cx, parts)?)
+            }
             Source::Template(source) => Self::Template(TemplatePlan::plan(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
@@ -55,6 +61,7 @@ impl PlannedSource {
             Self::Debian(source) => source.resolve(plan, cx),
             Self::Directory(source) | Self::Tar(source) => source.resolve(plan, cx),
             Self::Oci(source) => source.resolve(plan, cx),
+            Self::Dockerfile(source) => source.resolve(plan, cx),
             Self::Nix(_) => Ok(Pins::default()),
             Self::Template(_) => Ok(Pins::default()),
         }
@@ -68,6 +75,7 @@ impl PlannedSource {
             Self::Tar(source) => source.run_tar(plan, cx),
             Self::Nix(source) => source.run(plan, cx),
             Self::Oci(source) => source.run(plan, cx),
+            Self::Dockerfile(source) => source.run(plan, cx),
             // A machine does its steps.
             Self::Template(_) => Err(BuildError::Source("template")),
         }

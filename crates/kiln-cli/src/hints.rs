@@ -357,7 +357,7 @@ fn image(error: &BuildError) -> Option<&'static str> {
             "a name without a host is one of docker.io; look at host, repository and tag"
         }
         OciError::Registry { .. } => {
-            "try again: what came is kept; https_proxy, no_proxy and SSL_CERT_FILE are honoured"
+            "what came is kept, and another build goes on there; https_proxy, no_proxy and SSL_CERT_FILE are honoured"
         }
         OciError::Digest { .. } | OciError::Size { .. } | OciError::BlobMissing { .. } => {
             "the image is damaged or was changed: make or copy it again"
@@ -387,6 +387,7 @@ fn build(error: &BuildError) -> Vec<String> {
             ];
         }
         BuildError::Offline { .. } => return one("build it once without --offline"),
+        BuildError::NoBuilder => return one("apt-get install buildah: it needs no daemon and no root"),
         BuildError::NoArchive { .. } => return one("name `kernel` and `modules` in [source]"),
         _ => {}
     }

@@ -3,6 +3,7 @@
 
 use super::kernel::KernelPlan;
 use crate::archive::{self, ArchiveError};
+use crate::debian::in_directory_of;
 use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
@@ -21,7 +22,7 @@ use kiln_source::oci::{
 };
 use kiln_sys::{Toolbox, fs};
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 /// Where layers are uncompressed, in the scratch directory.
 const LAYERS: &str = "layers";
@@ -89,6 +90,11 @@ impl OciPlan {
         Ok(Self { name: source.image.clone(), image, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
     }
 
+    /// An image that lies in an archive.
+    pub(super) fn of(name: ImageName, image: Image, kernel: KernelPlan) -> Self {
+        Self { name, image, kernel }
+    }
+
     /// Returns how the guest starts: what the recipe says, field by field, and what the image says where it says nothing.
     pub(super) fn agent(&self, recipe: &AgentOptions) -> Result<AgentOptions, BuildError> {
         let entrypoint = match &recipe.init {
@@ -123,6 +129,10 @@ impl OciPlan {
             }
             other => other,
         }?;
+        if let Some(dir) = plan.agent.entrypoint.as_ref().and_then(|entrypoint| entrypoint.workdir.as_deref())
+        {
+            make_workdir(&root.path, Path::new(dir))?;
+        }
         self.kernel.run(plan, cx, &mut output)?;
         disk(plan, &root.path, &root.ownership, root.size, root.listing, cx, &mut output)?;
         self.facts(&mut output);
@@ -193,6 +203,29 @@ impl OciPlan {
     }
 }
 
+/// Makes the directory that the entry point runs in where an image only names it, as container runtimes do. One behind a
+/// symbolic link is left to the image.
+fn make_workdir(root: &Path, dir: &Path) -> Result<(), BuildError> {
+    let mut path = root.to_owned();
+    for part in dir.components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::RootDir | Component::CurDir => continue,
+            Component::ParentDir | Component::Prefix(_) => return Ok(()),
+        }
+        match fs::optional(fs::symlink_metadata(&path))? {
+            Some(meta) if meta.is_dir() => {}
+            Some(_) => return Ok(()),
+            None => in_directory_of(&path, || {
+                fs::create_dir(&path)?;
+                fs::set_mode(&path, 0o755)?;
+                unpack::set_time(&path, unpack::epoch())
+            })?,
+        }
+    }
+    Ok(())
+}
+
 /// Reads docker's configuration, where the environment of programs says that it is.
 fn docker_config(toolbox: &Toolbox) -> Result<DockerConfig, BuildError> {
     let variable =
@@ -244,6 +277,25 @@ mod tests {
         assert_eq!((alone.command.len(), alone.user.as_deref()), (2, Some("web")));
         let rest = Entrypoint { command: Vec::new(), ..recipe };
         assert_eq!(entrypoint(Some(&rest), &image()).unwrap().command, ["/app", "--serve"]);
+    }
+
+    #[test]
+    fn the_directory_of_the_command_is_made_and_leads_nowhere_else() {
+        let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let root = scratch.path();
+        fs::create_dir(&root.join("srv")).unwrap();
+        unpack::set_time(&root.join("srv"), unpack::epoch()).unwrap();
+        make_workdir(root, Path::new("/srv/app/data")).unwrap();
+        make_workdir(root, Path::new("/srv/app/data")).unwrap();
+        for made in ["srv", "srv/app", "srv/app/data"] {
+            let meta = fs::metadata(&root.join(made)).unwrap();
+            assert!(meta.is_dir() && meta.modified().unwrap() == unpack::epoch(), "{made}");
+        }
+        let outside = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        fs::symlink(outside.path(), &root.join("link")).unwrap();
+        make_workdir(root, Path::new("/link/app")).unwrap();
+        make_workdir(root, Path::new("/../../app")).unwrap();
+        assert_eq!(fs::list_dir(outside.path()).unwrap(), Vec::<std::ffi::OsString>::new());
     }
 
     #[test]

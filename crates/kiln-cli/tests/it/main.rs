@@ -14,6 +14,7 @@ mod copy;
 mod crash;
 mod debian;
 mod diff;
+mod dockerfile;
 mod exec;
 mod fork;
 mod identity;

@@ -20,6 +20,8 @@ pub enum Source {
     Nix(NixSource),
     /// An OCI image.
     Oci(OciSource),
+    /// A Dockerfile, from which a builder of the host makes an image.
+    Dockerfile(DockerfileSource),
     /// Another template, changed step by step in a machine.
     Template(TemplateSource),
 }
@@ -33,6 +35,7 @@ impl Source {
             Self::Tar(_) => "tar",
             Self::Nix(_) => "nix",
             Self::Oci(_) => "oci",
+            Self::Dockerfile(_) => "dockerfile",
             Self::Template(_) => "template",
         }
     }
@@ -89,6 +92,21 @@ pub enum KernelSource {
     },
     /// A package, from the archives that the host's apt uses; none means `linux-image-cloud-ARCH`.
     Package(Option<String>),
+}
+
+/// A Dockerfile and what it is built with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerfileSource {
+    /// The file.
+    pub path: PathBuf,
+    /// The directory whose files it may copy.
+    pub context: PathBuf,
+    /// The stage that is wanted; none means the last.
+    pub target: Option<String>,
+    /// Arguments of the build.
+    pub args: BTreeMap<String, String>,
+    /// The kernel, which an image has none of.
+    pub kernel: KernelSource,
 }
 
 /// Another template and what is done to it.

@@ -235,7 +235,11 @@ impl TryFrom<RecipeFile> for Recipe {
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
             snapshot: snapshot(file.snapshot)?,
-            agent: agent(file.agent, file.entrypoint, matches!(source, Source::Oci(_)))?,
+            agent: agent(
+                file.agent,
+                file.entrypoint,
+                matches!(source, Source::Oci(_) | Source::Dockerfile(_)),
+            )?,
             source,
             variants,
             machine,

@@ -3,13 +3,14 @@
 use super::{parsed, parsed_opt, value};
 use crate::name::VariantName;
 use crate::recipe::{
-    BuildStep, DebianSource, FlakeAttribute, KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource,
-    RecipeError, Source, TemplateSource,
+    BuildStep, DebianSource, DockerfileSource, FlakeAttribute, KernelSource, NixSource, OciSource,
+    PACKAGES_MAX, PathSource, RecipeError, Source, TemplateSource,
 };
 use crate::reference::Reference;
 use crate::variant::Variant;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -25,6 +26,8 @@ pub(super) enum SourceTable {
     Nix(NixTable),
     /// An OCI image.
     Oci(OciTable),
+    /// A Dockerfile, built by `buildah`, `podman` or `docker`.
+    Dockerfile(DockerfileTable),
     /// Another template, changed by `[[step]]`s.
     Template(TemplateTable),
 }
@@ -95,6 +98,26 @@ pub(super) struct OciTable {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub(super) struct DockerfileTable {
+    /// The file, relative to the recipe. Default: `Dockerfile`.
+    path: Option<PathBuf>,
+    /// The directory whose files it may copy, relative to the recipe. Default: that of the recipe.
+    context: Option<PathBuf>,
+    /// The stage that is wanted. Default: the last.
+    target: Option<String>,
+    /// Arguments of the build.
+    #[serde(default)]
+    args: BTreeMap<String, String>,
+    /// The kernel: an uncompressed ELF or a bzImage, relative to the recipe. Default: that of a package.
+    kernel: Option<PathBuf>,
+    /// The directory of the kernel's modules, `…/lib/modules/VERSION`. Default: the kernel needs none.
+    modules: Option<PathBuf>,
+    /// The package that brings kernel and modules, where `kernel` does not. Default: `linux-image-cloud-ARCH`.
+    kernel_package: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct NixTable {
     /// The flake: a path relative to the recipe (`.`, `path:../image`), or what Nix fetches (`github:owner/repository`).
     flake: String,
@@ -124,6 +147,7 @@ pub(super) fn checked(table: SourceTable, others: Others<'_>) -> Result<Source, 
         SourceTable::Tar(table) => Source::Tar(path(table)?),
         SourceTable::Nix(table) => Source::Nix(nix(table, profile, variants)?),
         SourceTable::Oci(table) => Source::Oci(oci(table)?),
+        SourceTable::Dockerfile(table) => Source::Dockerfile(dockerfile(table)?),
         SourceTable::Template(table) => {
             let from: Reference = parsed("source.from", &table.from)?;
             if from.variant.is_some() {
@@ -131,6 +155,29 @@ pub(super) fn checked(table: SourceTable, others: Others<'_>) -> Result<Source, 
             }
             Source::Template(TemplateSource { from, network: table.network, steps })
         }
+    })
+}
+
+fn dockerfile(table: DockerfileTable) -> Result<DockerfileSource, RecipeError> {
+    if let Some(target) = &table.target {
+        word("source.target", target.clone(), &['-', '_', '.'])?;
+    }
+    for (name, to) in &table.args {
+        let plain = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !plain || to.contains('\0') {
+            return Err(value(
+                "source.args",
+                format_args!("`{}` is not an argument", crate::text::clip(name)),
+            ));
+        }
+    }
+    Ok(DockerfileSource {
+        path: table.path.unwrap_or_else(|| "Dockerfile".into()),
+        context: table.context.unwrap_or_else(|| ".".into()),
+        target: table.target,
+        args: table.args,
+        kernel: kernel(table.kernel, table.modules, table.kernel_package)?,
     })
 }
 

@@ -1,0 +1,145 @@
+//! Dockerfiles: a builder that the host has makes an image of one, which then becomes a root file system as any other.
+
+use super::input;
+use super::kernel::KernelPlan;
+use super::oci::OciPlan;
+use crate::error::BuildError;
+use crate::fingerprint::FileIdentity;
+use crate::key::Parts;
+use crate::plan::{BuildPlan, PlanContext};
+use crate::report::{Running, Step};
+use crate::run::{BuildContext, BuildOutput};
+use crate::tree;
+use kiln_core::image::{ImageName, Platform};
+use kiln_core::lock::Pins;
+use kiln_core::recipe::{AgentOptions, DockerfileSource};
+use kiln_source::oci::Image;
+use kiln_sys::{Tool, Toolbox, fs};
+use std::path::{Path, PathBuf};
+
+/// Builders that need no daemon first. Each is asked for an archive of the image it made.
+const BUILDERS: [(&str, Builder); 3] =
+    [("buildah", Builder::Buildah), ("podman", Builder::Podman), ("docker", Builder::Docker)];
+/// The largest file in which a builder tells the id of an image, in bytes.
+const ID_BYTES_MAX: usize = 256;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Builder {
+    Buildah,
+    Podman,
+    Docker,
+}
+
+/// A Dockerfile with its paths resolved.
+#[derive(Debug, Clone)]
+pub(crate) struct DockerfilePlan {
+    file: PathBuf,
+    context: PathBuf,
+    target: Option<String>,
+    args: Vec<String>,
+    kernel: KernelPlan,
+    agent: AgentOptions,
+}
+
+impl DockerfilePlan {
+    pub(super) fn plan(
+        source: &DockerfileSource,
+        agent: &AgentOptions,
+        cx: &PlanContext<'_>,
+        parts: &mut Parts,
+    ) -> Result<Self, BuildError> {
+        let file = input("source.path", cx.base, &source.path, false)?;
+        let context = input("source.context", cx.base, &source.context, true)?;
+        let (name, _) = find(cx.toolbox)?;
+        let args: Vec<String> = source.args.iter().map(|(name, to)| format!("{name}={to}")).collect();
+        parts.ask("source", "dockerfile");
+        parts.add("builder", name);
+        parts.add("dockerfile", FileIdentity::at(&file)?);
+        // The lock lies in it and says nothing of what is copied.
+        parts.add("content", tree::walk(&context, None, false)?.identity);
+        parts.add("target", &source.target);
+        parts.add("args", &args);
+        let kernel = KernelPlan::plan(&source.kernel, cx, parts)?;
+        Ok(Self { file, context, target: source.target.clone(), args, kernel, agent: agent.clone() })
+    }
+
+    pub(super) fn resolve(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
+        let mut pins = Pins::default();
+        self.kernel.resolve(plan, cx, &mut pins)?;
+        Ok(pins)
+    }
+
+    pub(super) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
+        let archive = self.image(cx)?;
+        let image = Image::archive(&archive, None, None, &Platform::of(plan.arch))?;
+        let image = OciPlan::of(ImageName::OciArchive(archive, None), image, self.kernel.clone());
+        // Who the guest's command is, the image tells only now.
+        let plan = BuildPlan { agent: image.agent(&self.agent)?, ..plan.clone() };
+        image.run(&plan, cx)
+    }
+
+    /// Has the builder make the image, and returns an archive of it.
+    fn image(&self, cx: &BuildContext<'_>) -> Result<PathBuf, BuildError> {
+        let (name, builder) = find(cx.toolbox)?;
+        let step = Running::start(cx.reporter, Step::Image, name);
+        let id_file = cx.scratch.join("image-id");
+        let mut build = cx.toolbox.find(name)?.arg("build");
+        build = match builder {
+            // The runtimes that it would have commands run by are packages of their own.
+            Builder::Buildah if !has_runtime(cx.toolbox) => build.arg("--isolation=chroot").arg("--layers"),
+            Builder::Buildah => build.arg("--layers"),
+            Builder::Podman | Builder::Docker => build,
+        };
+        if cx.offline {
+            build = match builder {
+                Builder::Docker => build.arg("--network=none"),
+                Builder::Buildah | Builder::Podman => build.arg("--network=none").arg("--pull=never"),
+            };
+        }
+        if let Some(target) = &self.target {
+            build = build.arg(format!("--target={target}"));
+        }
+        for arg in &self.args {
+            build = build.arg(format!("--build-arg={arg}"));
+        }
+        build = build.arg("--file").arg(&self.file).arg("--iidfile").arg(&id_file).arg(&self.context);
+        build.run(cx.cancel, &mut step.lines())?;
+        let id = fs::read_text_limited(&id_file, ID_BYTES_MAX)?.trim().to_owned();
+        let plain = id.strip_prefix("sha256:").unwrap_or(&id);
+        if plain.len() != 64 || !plain.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(BuildError::BuilderAnswer { builder: name, said: kiln_core::text::clip(&id) });
+        }
+        let archive = cx.scratch.join("image.tar");
+        let saved = save(cx.toolbox.find(name)?, builder, &id, &archive).run(cx.cancel, &mut step.lines());
+        // Layers stay for the next time; the image itself is in the archive.
+        if builder == Builder::Buildah && self.target.is_none() {
+            let _ = cx.toolbox.find(name)?.args(["rmi", &id]).run(cx.cancel, &mut |_| {});
+        }
+        saved?;
+        step.done(plain[..12].to_owned());
+        Ok(archive)
+    }
+}
+
+fn save(tool: Tool, builder: Builder, id: &str, archive: &Path) -> Tool {
+    match builder {
+        Builder::Buildah => {
+            let mut to = std::ffi::OsString::from("oci-archive:");
+            to.push(archive);
+            tool.args(["push", "--quiet", id]).arg(to)
+        }
+        Builder::Podman => {
+            tool.args(["save", "--quiet", "--format=oci-archive", "--output"]).arg(archive).arg(id)
+        }
+        Builder::Docker => tool.args(["save", "--output"]).arg(archive).arg(id),
+    }
+}
+
+fn has_runtime(toolbox: &Toolbox) -> bool {
+    ["crun", "runc"].iter().any(|name| toolbox.find(name).is_ok())
+}
+
+fn find(toolbox: &Toolbox) -> Result<(&'static str, Builder), BuildError> {
+    let found = BUILDERS.into_iter().find(|(name, _)| toolbox.find(name).is_ok());
+    found.ok_or(BuildError::NoBuilder)
+}
