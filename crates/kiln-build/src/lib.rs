@@ -39,3 +39,10 @@ pub use report::{BuildEvent, Quiet, Reporter, Step};
 pub use run::{BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, run};
 pub use tree::TreeSize;
 pub use unpack::Ownership;
+
+/// Why disk images cannot be used, for whoever says what to try.
+pub mod disk {
+    pub use kiln_source::disk::DiskError;
+    pub use kiln_source::disk::qcow2::Qcow2Error;
+    pub use kiln_source::ext4::ImageError;
+}

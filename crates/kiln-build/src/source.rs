@@ -1,6 +1,7 @@
 //! Sources: each kind is planned, then run, in a file of its own.
 
 mod debian;
+mod disk;
 mod kernel;
 mod path;
 
@@ -8,6 +9,7 @@ use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
+use disk::DiskPlan;
 use kiln_core::recipe::{Recipe, Source};
 use kiln_sys::fs;
 use path::PathPlan;
@@ -21,6 +23,7 @@ pub(crate) enum PlannedSource {
     Debian(DebianPlan),
     Directory(PathPlan),
     Tar(PathPlan),
+    Disk(DiskPlan),
 }
 
 impl PlannedSource {
@@ -30,6 +33,7 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
+            Source::Disk(source) => Self::Disk(DiskPlan::plan(source, cx, parts)?),
             other => return Err(BuildError::Source(other.kind())),
         })
     }
@@ -40,6 +44,7 @@ impl PlannedSource {
             Self::Debian(source) => source.run(plan, cx),
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
+            Self::Disk(source) => source.run(plan, cx),
         }
     }
 }

@@ -17,6 +17,7 @@ mod diff;
 mod exec;
 mod fork;
 mod identity;
+mod image;
 mod lifecycle;
 mod memory;
 mod pause;

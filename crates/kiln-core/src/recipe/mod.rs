@@ -5,7 +5,7 @@
 mod source;
 mod wire;
 
-pub use source::{DebianSource, KernelSource, PathSource, Source};
+pub use source::{BackingFiles, DebianSource, DiskFormat, DiskSource, KernelSource, PathSource, Source};
 
 use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};

@@ -1,7 +1,10 @@
 //! The table `[source]` as written, and the checks that make it a [`Source`].
 
 use super::value;
-use crate::recipe::{DebianSource, KernelSource, PACKAGES_MAX, PathSource, RecipeError, Source};
+use crate::recipe::{
+    BackingFiles, DebianSource, DiskFormat, DiskSource, KernelSource, PACKAGES_MAX, PathSource, RecipeError,
+    Source,
+};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -15,6 +18,8 @@ pub(super) enum SourceTable {
     Directory(PathTable),
     /// A tar file (plain, gzip or zstd) that holds the root file system.
     Tar(PathTable),
+    /// A disk image.
+    Disk(DiskTable),
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -51,12 +56,76 @@ pub(super) struct PathTable {
     kernel_package: Option<String>,
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiskTable {
+    /// The image, relative to the recipe.
+    path: PathBuf,
+    /// Its format: `raw`, `qcow2`, `vmdk` or `vhdx`. Default: by its content.
+    format: Option<DiskFormatWord>,
+    /// What is done with a qcow2 image that is based on other files: `refuse` (default), or `flatten`, which reads those
+    /// that lie in its own directory.
+    backing: Option<BackingWord>,
+    /// The partition with the root file system, from 1. Default: the one that can be it.
+    partition: Option<u32>,
+    /// The kernel: an uncompressed ELF or a bzImage, relative to the recipe. Default: that of the image.
+    kernel: Option<PathBuf>,
+    /// The directory of the kernel's modules, `…/lib/modules/VERSION`. Default: the kernel needs none.
+    modules: Option<PathBuf>,
+    /// The package that brings kernel and modules, in place of the image's.
+    kernel_package: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DiskFormatWord {
+    Raw,
+    Qcow2,
+    Vmdk,
+    Vhdx,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum BackingWord {
+    Refuse,
+    Flatten,
+}
+
+fn disk(table: DiskTable) -> Result<DiskSource, RecipeError> {
+    if table.path.as_os_str().is_empty() {
+        return Err(value("source.path", "a path is wanted"));
+    }
+    if table.partition == Some(0) {
+        return Err(value("source.partition", "partitions are counted from 1"));
+    }
+    let own_kernel = table.kernel.is_none() && table.modules.is_none() && table.kernel_package.is_none();
+    let kernel =
+        (!own_kernel).then(|| kernel(table.kernel, table.modules, table.kernel_package)).transpose()?;
+    Ok(DiskSource {
+        path: table.path,
+        format: table.format.map(|word| match word {
+            DiskFormatWord::Raw => DiskFormat::Raw,
+            DiskFormatWord::Qcow2 => DiskFormat::Qcow2,
+            DiskFormatWord::Vmdk => DiskFormat::Vmdk,
+            DiskFormatWord::Vhdx => DiskFormat::Vhdx,
+        }),
+        backing: match table.backing {
+            Some(BackingWord::Flatten) => BackingFiles::Flatten,
+            Some(BackingWord::Refuse) | None => BackingFiles::Refuse,
+        },
+        partition: table.partition,
+        kernel,
+    })
+}
+
 /// Checks what a recipe says of its source.
 pub(super) fn checked(table: SourceTable) -> Result<Source, RecipeError> {
     Ok(match table {
         SourceTable::Debian(table) => Source::Debian(debian(table)?),
         SourceTable::Directory(table) => Source::Directory(path(table)?),
         SourceTable::Tar(table) => Source::Tar(path(table)?),
+        SourceTable::Disk(table) => Source::Disk(disk(table)?),
     })
 }
 
