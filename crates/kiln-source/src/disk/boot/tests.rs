@@ -93,3 +93,14 @@ fn names_are_compared_by_their_numbers() {
     }
     assert_eq!(compare("1.02", "1.2"), Ordering::Equal);
 }
+
+#[test]
+fn a_configuration_has_a_largest_size() {
+    let max = usize::try_from(CONFIG_BYTES_MAX).unwrap();
+    for (len, fits) in [(max, true), (max + 1, false)] {
+        let config = " ".repeat(len);
+        let (_scratch, root) = made(&[("boot/extlinux.conf", &config), ("boot/vmlinuz", "k")]);
+        let found = find_kernel(&root, None).map(|kernel| kernel.is_some());
+        assert_eq!(found.map_err(|error| error.to_string()).is_ok(), fits);
+    }
+}
