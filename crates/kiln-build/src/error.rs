@@ -11,6 +11,8 @@ use kiln_core::image::Platform;
 use kiln_core::lock::{Moved, PinKind};
 use kiln_core::size::ByteSize;
 use kiln_core::text::count;
+use kiln_source::disk::DiskError;
+use kiln_source::ext4::ImageError;
 use kiln_source::oci::OciError;
 use kiln_sys::{IoError, ToolError};
 use std::path::PathBuf;
@@ -188,6 +190,34 @@ pub enum BuildError {
     /// A flake gave nothing that can be used.
     #[error(transparent)]
     Nix(#[from] NixError),
+    /// A disk image that cannot be used.
+    #[error(transparent)]
+    Disk(DiskError),
+    /// The file system in a disk image cannot be read.
+    #[error("the file system in {} cannot be read", path.display())]
+    Contents {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ImageError,
+    },
+    /// A disk image without a kernel.
+    #[error("{} has no kernel that can be found: neither in /boot nor beside its modules", path.display())]
+    NoKernel {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A disk image without the modules of its kernel.
+    #[error("the kernel in {} is {release}, and its modules are for {there}", path.display())]
+    NoModules {
+        /// The image.
+        path: PathBuf,
+        /// The kernel's version.
+        release: String,
+        /// The versions that there are modules for.
+        there: String,
+    },
     /// The scratch directory has too little room.
     #[error("{} has {} free, the build needs {}", path.display(), ByteSize::from_bytes(*have).human(), ByteSize::from_bytes(*need).human())]
     NoSpace {
@@ -244,6 +274,17 @@ impl From<OciError> for BuildError {
             OciError::Cancelled => Self::Cancelled,
             OciError::Io(error) => Self::Io(error),
             other => Self::Image(other),
+        }
+    }
+}
+
+impl From<DiskError> for BuildError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Cancelled => Self::Cancelled,
+            DiskError::Io(error) => Self::Io(error),
+            DiskError::Tool(error) => Self::from(error),
+            other => Self::Disk(other),
         }
     }
 }

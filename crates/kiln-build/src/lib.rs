@@ -45,3 +45,10 @@ pub use run::{
 pub use source::{NixError, PlannedStep, legacy_key};
 pub use tree::TreeSize;
 pub use unpack::Ownership;
+
+/// Why disk images cannot be used, for whoever says what to try.
+pub mod disk {
+    pub use kiln_source::disk::DiskError;
+    pub use kiln_source::disk::qcow2::Qcow2Error;
+    pub use kiln_source::ext4::ImageError;
+}

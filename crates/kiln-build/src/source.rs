@@ -1,6 +1,7 @@
 //! Sources: each kind is planned, then run, in a file of its own.
 
 mod debian;
+mod disk;
 mod dockerfile;
 mod kernel;
 mod nix;
@@ -12,6 +13,7 @@ use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
+use disk::DiskPlan;
 use dockerfile::DockerfilePlan;
 use kiln_core::lock::Pins;
 use kiln_core::recipe::{AgentOptions, Recipe, Source};
@@ -32,6 +34,7 @@ pub(crate) enum PlannedSource {
     Debian(DebianPlan),
     Directory(PathPlan),
     Tar(PathPlan),
+    Disk(DiskPlan),
     Nix(NixPlan),
     Oci(OciPlan),
     Dockerfile(DockerfilePlan),
@@ -45,6 +48,7 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
+            Source::Disk(source) => Self::Disk(DiskPlan::plan(source, cx, parts)?),
             Source::Nix(source) => Self::Nix(NixPlan::plan(source, recipe, cx, parts)?),
             Source::Oci(source) => Self::Oci(OciPlan::plan(source, cx, parts)?),
             Source::Dockerfile(source) => {
@@ -60,6 +64,7 @@ impl PlannedSource {
         match self {
             Self::Debian(source) => source.resolve(plan, cx),
             Self::Directory(source) | Self::Tar(source) => source.resolve(plan, cx),
+            Self::Disk(source) => source.resolve(plan, cx),
             Self::Oci(source) => source.resolve(plan, cx),
             Self::Dockerfile(source) => source.resolve(plan, cx),
             Self::Nix(_) => Ok(Pins::default()),
@@ -73,6 +78,7 @@ impl PlannedSource {
             Self::Debian(source) => source.run(plan, cx),
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
+            Self::Disk(source) => source.run(plan, cx),
             Self::Nix(source) => source.run(plan, cx),
             Self::Oci(source) => source.run(plan, cx),
             Self::Dockerfile(source) => source.run(plan, cx),

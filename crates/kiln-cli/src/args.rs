@@ -132,6 +132,8 @@ pub(crate) enum Command {
     Supervise(cmd::supervise::SuperviseArgs),
     #[command(name = kiln_engine::bench::INGEST_COMMAND, hide = true)]
     Ingest(cmd::bench::IngestArgs),
+    #[command(name = kiln_engine::bench::DISK_COMMAND, hide = true)]
+    Disk(cmd::bench::DiskArgs),
     #[command(name = kiln_engine::PROBE_COMMAND, hide = true)]
     ProbeKvm,
 }

@@ -2,6 +2,7 @@
 
 use crate::cmd::private::PrivateError;
 use crate::error::CliError;
+use kiln_build::disk::{DiskError, ImageError, Qcow2Error};
 use kiln_build::{BuildError, NixError, OciError};
 use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
@@ -370,7 +371,7 @@ fn build(error: &BuildError) -> Vec<String> {
     if matches!(error, BuildError::NoSpace { .. } | BuildError::Full { .. }) {
         return space();
     }
-    if let Some(hint) = image(error) {
+    if let Some(hint) = image(error).or_else(|| disk_image(error)) {
         return one(hint);
     }
     match error {
@@ -423,4 +424,50 @@ fn build(error: &BuildError) -> Vec<String> {
         source = cause.source();
     }
     Vec::new()
+}
+
+/// What to try where a disk image cannot be used.
+fn disk_image(error: &BuildError) -> Option<&'static str> {
+    Some(match error {
+        BuildError::Disk(error) => match error {
+            DiskError::Qcow2 { source: Qcow2Error::Backing(_), .. } => {
+                "`backing = \"flatten\"` in [source] reads the files it is based on, where they lie beside it"
+            }
+            DiskError::Qcow2 { source: Qcow2Error::BackingRefused { .. }, .. } => {
+                "qemu-img convert makes one file of an image and what it is based on, for images you trust"
+            }
+            DiskError::Qcow2 { .. } => {
+                "qemu-img check says more; fetch the image again if it was not made here"
+            }
+            DiskError::Format { found, .. }
+                if found.starts_with("compressed") || found.ends_with("archive") =>
+            {
+                "unpack it first"
+            }
+            DiskError::Format { .. } => {
+                "`format` in [source] says what it is, where its content does not tell"
+            }
+            DiskError::OtherFormat { .. } => "leave `format` away: it is told by the content",
+            DiskError::NoConverter { .. } => {
+                "install qemu-utils, or convert the image to qcow2 where it was made"
+            }
+            DiskError::Foreign { .. } => {
+                "make one file of it where it was made, such as with qemu-img convert"
+            }
+            DiskError::NoPartition { .. } | DiskError::WhichPartition { .. } => {
+                "`partition` in [source] takes the number of the root's"
+            }
+            DiskError::FileSystem { .. } => {
+                "take a variant of the image with an ext4 root, or copy its files into a directory or tar source"
+            }
+            _ => return None,
+        },
+        BuildError::NoKernel { .. } | BuildError::NoModules { .. } => {
+            "`kernel` and `modules`, or `kernel_package`, in [source] bring another kernel"
+        }
+        BuildError::Contents { source: ImageError::Unsupported(_), .. } => {
+            "start the image once and shut it down, or name a `kernel` in [source]: then its file system is not read"
+        }
+        _ => return None,
+    })
 }

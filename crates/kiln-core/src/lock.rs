@@ -33,8 +33,6 @@ pub enum PinKind {
     Oci,
     /// A flake, by its reference; pinned to what it was locked to.
     Nix,
-    /// A file of the host, by its path; pinned to its SHA-256.
-    File,
     /// Another template, by reference; pinned to its revision.
     Template,
     /// A program or library that shapes what is built, by its name; pinned to its version.
@@ -50,7 +48,6 @@ impl PinKind {
             Self::Archive => "archive",
             Self::Oci => "oci",
             Self::Nix => "nix",
-            Self::File => "file",
             Self::Template => "template",
             Self::Builder => "builder",
         }

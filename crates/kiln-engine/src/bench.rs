@@ -7,6 +7,7 @@
 
 mod clone;
 mod contest;
+mod disk;
 mod fork;
 mod host;
 mod ingest;
@@ -15,6 +16,7 @@ mod memory;
 mod report;
 mod verify;
 
+pub use disk::{DISK_COMMAND, bench_disk, raw_of_image};
 pub use fork::{FORKS, ForkBenchRequest, bench_fork};
 pub use host::Host;
 pub use ingest::{INGEST_COMMAND, ingest_file};
@@ -30,7 +32,8 @@ use material::Material;
 use std::path::Path;
 
 /// The benchmarks there are: name, and what it measures.
-pub const BENCHMARKS: [(&str, &str); 2] = [
+pub const BENCHMARKS: [(&str, &str); 3] = [
+    ("disk", "disk images of other formats made raw, beside qemu-img"),
     ("fork", "machines that begin as a snapshot, beside machines that boot and the monitor's own way"),
     ("store", "verification, seal check, private disks, ingest and memory, beside other tools"),
 ];

@@ -5,7 +5,8 @@
 //! on the way. Equal segments of the two indexes are equal content and are not read.
 
 mod content;
-mod ext4;
+#[cfg(test)]
+mod images;
 mod packages;
 mod report;
 mod settings;
@@ -14,7 +15,7 @@ mod side;
 mod sink;
 mod tree;
 
-pub use ext4::ImageError;
+pub use kiln_source::ext4::ImageError;
 pub use packages::Manager;
 pub use report::{
     ArtifactDiff, ArtifactSummary, Aspect, Change, DiffReport, DiffSide, FileChange, FileDiff, FileFacts,

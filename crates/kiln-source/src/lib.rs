@@ -1,4 +1,5 @@
 //! What templates are made of, as others write it.
 
 pub mod disk;
+pub mod ext4;
 pub mod oci;

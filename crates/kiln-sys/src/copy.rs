@@ -39,6 +39,144 @@ pub fn reflink(from: &File, to: &File, to_path: &Path) -> IoResult<bool> {
     }
 }
 
+/// Whether a range of blocks became shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shared {
+    /// It did.
+    Yes,
+    /// This range cannot be.
+    NotThis,
+    /// The file systems of the two files cannot share blocks.
+    Never,
+}
+
+/// `struct file_clone_range` of `linux/fs.h`.
+#[repr(C)]
+struct CloneRange {
+    from_fd: i64,
+    from_offset: u64,
+    len: u64,
+    to_offset: u64,
+}
+
+/// Shares `len` bytes of `from` with `to`; offsets and length are whole blocks of the file system. `to_path` is for
+/// errors.
+///
+/// # Errors
+/// As [`reflink`].
+pub fn share_range(
+    from: &File,
+    from_offset: u64,
+    to: &File,
+    to_offset: u64,
+    len: u64,
+    to_path: &Path,
+) -> IoResult<Shared> {
+    use rustix::io::Errno;
+    use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+    use std::os::fd::AsRawFd as _;
+    const FICLONERANGE: Opcode = opcode::write::<CloneRange>(0x94, 13);
+    if len == 0 {
+        // To the kernel this means up to the end.
+        return Ok(Shared::Yes);
+    }
+    let range = CloneRange { from_fd: from.as_raw_fd().into(), from_offset, len, to_offset };
+    #[expect(unsafe_code, reason = "FICLONERANGE has no safe wrapper")]
+    // SAFETY: the kernel reads one `struct file_clone_range`, whose descriptor is open during the call.
+    let result = unsafe { ioctl(to, Setter::<FICLONERANGE, CloneRange>::new(range)) };
+    match result {
+        Ok(()) => Ok(Shared::Yes),
+        Err(Errno::INVAL) => Ok(Shared::NotThis),
+        Err(error) if is_inability(error) => Ok(Shared::Never),
+        Err(error) => Err(error).at("share the blocks of", to_path),
+    }
+}
+
+/// Makes a range of a file read as zeros, without room where the file system can. `path` is for errors.
+pub fn write_hole(file: &File, path: &Path, offset: u64, len: u64) -> IoResult<()> {
+    use rustix::fs::FallocateFlags;
+    use std::os::unix::fs::FileExt as _;
+    if len == 0 {
+        return Ok(());
+    }
+    match rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+        Ok(()) => Ok(()),
+        Err(error) if is_inability(error) => {
+            let zeros = vec![0; 1 << 16];
+            let mut done = 0;
+            while done < len {
+                let step = usize::try_from((len - done).min(1 << 16)).unwrap_or(1 << 16);
+                file.write_all_at(&zeros[..step], offset + done).at("write", path)?;
+                done += step as u64;
+            }
+            Ok(())
+        }
+        Err(error) => Err(error).at("make a hole in", path),
+    }
+}
+
+/// Takes the first `len` bytes out of a file, so that what follows begins it, without copying; false where the file
+/// system cannot. `path` is for errors.
+pub fn drop_front(file: &File, path: &Path, len: u64) -> IoResult<bool> {
+    if len == 0 {
+        return Ok(true);
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::COLLAPSE_RANGE, 0, len) {
+        Ok(()) => Ok(true),
+        Err(error) if is_inability(error) => Ok(false),
+        Err(error) => Err(error).at("shorten", path),
+    }
+}
+
+/// Copies `len` bytes of `from` at an offset to the beginning of the empty file `to`: shared where the file system
+/// can, holes kept. `to_path` is for errors.
+pub fn copy_out(
+    from: &File,
+    offset: u64,
+    len: u64,
+    to: &File,
+    to_path: &Path,
+    cancel: Option<&Cancel>,
+) -> IoResult<()> {
+    let end = offset.saturating_add(len);
+    let mut data = DataExtents { file: from, len: end, position: offset };
+    to.set_len(len).at("set the length of", to_path)?;
+    // Whole blocks may be shared, and the end of the range is seldom one.
+    let block = 4096;
+    let whole = len - len % block;
+    if offset.is_multiple_of(block) && share_range(from, offset, to, 0, whole, to_path)? == Shared::Yes {
+        data.position = offset + whole;
+    }
+    for extent in data {
+        let (mut start, end) = extent.at("find the data for", to_path)?;
+        while start < end {
+            if cancel.is_some_and(Cancel::is_cancelled) {
+                return Err(io::Error::new(io::ErrorKind::Interrupted, "cancelled")).at("write", to_path);
+            }
+            let (mut read, mut write) = (start, start - offset);
+            let want = usize::try_from((end - start).min(STEP_BYTES)).unwrap_or(1);
+            let copied = match rustix::fs::copy_file_range(from, Some(&mut read), to, Some(&mut write), want)
+            {
+                Ok(copied) => copied,
+                Err(error) if is_inability(error) => {
+                    use std::os::unix::fs::FileExt as _;
+                    let mut buffer = vec![0; want.min(1 << 20)];
+                    let read = from.read_at(&mut buffer, start).at("read the source of", to_path)?;
+                    to.write_all_at(&buffer[..read], start - offset).at("write", to_path)?;
+                    read
+                }
+                Err(error) => return Err(error).at("write", to_path),
+            };
+            if copied == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the source became shorter"))
+                    .at("write", to_path);
+            }
+            start += copied as u64;
+        }
+    }
+    Ok(())
+}
+
 /// Whether the kernel says by this that the two files cannot share blocks here, rather than that it failed to.
 fn is_inability(error: rustix::io::Errno) -> bool {
     use rustix::io::Errno;
@@ -299,5 +437,50 @@ mod tests {
         cancel.cancel();
         let error = sparse_copy(&from, &to, &to_path, Some(&cancel)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_copied_out_and_its_front_dropped() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = dir.path().join("from");
+        let from = fs::create_new(&path).unwrap();
+        from.set_len(4 << 20).unwrap();
+        from.write_all_at(&[3; 10_000], (1 << 20) + 8192).unwrap();
+        from.write_all_at(b"after", 3 << 20).unwrap();
+        let want = [&[0; 8192][..], &[3; 10_000], &vec![0; (1 << 20) - 18_192]].concat();
+        for (offset, name) in [(1 << 20, "whole"), ((1 << 20) + 512, "odd")] {
+            let to_path = dir.path().join(name);
+            let to = fs::create_new(&to_path).unwrap();
+            copy_out(&from, offset, 1 << 20, &to, &to_path, None).unwrap();
+            let mut bytes = vec![0; 1 << 20];
+            to.read_exact_at(&mut bytes, 0).unwrap();
+            let skipped = usize::try_from(offset - (1 << 20)).unwrap();
+            assert!(bytes[..bytes.len() - skipped] == want[skipped..], "{name}");
+            assert_eq!(to.metadata().unwrap().len(), 1 << 20);
+            assert!(to.metadata().unwrap().blocks() * 512 <= 64 << 10);
+        }
+        write_hole(&from, &path, (1 << 20) + 8192, 4096).unwrap();
+        let mut byte = [9];
+        from.read_exact_at(&mut byte, (1 << 20) + 8192).unwrap();
+        assert_eq!(byte, [0]);
+        if drop_front(&from, &path, 1 << 20).unwrap() {
+            assert_eq!(from.metadata().unwrap().len(), 3 << 20);
+            from.read_exact_at(&mut byte, 8192 + 4096).unwrap();
+            assert_eq!(byte, [3]);
+        }
+    }
+
+    #[test]
+    fn a_range_is_shared_or_said_not_to_be() {
+        let dir = crate::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let from = fs::create_new(&dir.path().join("from")).unwrap();
+        from.write_all_at(&[5; 8192], 0).unwrap();
+        let path = dir.path().join("to");
+        let to = fs::create_new(&path).unwrap();
+        if share_range(&from, 4096, &to, 0, 4096, &path).unwrap() == Shared::Yes {
+            assert_eq!(to.metadata().unwrap().len(), 4096);
+        }
+        assert_eq!(share_range(&from, 0, &to, 0, 0, &path).unwrap(), Shared::Yes);
+        assert!(to.metadata().unwrap().len() <= 4096, "a length of nothing is not all");
     }
 }

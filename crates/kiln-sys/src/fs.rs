@@ -83,6 +83,12 @@ pub fn create_new(path: &Path) -> IoResult<File> {
     rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("create", path)
 }
 
+/// Opens a file of our own for reading and writing; it exists, and is no link.
+pub fn open_rw(path: &Path) -> IoResult<File> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from).at("open", path)
+}
+
 /// Opens or creates a file for appending, readable by its owner only.
 pub fn append(path: &Path) -> IoResult<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;

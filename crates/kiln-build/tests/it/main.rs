@@ -5,6 +5,7 @@ mod archive;
 mod bake;
 mod disk;
 mod host;
+mod image;
 mod initramfs;
 mod nix;
 mod plan;

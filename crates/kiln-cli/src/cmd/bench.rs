@@ -10,7 +10,7 @@ use kiln_core::text::count;
 use kiln_engine::Engine;
 use kiln_engine::bench::{
     BENCHMARKS, BenchReport, BenchRequest, FORKS, ForkBenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row,
-    SIZE_MIB, SIZE_MIB_MAX, Verdict, bench_fork, bench_store, ingest_file,
+    SIZE_MIB, SIZE_MIB_MAX, Verdict, bench_disk, bench_fork, bench_store, ingest_file, raw_of_image,
 };
 use kiln_engine::fork::FORKS_MAX;
 use kiln_sys::{Cancel, IoResultExt as _};
@@ -21,19 +21,22 @@ use std::time::Duration;
 
 /// The benchmark that takes a template.
 const FORK: &str = "fork";
+/// The benchmark of disk images.
+const DISK: &str = "disk";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Measures kiln beside other tools on real bytes: in turn (A B, B A), medians of at least 7 rounds,
 of 100 for what takes under 10 ms. Calls are compared with calls, programs with programs. A ratio
 above 1 means that kiln takes less; `floor` is the share of the time that nothing can save. A load
-average over 3 marks a run as noisy: then only processor times count. `store` works in a store of
-its own, which is removed afterwards; `fork` with a template of yours, whose machines and snapshots
+average over 3 marks a run as noisy: then only processor times count. `store` and `disk` work in a
+directory of their own, which is removed afterwards; `fork` with a template of yours, whose machines and snapshots
 of the benchmark are removed.
 
 Examples:
   kiln bench --list
   kiln bench store
+  kiln bench disk --size 512
   kiln bench store --dir /srv/xfs --json >store.json
   kiln bench fork --template web --forks 50")]
 pub(crate) struct BenchArgs {
@@ -73,6 +76,15 @@ pub(crate) struct IngestArgs {
     into: PathBuf,
     /// The file
     path: PathBuf,
+}
+
+/// kiln's part of a comparison of disk images.
+#[derive(Debug, Args)]
+pub(crate) struct DiskArgs {
+    /// The image
+    from: PathBuf,
+    /// The raw file, which must not exist
+    to: PathBuf,
 }
 
 #[derive(Serialize)]
@@ -206,7 +218,11 @@ pub(crate) fn run(args: &BenchArgs, home: Option<PathBuf>, progress: ProgressMod
     } else {
         let dir = args.dir.clone().unwrap_or_else(env::temporary);
         let request = BenchRequest { dir: &dir, size_mib: args.size, rounds: args.rounds };
-        bench_store(&env::settings(None)?, &request, &cancel, &reporter)?
+        let settings = env::settings(None)?;
+        match args.name.as_deref() {
+            Some(DISK) => bench_disk(&settings, &request, &cancel, &reporter)?,
+            _ => bench_store(&settings, &request, &cancel, &reporter)?,
+        }
     };
     drop(reporter);
     if args.json {
@@ -222,6 +238,12 @@ pub(crate) fn ingest(args: &IngestArgs) -> CliResult {
     let settings = env::settings(Some(args.into.clone()))?;
     let digest = ingest_file(&settings, &args.path, &cancel)?;
     output::line(&digest.to_string());
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn disk(args: &DiskArgs) -> CliResult {
+    let cancel = Cancel::new().at("make", "an event")?;
+    raw_of_image(&env::settings(None)?.toolbox, &args.from, &args.to, &cancel)?;
     Ok(ExitCode::SUCCESS)
 }
 

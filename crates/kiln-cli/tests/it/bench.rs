@@ -14,7 +14,7 @@ fn benchmarks_are_listed() {
         .iter()
         .map(|listed| listed["name"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names, ["fork", "store"]);
+    assert_eq!(names, ["disk", "fork", "store"]);
     assert!(context.kiln(["bench", "--list"]).ok().contains("store   verification"));
     for bad in [
         &["bench"][..],
@@ -104,4 +104,21 @@ fn boot_forks_are_measured_and_nothing_of_the_benchmark_stays() {
     }
     assert_eq!(context.staged(), Vec::<String>::new());
     context.eventually("no process is left", || context.processes().is_empty());
+}
+
+#[test]
+fn disk_images_are_measured_in_a_directory_that_is_gone_afterwards() {
+    let context = context();
+    std::fs::create_dir(context.work().join("here")).unwrap();
+    let args = ["bench", "disk", "--dir", "here", "--size", "4", "--rounds", "1", "--json"];
+    let told = context.kiln(args).json();
+    let rows = told["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["zlib qcow2 to raw", "zstd qcow2 to raw", "plain qcow2 to raw"]);
+    for row in rows {
+        assert!(row["kiln"]["wall_us"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["kiln"]["resident_bytes"].as_u64().unwrap() <= 128 << 20, "{row}");
+        assert!(row["peers"][0]["target"].is_string(), "{row}");
+    }
+    assert_eq!(std::fs::read_dir(context.work().join("here")).unwrap().count(), 0);
 }

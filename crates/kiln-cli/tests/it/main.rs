@@ -18,6 +18,7 @@ mod dockerfile;
 mod exec;
 mod fork;
 mod identity;
+mod image;
 mod lifecycle;
 mod lock;
 mod memory;

@@ -16,6 +16,8 @@ pub enum Source {
     Directory(PathSource),
     /// A tar file that holds the root file system.
     Tar(PathSource),
+    /// A disk image.
+    Disk(DiskSource),
     /// An attribute of a Nix flake.
     Nix(NixSource),
     /// An OCI image.
@@ -33,6 +35,7 @@ impl Source {
             Self::Debian(_) => "debian",
             Self::Directory(_) => "directory",
             Self::Tar(_) => "tar",
+            Self::Disk(_) => "disk",
             Self::Nix(_) => "nix",
             Self::Oci(_) => "oci",
             Self::Dockerfile(_) => "dockerfile",
@@ -78,6 +81,59 @@ pub struct OciSource {
     pub platform: Option<Platform>,
     /// The kernel, which it brings none of.
     pub kernel: KernelSource,
+}
+
+/// A disk image, whose root file system becomes the machine's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSource {
+    /// The image.
+    pub path: PathBuf,
+    /// Its format; none means by its content.
+    pub format: Option<DiskFormat>,
+    /// What is done with an image that is based on other files.
+    pub backing: BackingFiles,
+    /// The partition with the root file system, from 1; none means the one that can be it.
+    pub partition: Option<u32>,
+    /// The kernel; none means that of the image.
+    pub kernel: Option<KernelSource>,
+}
+
+/// The format of a disk image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// The disk's bytes as they are.
+    Raw,
+    /// QEMU's.
+    Qcow2,
+    /// VMware's.
+    Vmdk,
+    /// Hyper-V's.
+    Vhdx,
+}
+
+impl DiskFormat {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Raw, Self::Qcow2, Self::Vmdk, Self::Vhdx];
+
+    /// Returns the word used in recipes, which is QEMU's too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vhdx => "vhdx",
+        }
+    }
+}
+
+/// What is done with an image that is based on other files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackingFiles {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// The files are read too, where they lie in the image's own directory.
+    Flatten,
 }
 
 /// Where the kernel of a source comes from that has none.

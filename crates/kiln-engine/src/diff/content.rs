@@ -1,8 +1,8 @@
 //! Whether two regular files of one length have the same content.
 
-use super::ext4::{Extent, Inode};
 use super::side::Side;
 use crate::EngineResult;
+use kiln_source::ext4::{Extent, Inode};
 use kiln_store::index::SEGMENT_BYTES;
 
 /// What a step is counted as, so that steps without reading are bounded as well.

@@ -3,10 +3,10 @@
 
 mod rpm;
 
-use super::ext4::{ImageError, ImageResult, Kind};
 use super::report::{Change, PackageChange, PackageDiff};
 use super::side::Side;
 use crate::{Engine, EngineResult};
+use kiln_source::ext4::{ImageError, ImageResult, Kind};
 use rpm::RpmError;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,9 +1,9 @@
 //! One of the two root file systems, with errors that name its artifact.
 
-use super::ext4::{Entry, Extent, Image, ImageError, ImageResult, Inode};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::Digest;
 use kiln_core::revision::Artifact;
+use kiln_source::ext4::{Entry, Extent, Image, ImageError, ImageResult, Inode};
 use kiln_store::index::SegmentDigest;
 use kiln_store::{Index, StoreError};
 use std::fs::File;

@@ -1,11 +1,11 @@
 //! Two directory trees, walked side by side in the order of their names.
 
 use super::content;
-use super::ext4::{Entry, ImageError, ImageResult, Inode, Kind};
 use super::report::{Aspect, Change, FileChange, FileFacts, FileKind};
 use super::side::Side;
 use super::sink::Sink;
 use crate::EngineResult;
+use kiln_source::ext4::{Entry, ImageError, ImageResult, Inode, Kind};
 use std::collections::HashMap;
 
 /// The deepest directory. A directory that contains itself ends here.

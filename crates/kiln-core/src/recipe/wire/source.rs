@@ -3,8 +3,8 @@
 use super::{parsed, parsed_opt, value};
 use crate::name::VariantName;
 use crate::recipe::{
-    BuildStep, DebianSource, DockerfileSource, FlakeAttribute, KernelSource, NixSource, OciSource,
-    PACKAGES_MAX, PathSource, RecipeError, Source, TemplateSource,
+    BackingFiles, BuildStep, DebianSource, DiskFormat, DiskSource, DockerfileSource, FlakeAttribute,
+    KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source, TemplateSource,
 };
 use crate::reference::Reference;
 use crate::variant::Variant;
@@ -22,6 +22,8 @@ pub(super) enum SourceTable {
     Directory(PathTable),
     /// A tar file (plain, gzip or zstd) that holds the root file system.
     Tar(PathTable),
+    /// A disk image.
+    Disk(DiskTable),
     /// An attribute of a Nix flake, which brings kernel and root file system.
     Nix(NixTable),
     /// An OCI image.
@@ -135,6 +137,69 @@ pub(super) struct Others<'a> {
     pub(super) variants: &'a [Variant],
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DiskTable {
+    /// The image, relative to the recipe.
+    path: PathBuf,
+    /// Its format: `raw`, `qcow2`, `vmdk` or `vhdx`. Default: by its content.
+    format: Option<DiskFormatWord>,
+    /// What is done with a qcow2 image that is based on other files: `refuse` (default), or `flatten`, which reads those
+    /// that lie in its own directory.
+    backing: Option<BackingWord>,
+    /// The partition with the root file system, from 1. Default: the one that can be it.
+    partition: Option<u32>,
+    /// The kernel: an uncompressed ELF or a bzImage, relative to the recipe. Default: that of the image.
+    kernel: Option<PathBuf>,
+    /// The directory of the kernel's modules, `…/lib/modules/VERSION`. Default: the kernel needs none.
+    modules: Option<PathBuf>,
+    /// The package that brings kernel and modules, in place of the image's.
+    kernel_package: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DiskFormatWord {
+    Raw,
+    Qcow2,
+    Vmdk,
+    Vhdx,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum BackingWord {
+    Refuse,
+    Flatten,
+}
+
+fn disk(table: DiskTable) -> Result<DiskSource, RecipeError> {
+    if table.path.as_os_str().is_empty() {
+        return Err(value("source.path", "a path is wanted"));
+    }
+    if table.partition == Some(0) {
+        return Err(value("source.partition", "partitions are counted from 1"));
+    }
+    let own_kernel = table.kernel.is_none() && table.modules.is_none() && table.kernel_package.is_none();
+    let kernel =
+        (!own_kernel).then(|| kernel(table.kernel, table.modules, table.kernel_package)).transpose()?;
+    Ok(DiskSource {
+        path: table.path,
+        format: table.format.map(|word| match word {
+            DiskFormatWord::Raw => DiskFormat::Raw,
+            DiskFormatWord::Qcow2 => DiskFormat::Qcow2,
+            DiskFormatWord::Vmdk => DiskFormat::Vmdk,
+            DiskFormatWord::Vhdx => DiskFormat::Vhdx,
+        }),
+        backing: match table.backing {
+            Some(BackingWord::Flatten) => BackingFiles::Flatten,
+            Some(BackingWord::Refuse) | None => BackingFiles::Refuse,
+        },
+        partition: table.partition,
+        kernel,
+    })
+}
+
 /// Checks what a recipe says of its source.
 pub(super) fn checked(table: SourceTable, others: Others<'_>) -> Result<Source, RecipeError> {
     let Others { steps, profile, variants } = others;
@@ -145,6 +210,7 @@ pub(super) fn checked(table: SourceTable, others: Others<'_>) -> Result<Source, 
         SourceTable::Debian(table) => Source::Debian(debian(table)?),
         SourceTable::Directory(table) => Source::Directory(path(table)?),
         SourceTable::Tar(table) => Source::Tar(path(table)?),
+        SourceTable::Disk(table) => Source::Disk(disk(table)?),
         SourceTable::Nix(table) => Source::Nix(nix(table, profile, variants)?),
         SourceTable::Oci(table) => Source::Oci(oci(table)?),
         SourceTable::Dockerfile(table) => Source::Dockerfile(dockerfile(table)?),

@@ -5,10 +5,10 @@
 //! A database that cannot be listed is told with the reason; it keeps nothing else of a comparison back. What is listed
 //! in part counts as not listed: packages that were skipped would look like packages that are not there.
 
-use super::super::ext4::{ImageError, Inode, Kind};
 use super::super::side::Side;
 use crate::{Engine, EngineError};
 use kiln_core::text::clip;
+use kiln_source::ext4::{ImageError, Inode, Kind};
 use kiln_sys::{ToolError, fs};
 use std::path::Path;
 use std::time::Duration;

@@ -1,9 +1,9 @@
 #![expect(clippy::disallowed_methods, reason = "tests make their images with the tools of the host")]
 
 use super::super::FileList;
-use super::super::ext4::Image;
-use super::super::ext4::tests::{image, tree};
+use super::super::images::{image, tree};
 use super::*;
+use kiln_source::ext4::Image;
 use kiln_sys::Cancel;
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 #![expect(clippy::disallowed_methods, reason = "tests make their images with the tools of the host")]
 
-use super::super::super::ext4::tests::{image, open};
+use super::super::super::images::{image, open};
 use super::super::{Inventory, compare, read};
 use super::*;
 use crate::Settings;

@@ -9,10 +9,11 @@
 mod dir;
 mod extents;
 mod inode;
+mod path;
 
-pub(crate) use dir::Entry;
-pub(crate) use extents::Extent;
-pub(crate) use inode::{Inode, Kind};
+pub use dir::Entry;
+pub use extents::Extent;
+pub use inode::{Inode, Kind};
 
 use kiln_sys::{Cancel, IoError, IoResultExt as _};
 use std::cell::Cell;
@@ -103,11 +104,11 @@ pub enum ImageError {
 }
 
 /// The result of reading an image.
-pub(crate) type ImageResult<T> = Result<T, ImageError>;
+pub type ImageResult<T> = Result<T, ImageError>;
 
 /// An ext4 file system in a file.
 #[derive(Debug)]
-pub(crate) struct Image {
+pub struct Image {
     file: File,
     path: PathBuf,
     cancel: Cancel,
@@ -126,7 +127,7 @@ pub(crate) struct Image {
 impl Image {
     /// Opens the file system in `file`, which is `length` bytes long. What may be read of it follows from `data_bytes`,
     /// the bytes beside holes of the larger of the images compared. `path` is for errors.
-    pub(crate) fn open(
+    pub fn open(
         file: File,
         path: PathBuf,
         length: u64,
@@ -198,12 +199,12 @@ impl Image {
     }
 
     /// Returns the size of a block in bytes.
-    pub(crate) fn block_bytes(&self) -> u64 {
+    pub fn block_bytes(&self) -> u64 {
         u64::from(self.block_bytes)
     }
 
     /// Reads bytes at an offset of the artifact, which must lie within the file system.
-    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> ImageResult<()> {
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> ImageResult<()> {
         self.cancel.check()?;
         self.spend(buffer.len() as u64)?;
         let end = self.block_count * self.block_bytes();
@@ -221,7 +222,7 @@ impl Image {
     }
 
     /// Takes `bytes` from what may be read of this image.
-    pub(crate) fn spend(&self, bytes: u64) -> ImageResult<()> {
+    pub fn spend(&self, bytes: u64) -> ImageResult<()> {
         match self.allowance.get().checked_sub(bytes) {
             Some(left) => {
                 self.allowance.set(left);
@@ -244,4 +245,4 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -10,18 +10,18 @@ const WRITTEN_BLOCKS_MAX: u16 = 1 << 15;
 
 /// A run of bytes of a file that lies in one piece; what is in none is a hole and reads as zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Extent {
+pub struct Extent {
     /// Where in the file it begins, in bytes.
-    pub(crate) start: u64,
+    pub start: u64,
     /// Its length in bytes.
-    pub(crate) length: u64,
+    pub length: u64,
     /// Where in the artifact it begins, in bytes.
-    pub(crate) at: u64,
+    pub at: u64,
 }
 
 impl Extent {
     /// Returns where in the file it ends.
-    pub(crate) fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.start + self.length
     }
 }
@@ -37,7 +37,7 @@ struct Walk<'a> {
 
 impl Image {
     /// Returns the extents of a file, directory or link that hold data, in order and without overlap.
-    pub(crate) fn extents(&self, inode: &Inode) -> ImageResult<Vec<Extent>> {
+    pub fn extents(&self, inode: &Inode) -> ImageResult<Vec<Extent>> {
         if !inode.has_extents() {
             return if inode.size == 0 {
                 Ok(Vec::new())

@@ -16,7 +16,7 @@ const FLAG_INLINE_DATA: u32 = 0x1000_0000;
 
 /// What an inode is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// A regular file.
     File,
     /// A directory.
@@ -40,21 +40,21 @@ pub(crate) enum Kind {
 
 /// What is known of a file.
 #[derive(Debug, Clone)]
-pub(crate) struct Inode {
+pub struct Inode {
     /// Its number, 1 or more.
-    pub(crate) number: u32,
+    pub number: u32,
     /// What it is.
-    pub(crate) kind: Kind,
+    pub kind: Kind,
     /// Permission bits, with set-user-id, set-group-id and sticky bit.
-    pub(crate) mode: u16,
+    pub mode: u16,
     /// The owner's user.
-    pub(crate) uid: u32,
+    pub uid: u32,
     /// The owner's group.
-    pub(crate) gid: u32,
+    pub gid: u32,
     /// Its length in bytes.
-    pub(crate) size: u64,
+    pub size: u64,
     /// How many names it has.
-    pub(crate) links: u16,
+    pub links: u16,
     pub(super) flags: u32,
     pub(super) map: [u8; MAP_BYTES],
 }
@@ -73,13 +73,13 @@ impl Inode {
 
 impl Image {
     /// Reads the root directory's inode.
-    pub(crate) fn root(&self) -> ImageResult<Inode> {
+    pub fn root(&self) -> ImageResult<Inode> {
         let root = self.inode(ROOT_INODE)?;
         if root.kind == Kind::Directory { Ok(root) } else { Err(root.damaged("the root is no directory")) }
     }
 
     /// Reads an inode.
-    pub(crate) fn inode(&self, number: u32) -> ImageResult<Inode> {
+    pub fn inode(&self, number: u32) -> ImageResult<Inode> {
         let damaged = |reason| ImageError::Inode { inode: number, reason };
         if number == 0 || number > self.inode_count {
             return Err(damaged("there is no such inode"));
@@ -101,7 +101,7 @@ impl Image {
     }
 
     /// Returns the target of a symbolic link.
-    pub(crate) fn link_target(&self, inode: &Inode) -> ImageResult<Vec<u8>> {
+    pub fn link_target(&self, inode: &Inode) -> ImageResult<Vec<u8>> {
         if inode.kind != Kind::Link {
             return Err(inode.damaged("it is no symbolic link"));
         }
@@ -115,7 +115,7 @@ impl Image {
     }
 
     /// Reads a regular file of at most `max` bytes whole; `path` is for errors.
-    pub(crate) fn read_file(&self, inode: &Inode, path: &str, max: u64) -> ImageResult<Vec<u8>> {
+    pub fn read_file(&self, inode: &Inode, path: &str, max: u64) -> ImageResult<Vec<u8>> {
         if inode.size > max {
             return Err(ImageError::FileTooLarge { path: path.to_owned(), size: inode.size, max });
         }
@@ -139,7 +139,7 @@ impl Image {
 
     /// Copies the content of a regular file, whose length the caller has found to be bearable, to an empty file; holes
     /// stay holes. `path` is the copy's, for errors.
-    pub(crate) fn copy_file(&self, inode: &Inode, to: &File, path: &Path) -> ImageResult<()> {
+    pub fn copy_file(&self, inode: &Inode, to: &File, path: &Path) -> ImageResult<()> {
         to.set_len(inode.size).at("write", path)?;
         let mut buffer = Vec::new();
         for extent in self.extents(inode)? {

@@ -7,16 +7,16 @@ const HEADER_BYTES: usize = 8;
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// The name: not empty, neither `.` nor `..`, without `/` and zero bytes.
-    pub(crate) name: Vec<u8>,
+    pub name: Vec<u8>,
     /// The number of the inode it leads to.
-    pub(crate) inode: u32,
+    pub inode: u32,
 }
 
 impl Image {
     /// Returns what is in a directory, sorted by the bytes of the names, no name twice.
-    pub(crate) fn entries(&self, dir: &Inode) -> ImageResult<Vec<Entry>> {
+    pub fn entries(&self, dir: &Inode) -> ImageResult<Vec<Entry>> {
         if dir.kind != Kind::Directory {
             return Err(dir.damaged("it is no directory"));
         }
@@ -43,7 +43,7 @@ impl Image {
 
     /// Returns the inode at a path, none when it or a directory on the way is not there. Symbolic links on the way are
     /// not followed: what lies behind one counts as not there.
-    pub(crate) fn find(&self, path: &str) -> ImageResult<Option<Inode>> {
+    pub fn find(&self, path: &str) -> ImageResult<Option<Inode>> {
         let mut inode = self.root()?;
         for name in path.split('/').filter(|name| !name.is_empty()) {
             if inode.kind != Kind::Directory {

@@ -1,0 +1,251 @@
+//! Root file systems that lie in a disk image.
+//!
+//! The image becomes a raw file, of which the root's partition alone stays: a machine's disk is its root file system.
+//! Its bytes are not changed. Kernel and modules are the image's own where the recipe names no others; they are read
+//! from the file system without mounting it.
+
+mod contents;
+
+use super::input;
+use super::kernel::KernelPlan;
+use crate::error::BuildError;
+use crate::fingerprint::FileIdentity;
+use crate::key::Parts;
+use crate::plan::{BuildPlan, PlanContext};
+use crate::report::{BuildEvent, Running, Step};
+use crate::run::{BuildContext, BuildOutput};
+use crate::steps::{Output, boot_files, need_space};
+use contents::Contents;
+use kiln_core::lock::Pins;
+use kiln_core::name::ArtifactRole;
+use kiln_core::recipe::{BackingFiles, DiskFormat, DiskSource, Init};
+use kiln_core::revision::ArtifactFormat;
+use kiln_core::size::ByteSize;
+use kiln_source::disk::partition::{self, Partition};
+use kiln_source::disk::{DiskError, FileSystem, Image, Reading};
+use kiln_sys::{IoResultExt as _, copy, fs};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// The largest partition that is looked into for a kernel.
+pub(crate) const BOOT_PARTITION_MAX: ByteSize = ByteSize::from_mib(8 << 10);
+
+/// A disk image, and the kernel for what it holds.
+#[derive(Debug, Clone)]
+pub(crate) struct DiskPlan {
+    path: PathBuf,
+    format: Option<DiskFormat>,
+    backing: BackingFiles,
+    partition: Option<u32>,
+    /// None means that of the image.
+    kernel: Option<KernelPlan>,
+}
+
+/// What was found on a disk.
+struct Found {
+    /// Where the root lies; none where the whole disk is it.
+    root: Option<Partition>,
+    /// A copy of the partition that holds the boot files.
+    boot: Option<PathBuf>,
+}
+
+impl DiskPlan {
+    pub(super) fn plan(
+        source: &DiskSource,
+        cx: &PlanContext<'_>,
+        parts: &mut Parts,
+    ) -> Result<Self, BuildError> {
+        let path = input("source.path", cx.base, &source.path, false)?;
+        let image = Image::open(&path, source.format, source.backing)?;
+        let identities: Result<Vec<FileIdentity>, _> =
+            image.files().iter().map(|path| FileIdentity::at(path)).collect();
+        parts.ask("source", "disk");
+        parts.add("content", identities?);
+        parts.add("image_format", image.format().as_str());
+        parts.add("partition", source.partition);
+        let kernel = match &source.kernel {
+            Some(kernel) => Some(KernelPlan::plan(kernel, cx, parts)?),
+            None => {
+                parts.add("kernel", "image");
+                None
+            }
+        };
+        let (format, backing) = (source.format, source.backing);
+        Ok(Self { path, format, backing, partition: source.partition, kernel })
+    }
+
+    pub(super) fn resolve(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
+        let mut pins = Pins::default();
+        if let Some(kernel) = &self.kernel {
+            kernel.resolve(plan, cx, &mut pins)?;
+        }
+        Ok(pins)
+    }
+
+    pub(super) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
+        let mut output = Output::default();
+        let root = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
+        let found = self.take_out(plan, cx, &root, &mut output)?;
+        self.check_root(&root)?;
+        match &self.kernel {
+            Some(kernel) => kernel.run(plan, cx, &mut output)?,
+            None => self.own_kernel(plan, cx, &root, &found, &mut output)?,
+        }
+        if let Init::Image(program) = &plan.agent.init
+            && !Contents::open(&root, cx.cancel)?.has_program(program)?
+        {
+            return Err(BuildError::InitMissing { path: program.clone() });
+        }
+        if let Some(boot) = &found.boot {
+            fs::remove_file(boot)?;
+        }
+        grow(&root, plan.disk_min)?;
+        Ok(output.sorted(cx))
+    }
+
+    /// Writes the root file system to `root`.
+    fn take_out(
+        &self,
+        plan: &BuildPlan,
+        cx: &BuildContext<'_>,
+        root: &Path,
+        output: &mut Output,
+    ) -> Result<Found, BuildError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let reading = Reading { toolbox: cx.toolbox, threads, cancel: cx.cancel };
+        let image = Image::open(&self.path, self.format, self.backing)?;
+        let step = Running::start(cx.reporter, Step::Disk, self.path.display().to_string());
+        let need = image.data_bytes(&reading)?;
+        need_space(cx, need)?;
+        output.fact("image_format", image.format().as_str());
+        if image.snapshots() > 0 {
+            let text = format!("{} snapshots inside the image are left out", image.snapshots());
+            cx.reporter.event(BuildEvent::Note { text });
+        }
+        let found = match image.raw() {
+            Some(disk) => {
+                let found = self.look(disk, plan, cx)?;
+                let len = disk.metadata().at("inspect", &self.path)?.len();
+                let (start, len) = found.root.as_ref().map_or((0, len), |root| (root.start, root.len));
+                copy::copy_out(disk, start, len, &fs::create_new(root)?, root, Some(cx.cancel))?;
+                found
+            }
+            None => {
+                image.write_raw(root, &reading)?;
+                let disk = fs::open(root)?;
+                let found = self.look(&disk, plan, cx)?;
+                if let Some(partition) = &found.root {
+                    cut(root, partition, cx)?;
+                }
+                found
+            }
+        };
+        if let Some(partition) = &found.root {
+            output.fact("partition", partition.number);
+        }
+        step.done(ByteSize::from_bytes(fs::metadata(root)?.len()).human());
+        Ok(found)
+    }
+
+    /// Finds the root on a raw disk, and takes out the partition with the boot files if there is one.
+    fn look(&self, disk: &File, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Found, BuildError> {
+        let Some(all) = partition::partitions(disk, &self.path)? else {
+            return match self.partition {
+                None => Ok(Found { root: None, boot: None }),
+                Some(number) => {
+                    let (path, there) = (self.path.clone(), "no partition table".to_owned());
+                    Err(DiskError::NoPartition { path, number, there }.into())
+                }
+            };
+        };
+        let root = partition::choose_root(&all, self.partition, plan.arch, &self.path)?.clone();
+        let is_boot = |other: &&Partition| {
+            other.number != root.number
+                && other.content == Some(FileSystem::Ext4)
+                && other.len <= BOOT_PARTITION_MAX.bytes()
+        };
+        // One other ext4 may be what is mounted at `/boot`; of several none is known to be.
+        let others: Vec<&Partition> = all.iter().filter(is_boot).collect();
+        let boot = match (others.as_slice(), &self.kernel) {
+            ([boot], None) => {
+                let path = cx.scratch.join("boot.ext4");
+                let to = fs::create_new(&path)?;
+                copy::copy_out(disk, boot.start, boot.len, &to, &path, Some(cx.cancel))?;
+                Some(path)
+            }
+            _ => None,
+        };
+        Ok(Found { root: Some(root), boot })
+    }
+
+    fn check_root(&self, root: &Path) -> Result<(), BuildError> {
+        let mut head = Vec::new();
+        fs::open(root)?.take(128 << 10).read_to_end(&mut head).at("read", root)?;
+        let found = match FileSystem::detect(&head) {
+            Some(FileSystem::Ext4) => return Ok(()),
+            Some(other) => other.name(),
+            None => "of no known kind",
+        };
+        Err(DiskError::FileSystem { path: self.path.clone(), found }.into())
+    }
+
+    /// Makes boot files of the kernel in the image and its modules.
+    fn own_kernel(
+        &self,
+        plan: &BuildPlan,
+        cx: &BuildContext<'_>,
+        root: &Path,
+        found: &Found,
+        output: &mut Output,
+    ) -> Result<(), BuildError> {
+        let contents = Contents::open(root, cx.cancel).map_err(|error| self.named(error))?;
+        // A partition that is not read is as if it were not there: the root may have the kernel too.
+        let boot = found.boot.as_ref().and_then(|path| Contents::open(path, cx.cancel).ok());
+        let kernel = cx.scratch.join("image-kernel");
+        let taken = contents.kernel(boot.as_ref(), &kernel).map_err(|error| self.named(error))?;
+        let Some(inside) = taken else { return Err(BuildError::NoKernel { path: self.path.clone() }) };
+        output.fact("image_kernel", &inside);
+        let modules = cx.scratch.join("image-modules");
+        let wanted = contents.modules(&plan.agent, &kernel, &self.path, &modules);
+        let wanted = wanted.map_err(|error| self.named(error))?;
+        boot_files(&plan.agent, &kernel, wanted.as_deref(), cx, output)?;
+        fs::remove_file(&kernel)?;
+        if wanted.is_some() {
+            fs::remove_tree(&modules)?;
+        }
+        Ok(())
+    }
+
+    /// Names the image in place of a file in the scratch directory.
+    fn named(&self, error: BuildError) -> BuildError {
+        match error {
+            BuildError::Contents { source, .. } => BuildError::Contents { path: self.path.clone(), source },
+            other => other,
+        }
+    }
+}
+
+/// Leaves a partition alone of a raw disk.
+fn cut(disk: &Path, partition: &Partition, cx: &BuildContext<'_>) -> Result<(), BuildError> {
+    let file = fs::open_rw(disk)?;
+    // What follows the partition goes first: then little is left to move.
+    file.set_len(partition.start + partition.len).at("set the length of", disk)?;
+    if copy::drop_front(&file, disk, partition.start)? {
+        return Ok(());
+    }
+    let whole = cx.scratch.join("disk.raw");
+    fs::rename(disk, &whole)?;
+    copy::copy_out(&file, partition.start, partition.len, &fs::create_new(disk)?, disk, Some(cx.cancel))?;
+    Ok(fs::remove_file(&whole)?)
+}
+
+/// Makes the disk as long as the recipe wants it, in whole sectors; the guest's agent grows the file system.
+fn grow(root: &Path, least: Option<ByteSize>) -> Result<(), BuildError> {
+    let len = fs::metadata(root)?.len();
+    let wanted = len.max(least.map_or(0, ByteSize::bytes)).next_multiple_of(512);
+    if wanted > len {
+        fs::open_rw(root)?.set_len(wanted).at("set the length of", root)?;
+    }
+    Ok(())
+}
