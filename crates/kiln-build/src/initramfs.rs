@@ -100,7 +100,7 @@ pub fn write(
 /// Returns the initramfs with the agent's configuration changed; none where the change is none.
 ///
 /// # Errors
-/// [`InitramfsError::NotKilns`] for one that was not made by [`write`].
+/// [`InitramfsError::NotKilns`] for one that was not made by [`write()`].
 pub fn reconfigure(
     initramfs: &[u8],
     change: impl FnOnce(&mut InitConfig) -> Result<(), InitramfsError>,
