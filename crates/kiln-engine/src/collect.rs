@@ -1,5 +1,6 @@
 //! Freeing space, and saying what takes it up.
 
+use crate::build::FETCHED;
 use crate::memory::{TemplateMemory, by_template};
 use crate::progress::{Reporter, waiting};
 use crate::snapshots::{SnapshotUsage, files_by_revision};
@@ -18,6 +19,8 @@ use std::time::Duration;
 pub struct CollectReport {
     /// What went to the trash, or would.
     pub collection: Collection,
+    /// What builds had fetched, which went or would go; nothing where it stays.
+    pub fetched: ByteSize,
     /// The bytes that were deleted from the trash.
     pub deleted: ByteSize,
     /// The bytes that the trash still takes up.
@@ -110,30 +113,36 @@ impl TemplateUsage {
 }
 
 impl Engine {
-    /// Moves what nothing keeps to the trash, and deletes what has been there for `grace`. With `dry_run` nothing
-    /// changes.
+    /// Moves what nothing keeps to the trash, and deletes what has been there for `grace`; with `caches` also what builds
+    /// fetched, which others would fetch again. With `dry_run` nothing changes.
     pub fn collect(
         &self,
         policy: &CollectPolicy,
         grace: Duration,
+        caches: bool,
         dry_run: bool,
         reporter: &dyn Reporter,
     ) -> EngineResult<CollectReport> {
+        let fetched = if caches { tree_bytes(&self.store.cache_dir(FETCHED)?)? } else { ByteSize::default() };
         if dry_run {
             let collection = self.store.plan_collection(policy)?;
             let in_trash = self.store.trash_bytes()?;
-            return Ok(CollectReport { collection, deleted: ByteSize::default(), in_trash });
+            return Ok(CollectReport { collection, fetched, deleted: ByteSize::default(), in_trash });
         }
         self.sweep();
         let mut waiting = waiting(reporter);
         let alone = self.store.lock(Share::Exclusive, "collecting", &self.cancel, &mut waiting)?;
         let collection = self.store.plan_surveyed(&self.store.survey_alone(&alone)?, policy)?;
         self.store.collect(&collection, &alone)?;
+        if caches {
+            // No build is at work: each holds the store's lock.
+            fs::remove_tree(&self.store.cache_dir(FETCHED)?)?;
+        }
         drop(alone);
         // What stays remembered is no harm: what was asked for is done.
         let _ = self.store.forget_builds();
         let deleted = self.store.empty_trash(grace)?;
-        Ok(CollectReport { collection, deleted, in_trash: self.store.trash_bytes()? })
+        Ok(CollectReport { collection, fetched, deleted, in_trash: self.store.trash_bytes()? })
     }
 
     /// Returns the revisions that a reference means, or that have the artifact or the snapshot whose digest it is, with what

@@ -257,6 +257,24 @@ fn programs() -> Vec<Program> {
             needed: false,
         },
         Program {
+            name: "buildah",
+            package: "buildah",
+            purpose: "the source `dockerfile` cannot be built, unless podman or docker is there",
+            needed: false,
+        },
+        Program {
+            name: "mkfs.erofs",
+            package: "erofs-utils",
+            purpose: "templates with an EROFS root cannot be built",
+            needed: false,
+        },
+        Program {
+            name: "mksquashfs",
+            package: "squashfs-tools",
+            purpose: "templates with a SquashFS root cannot be built",
+            needed: false,
+        },
+        Program {
             name: "rpm",
             package: "rpm",
             purpose: "RPM packages of two revisions cannot be compared",

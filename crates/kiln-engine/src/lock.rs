@@ -1,12 +1,13 @@
 //! Locks beside recipes: made, moved and kept to.
 
 use crate::build::{FETCHED, Forward, FoundRecipe};
-use crate::progress::Reporter;
+use crate::progress::{Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, BuildError, BuildPlan, HostFacts};
 use kiln_core::lock::{LOCK_BYTES_MAX, Lock, Moved, PinKind, Pins};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::fs;
+use kiln_sys::lock::Share;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -105,6 +106,8 @@ impl Engine {
         reporter: &dyn Reporter,
     ) -> EngineResult<LockReport> {
         self.sweep();
+        let work = format!("locking {}", found.recipe.name);
+        let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting(reporter))?;
         let path = lock_path(found);
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
         let before = self.read_lock(found)?;

@@ -11,6 +11,7 @@ mod filter;
 mod guest;
 mod mount;
 mod points;
+mod registry;
 mod worker;
 
 pub use check::{check_store, check_swept};
@@ -19,4 +20,5 @@ pub use filter::plain;
 pub use guest::{busybox_rootfs, fixtures, recipe};
 pub use mount::{FileSystem, Mounted, fast_dir};
 pub use points::fail_points;
+pub use registry::Registry;
 pub use worker::{Served, Worker, pause, serve};

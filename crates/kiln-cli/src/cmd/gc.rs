@@ -23,6 +23,7 @@ Examples:
   kiln gc
   kiln gc --keep-last 1 --grace 0       free all that can be freed, now
   kiln gc --older-than 30d
+  kiln gc --cache                       what builds fetched too
   kiln gc --budget 20G                  only until artifacts take up 20 GiB or less")]
 pub(crate) struct GcArgs {
     /// Change nothing, and print what would go
@@ -40,6 +41,9 @@ pub(crate) struct GcArgs {
     /// Delete what has been in the trash for this long
     #[arg(long, value_name = "SPAN", default_value = "1d")]
     grace: TimeSpan,
+    /// Delete what builds fetched too (layers of images, flakes): another build fetches it again
+    #[arg(long)]
+    cache: bool,
     /// Print an object of JSON
     #[arg(long)]
     json: bool,
@@ -66,6 +70,7 @@ struct Report {
     freed_bytes: u64,
     deleted_bytes: u64,
     trash_bytes: u64,
+    fetched_bytes: u64,
     unreadable: Vec<Digest>,
     unreadable_snapshots: Vec<Digest>,
 }
@@ -95,7 +100,7 @@ pub(crate) fn run(context: &Context, args: &GcArgs) -> CliResult {
     let policy =
         CollectPolicy { keep_last: args.keep_last, older_than: args.older_than.get(), budget: args.budget };
     let reporter = context.reporter(args.quiet);
-    let report = context.engine.collect(&policy, args.grace.get(), args.dry_run, &reporter)?;
+    let report = context.engine.collect(&policy, args.grace.get(), args.cache, args.dry_run, &reporter)?;
     drop(reporter);
     render(args, &report);
     Ok(ExitCode::SUCCESS)
@@ -138,6 +143,7 @@ fn render(args: &GcArgs, report: &CollectReport) {
             freed_bytes: plan.freed().bytes(),
             deleted_bytes: report.deleted.bytes(),
             trash_bytes: report.in_trash.bytes(),
+            fetched_bytes: report.fetched.bytes(),
             unreadable: plan.unreadable.clone(),
             unreadable_snapshots: plan.unreadable_snapshots.clone(),
         });
@@ -178,4 +184,8 @@ fn render(args: &GcArgs, report: &CollectReport) {
     let trash = report.in_trash.human();
     let deleted = report.deleted.human();
     output::tell(&format!("{kept} ({bytes}) {stay}; {deleted} deleted, {trash} in the trash"));
+    if args.cache {
+        let went = if args.dry_run { "would be deleted" } else { "deleted" };
+        output::tell(&format!("{} of what builds fetched {went}", report.fetched.human()));
+    }
 }

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 #[command(after_help = "\
 Looks up what the names in the recipe stand for now (versions of packages and the kernel, digests of
 images, locked flakes) and writes kiln.lock beside it. Builds keep to it, on every host of that
-architecture; kiln build --locked refuses to bake without it. A lock that fits its recipe stays as it is.
-Commit it with the recipe.
+architecture; kiln build --locked refuses to bake without it. A lock that fits its recipe stays as
+it is. Commit it with the recipe.
 
 Examples:
   kiln lock

@@ -42,9 +42,15 @@ fn boot_a_dockerfile_is_built_and_its_image_runs() {
     assert!(context.kiln(["build", "web"]).stderr.contains("cache hit"));
     context.kiln(["run", "-d", "--name", "w", "web"]).ok();
     assert_eq!(context.kiln(["exec", "w", "--", "/bin/cat", "/made"]).ok(), "hello you; $(id)\n");
+    // Commands begin with the image's variables, as the entry point does, and the machine's own go above them.
+    let colour = ["exec", "w", "--", "/bin/sh", "-c", "echo $COLOUR"];
+    assert_eq!(context.kiln(colour).ok(), "blue\n");
     context.eventually("the entry point ran", || {
         context.kiln(["exec", "w", "--", "/bin/cat", "/env"]).stdout == "blue /srv/app\n"
     });
+    context.kiln(["rm", "-f", "w"]).ok();
+    context.kiln(["run", "-d", "--name", "w", "-e", "COLOUR=green", "web"]).ok();
+    assert_eq!(context.kiln(colour).ok(), "green\n");
     context.kiln(["rm", "-f", "w"]).ok();
     // What a build may copy is an input.
     context.write("web/other", "x");

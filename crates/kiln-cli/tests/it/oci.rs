@@ -1,7 +1,7 @@
 //! Templates of OCI images, made by umoci and moved by skopeo.
 
 use crate::context;
-use kiln_testing::{TestContext, busybox_rootfs, fixtures};
+use kiln_testing::{Registry, TestContext, busybox_rootfs, fixtures};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -144,4 +144,56 @@ fn what_is_wrong_with_an_image_is_told_and_the_tag_stays() {
     assert!(said.contains("layer 1 of the image"), "{said}");
     assert_eq!(context.staged(), Vec::<String>::new());
     assert_eq!(context.kiln(["show", "box", "--json"]).json()["revision"], good.as_str());
+}
+
+#[test]
+fn an_image_of_a_registry_is_pinned_moved_and_built_without_the_network() {
+    let context = context();
+    image(&context);
+    let registry = Registry::start();
+    let layout = context.work().join("img");
+    registry.push(&layout, Some("v1"), "team/box:stable");
+    let name = format!("{}/team/box:stable", registry.host());
+    recipe(&context, &name, "");
+    let of = |args: &[&str]| context.kiln(args);
+    let locked = of(&["lock", "--json"]).json();
+    assert_eq!(
+        (&locked["moved"][0]["kind"], &locked["moved"][0]["name"]),
+        (&"oci".into(), &name.as_str().into())
+    );
+    let first = of(&["build", "--locked", "-q"]).ok();
+    assert_eq!(first.trim(), built(&context_of(&context), "oci-layout:img:v1", ""));
+
+    // The tag moves: builds keep to what was locked until it is updated.
+    let umoci = |args: &[&str]| run("umoci", args, &context.work());
+    umoci(&["config", "--image", "img:v1", "--tag", "v2", "--config.env", "GREETING=again"]);
+    registry.push(&layout, Some("v2"), "team/box:stable");
+    assert_eq!(of(&["build", "--force", "-q"]).ok(), first);
+    let moved = of(&["update", "--dry-run", "--json"]).json();
+    assert_eq!((&moved["changed"], moved["moved"].as_array().unwrap().len()), (&true.into(), 1), "{moved}");
+    assert_eq!(moved["moved"][0]["before"], locked["moved"][0]["after"]);
+    assert!(of(&["build"]).stderr.contains("cache hit"));
+    of(&["update", "-q"]).ok();
+    let second = of(&["build", "-q"]).ok();
+    assert_ne!(second, first);
+
+    // What is pinned and was fetched needs nobody.
+    drop(registry);
+    assert_eq!(of(&["build", "--force", "--offline", "-q"]).ok(), second);
+    let gone = of(&["gc", "--cache", "--dry-run", "--json"]).json();
+    assert!(gone["fetched_bytes"].as_u64().unwrap() > 1 << 20, "{gone}");
+    assert_eq!(of(&["build", "--force", "--offline", "-q"]).ok(), second, "nothing went");
+    of(&["gc", "--cache"]).ok();
+    let error = of(&["build", "--force", "--offline"]).fails(1);
+    assert!(error.contains(&name), "{error}");
+    std::fs::remove_file(context.work().join("kiln.lock")).unwrap();
+    let error = of(&["build", "--offline"]).fails(1);
+    assert!(error.contains(&name) && error.contains("try:"), "{error}");
+}
+
+/// Returns a context whose working directory has the same image.
+fn context_of(other: &TestContext) -> TestContext {
+    let context = context();
+    run("cp", &["-a", "img", context.work().to_str().unwrap()], &other.work());
+    context
 }

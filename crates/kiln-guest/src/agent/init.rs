@@ -200,6 +200,9 @@ fn stay(
     // Ctrl-Alt-Del arrives as SIGINT instead of restarting at once.
     let _ = rustix::system::reboot(RebootCommand::CadOff);
     take_signals(orders).map_err(|error| format!("cannot take signals: {error}"))?;
+    if let (Some(machine), Some(entrypoint)) = (server.served_machine(), &entrypoint) {
+        machine.set_purpose_environment(&entrypoint.env);
+    }
     let mut waiting = entrypoint;
     let mut entrypoint = None;
     if !is_private() {

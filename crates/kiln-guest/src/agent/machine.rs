@@ -1,7 +1,8 @@
 //! What identity and capture work on: the guest's files below a root directory, and its kernel.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
 
 use rustix::fs::sync;
 use rustix::io::Errno;
@@ -43,6 +44,8 @@ pub(super) struct Machine {
     turn: Mutex<()>,
     epoch: Mutex<Option<Epoch>>,
     environment: Mutex<Environment>,
+    /// What the entry point has of its own: other programs begin with it too.
+    purpose: OnceLock<BTreeMap<String, String>>,
 }
 
 impl Machine {
@@ -58,7 +61,14 @@ impl Machine {
     }
 
     pub(super) fn new(root: PathBuf, kernel: Box<dyn Kernel>) -> Self {
-        Self { root, kernel, turn: Mutex::default(), epoch: Mutex::default(), environment: Mutex::default() }
+        Self {
+            root,
+            kernel,
+            turn: Mutex::default(),
+            epoch: Mutex::default(),
+            environment: Mutex::default(),
+            purpose: OnceLock::new(),
+        }
     }
 
     /// Returns the place of a path of the guest, given without its leading `/`.
@@ -82,6 +92,16 @@ impl Machine {
 
     pub(super) fn set_environment(&self, environment: &Environment) {
         lock(&self.environment).clone_from(environment);
+    }
+
+    /// Returns the environment of the machine's purpose, its entry point.
+    pub(super) fn purpose_environment(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.purpose.get().into_iter().flatten()
+    }
+
+    /// Sets the environment of the machine's purpose, once.
+    pub(super) fn set_purpose_environment(&self, environment: &BTreeMap<String, String>) {
+        let _ = self.purpose.set(environment.clone());
     }
 
     /// Takes the turn: two requests of two sessions must not mix their parts.

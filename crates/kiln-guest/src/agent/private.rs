@@ -5,11 +5,14 @@ use super::runtime;
 use crate::error::{ErrorKind, RemoteError};
 use crate::message::{Configure, ExecRequest};
 
-/// Adds the machine's own environment to a request, below what it sets itself.
+/// Adds the machine's own environment to a request, below what it sets itself, and that of its entry point below both.
 pub(super) fn with_environment(machine: Option<&Machine>, mut request: ExecRequest) -> ExecRequest {
     if let Some(machine) = machine.filter(|_| !request.clear_env) {
         for (name, value) in machine.environment() {
             request.env.entry(name.into()).or_insert(value);
+        }
+        for (name, value) in machine.purpose_environment() {
+            request.env.entry(name.clone()).or_insert_with(|| value.clone());
         }
     }
     request

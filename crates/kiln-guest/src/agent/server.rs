@@ -116,6 +116,11 @@ impl Server {
         })
     }
 
+    /// Returns the machine this agent serves, where it is not a plain process.
+    pub(super) fn served_machine(&self) -> Option<&Machine> {
+        self.platform.machine()
+    }
+
     pub(super) fn reaper(&self) -> &Arc<Reaper> {
         &self.reaper
     }

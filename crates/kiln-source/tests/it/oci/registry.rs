@@ -1,16 +1,16 @@
 //! Images of registries: a real one on loopback, filled by skopeo, and one of our own that misbehaves.
 
-use super::make::{Layout, Tar, amd64, digest, layout, listing, merged, run, scratch};
+use super::make::{Layout, Tar, amd64, digest, layout, listing, merged, scratch};
 use kiln_core::image::{ContentDigest, RegistryReference};
 use kiln_source::oci::{BlobCache, DockerConfig, Image, OciError, RegistryOptions, fetch_layers, resolve};
 use kiln_sys::tool::ScratchDir;
 use kiln_sys::{Cancel, Toolbox};
+use kiln_testing::Registry;
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 /// A cache of its own, and how a registry is asked from it.
@@ -56,57 +56,19 @@ impl Puller {
     }
 }
 
-/// A real registry, ended with the test.
-struct Real {
-    child: Child,
-    host: String,
-    _dir: ScratchDir,
-}
-
-impl Real {
-    fn start() -> Self {
-        let dir = scratch();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let host = format!("127.0.0.1:{port}");
-        let config = dir.path().join("config.yml");
-        let data = dir.path().join("data").display().to_string();
-        let text = format!(
-            "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\nhttp: {{addr: {host}}}\n"
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().unwrap();
-        let real = Self { child, host, _dir: dir };
-        while TcpStream::connect(&real.host).is_err() {
-            std::thread::yield_now();
-        }
-        real
-    }
-}
-
-impl Drop for Real {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn an_image_that_skopeo_pushed_is_pulled_pinned_and_there_offline() {
-    let real = Real::start();
+    let real = Registry::start();
     let layers =
         [Tar::new().dir("d").file("d/a", "1").end(), Tar::new().file("d/.wh.a", "").file("b", "2").end()];
     let made = layout(&layers);
-    let name = format!("{}/team/app:v1", real.host);
-    run(Command::new("skopeo")
-        .args(["--insecure-policy", "copy", "--dest-tls-verify=false"])
-        .args([format!("oci:{}", made.path().display()), format!("docker://{name}")]));
+    let name = format!("{}/team/app:v1", real.host());
+    real.push(made.path(), None, "team/app:v1");
     let mut puller = Puller::new();
     let image = puller.pull(&name).unwrap();
     assert_eq!(listing(&merged(&image).unwrap()), ["b: 2", "d/"]);
     let (top, _) = puller.resolve(&name, None).unwrap();
-    let missing = format!("{}/team/none:v1", real.host);
+    let missing = format!("{}/team/none:v1", real.host());
     assert!(matches!(puller.resolve(&missing, None), Err(OciError::NotFound { .. })));
     drop(real);
     // Pinned, nobody is asked; a tag alone means nothing offline.
