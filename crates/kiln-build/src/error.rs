@@ -159,6 +159,14 @@ pub enum BuildError {
         /// What it said.
         said: String,
     },
+    /// The root file system comes as it is.
+    #[error("a source of type `{kind}` has an ext4 root, and `{root}` is asked for")]
+    RootFormat {
+        /// The source's type.
+        kind: &'static str,
+        /// What is asked for.
+        root: &'static str,
+    },
     /// The network is needed, and may not be asked.
     #[error("{what} come from the network, which an offline build may not ask")]
     Offline {

@@ -236,7 +236,7 @@ fn set_times(
 }
 
 /// Makes a version 8 UUID, the version for values of one's own, of a digest.
-fn uuid(seed: Digest) -> String {
+pub(crate) fn uuid(seed: Digest) -> String {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&seed.as_bytes()[..16]);
     bytes[6] = bytes[6] & 0x0f | 0x80;

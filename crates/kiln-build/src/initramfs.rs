@@ -3,7 +3,7 @@
 
 use crate::modules::LoadedModule;
 use cpio::newc::{Builder, ModeFileType, Reader, trailer};
-use kiln_core::recipe::{AgentOptions, Entrypoint, Init};
+use kiln_core::recipe::{AgentOptions, Entrypoint, Init, RootFormat};
 use kiln_guest::config::{self, INIT_CONFIG_VERSION, InitConfig};
 use kiln_guest::name::NameError;
 use kiln_guest::{GuestPath, UserSpec};
@@ -63,6 +63,15 @@ pub fn init_config(agent: &AgentOptions, modules: &[LoadedModule]) -> Result<Ini
             fstype: "ext4".to_owned(),
             options: ROOT_OPTIONS.to_owned(),
             read_only: false,
+        },
+        base: match agent.root {
+            RootFormat::Ext4 => None,
+            format => Some(config::RootDevice {
+                device: path("root", "/dev/vdb")?,
+                fstype: format.as_str().to_owned(),
+                options: String::new(),
+                read_only: true,
+            }),
         },
         init: match &agent.init {
             Init::Agent => config::Init::Agent,

@@ -22,6 +22,7 @@ mod kernel_package;
 mod key;
 mod lock;
 pub mod modules;
+mod packed;
 mod plan;
 mod report;
 mod run;

@@ -3,6 +3,7 @@
 use crate::error::BuildError;
 use crate::host::HostFacts;
 use crate::key::{KeyPart, Parts};
+use crate::packed::Packed;
 use crate::source::{PlannedSource, PlannedStep};
 use crate::{ext4, initramfs};
 use kiln_core::arch::Arch;
@@ -89,6 +90,15 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
     let agent = source.agent(&recipe.agent)?;
     agent_parts(&agent, &mut parts);
     parts.add("disk", recipe.disk_size_min);
+    if let Some(format) = Packed::of(recipe.agent.root) {
+        if !source.takes_any_root() {
+            return Err(BuildError::RootFormat {
+                kind: recipe.source.kind(),
+                root: recipe.agent.root.as_str(),
+            });
+        }
+        parts.add("root_format", (recipe.agent.root.as_str(), format.tool_identity(cx.toolbox)?));
+    }
     parts.add_record("machine", &recipe.machine);
     parts.add_record("boot_args", &recipe.boot_args);
     parts.add_record("ready", &recipe.ready);

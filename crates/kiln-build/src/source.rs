@@ -72,6 +72,11 @@ impl PlannedSource {
         }
     }
 
+    /// Returns whether the root file system is made here, of files, and can be any.
+    pub(crate) fn takes_any_root(&self) -> bool {
+        !matches!(self, Self::Disk(_) | Self::Nix(_) | Self::Template(_))
+    }
+
     /// Makes the files.
     pub(crate) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
         match self {

@@ -7,6 +7,7 @@ use crate::initramfs;
 use crate::kernel::{self, KernelImage};
 use crate::kernel_package::{self, KernelFiles};
 use crate::modules::{GUEST_DRIVERS, ModuleDir, ModuleError, Wanted};
+use crate::packed;
 use crate::plan::BuildPlan;
 use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput, OutputFile, SPACE_RESERVE};
@@ -15,7 +16,7 @@ use crate::unpack::{self, Ownership};
 use kiln_core::digest::Digest;
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::name::ArtifactRole;
-use kiln_core::recipe::{AgentOptions, Init};
+use kiln_core::recipe::{AgentOptions, Init, RootFormat};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_core::text::count;
@@ -77,7 +78,13 @@ pub(crate) fn boot_files(
     cx.cancel.check()?;
     let step = Running::start(cx.reporter, Step::Initramfs, "");
     let wanted = |name| Wanted { name, when: When::Always, optional: false };
-    let own: Vec<Wanted<'_>> = agent.modules.iter().map(|name| wanted(name.as_str())).collect();
+    let root = match agent.root {
+        RootFormat::Ext4 => &[][..],
+        RootFormat::Erofs => &["erofs", "overlay"][..],
+        RootFormat::Squashfs => &["squashfs", "overlay"][..],
+    };
+    let own = agent.modules.iter().map(String::as_str).chain(root.iter().copied());
+    let own: Vec<Wanted<'_>> = own.map(wanted).collect();
     let loaded = match (modules, own.first()) {
         (Some(dir), _) => ModuleDir::open(dir)?.resolve(&[&GUEST_DRIVERS, own.as_slice()].concat())?,
         (None, Some(first)) => return Err(ModuleError::NoDirectory(first.name.to_owned()).into()),
@@ -107,11 +114,32 @@ pub(crate) fn disk(
     }
     need_space(cx, size.bytes())?;
     let step = Running::start(cx.reporter, Step::Disk, count(size.inodes, "file"));
-    let path = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
-    let (disk_min, scratch) = (plan.disk_min, cx.scratch);
-    let request = DiskRequest { tree, ownership, size, disk_min, seed: listing, output: &path, scratch };
-    let size = ext4::write(&request, cx.toolbox, cx.cancel, &mut step.lines())?;
-    step.done(size.human());
+    let Some(format) = packed::Packed::of(plan.agent.root) else {
+        let path = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
+        let (disk_min, scratch) = (plan.disk_min, cx.scratch);
+        let request = DiskRequest { tree, ownership, size, disk_min, seed: listing, output: &path, scratch };
+        let size = ext4::write(&request, cx.toolbox, cx.cancel, &mut step.lines())?;
+        step.done(size.human());
+        return Ok(());
+    };
+    let path = output.file(cx, ArtifactRole::rootfs(), format.file_name(), format.artifact());
+    format.write(tree, ownership, listing, &path, cx.toolbox, cx.cancel, &mut step.lines())?;
+    let blank = cx.scratch.join("blank");
+    fs::create_dir(&blank)?;
+    let scratch = output.file(cx, ArtifactRole::scratch(), "scratch.ext4", ArtifactFormat::Ext4);
+    let request = DiskRequest {
+        tree: &blank,
+        ownership: &Ownership::OnDisk,
+        size: TreeSize { inodes: 1, directories: 1, ..TreeSize::default() },
+        disk_min: Some(plan.disk_min.unwrap_or(packed::SCRATCH_SIZE)),
+        // One scratch disk of a size is as good as another: templates share it.
+        seed: Digest::of(b"kiln scratch"),
+        output: &scratch,
+        scratch: cx.scratch,
+    };
+    unpack::set_time(&blank, unpack::epoch())?;
+    ext4::write(&request, cx.toolbox, cx.cancel, &mut step.lines())?;
+    step.done(ByteSize::from_bytes(fs::metadata(&path)?.len()).human());
     Ok(())
 }
 

@@ -54,6 +54,9 @@ pub struct MachineRecord {
     pub accelerator: String,
     /// How its disk came to be.
     pub clone: CloneRecord,
+    /// The root file system that it only reads, which others read too; its own disk then holds what it writes over it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Digest>,
     /// The snapshot it began as, whose disk and memory it continues; none for one that was booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Digest>,

@@ -146,9 +146,13 @@ impl ArtifactRole {
     pub fn initrd() -> Self {
         Self("initrd".to_owned())
     }
-    /// The root file system, the disk that machines clone.
+    /// The root file system, the disk that machines clone, or share where it is only read.
     pub fn rootfs() -> Self {
         Self("rootfs".to_owned())
+    }
+    /// The blank file system that machines clone for what they write over a root that is only read.
+    pub fn scratch() -> Self {
+        Self("scratch".to_owned())
     }
 }
 

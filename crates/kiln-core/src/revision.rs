@@ -40,6 +40,10 @@ pub struct Artifact {
 pub enum ArtifactFormat {
     /// A raw ext4 file system.
     Ext4,
+    /// A raw EROFS file system, which is only read.
+    Erofs,
+    /// A raw SquashFS file system, which is only read.
+    Squashfs,
     /// An uncompressed kernel, loaded by its PVH note.
     Elf,
     /// A compressed kernel with its own loader.
@@ -53,10 +57,17 @@ impl ArtifactFormat {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ext4 => "ext4",
+            Self::Erofs => "erofs",
+            Self::Squashfs => "squashfs",
             Self::Elf => "elf",
             Self::Bzimage => "bzimage",
             Self::Cpio => "cpio",
         }
+    }
+
+    /// Returns whether it is a file system that is only read: as a root it needs a scratch disk for what is written.
+    pub fn is_read_only(self) -> bool {
+        matches!(self, Self::Erofs | Self::Squashfs)
     }
 }
 
@@ -197,6 +208,9 @@ impl Manifest {
                 return Err(InvalidManifest::Missing(role));
             }
         }
+        if self.base().is_some() && self.artifact(&ArtifactRole::scratch()).is_none() {
+            return Err(InvalidManifest::Missing(ArtifactRole::scratch()));
+        }
         self.machine.clone().checked()?;
         let limited = |variant: Option<&VariantName>, args: &[String]| match boot_args_bytes(args) {
             ..=BOOT_ARGS_BYTES_MAX => Ok(()),
@@ -219,6 +233,11 @@ impl Manifest {
     /// Returns the artifact of `role`.
     pub fn artifact(&self, role: &ArtifactRole) -> Option<&Artifact> {
         self.artifacts.iter().find(|artifact| artifact.role == *role)
+    }
+
+    /// Returns the root file system where it is only read, and so shared by all machines.
+    pub fn base(&self) -> Option<&Artifact> {
+        self.artifact(&ArtifactRole::rootfs()).filter(|artifact| artifact.format.is_read_only())
     }
 
     /// Returns the variant called `name`.
@@ -291,6 +310,22 @@ mod tests {
             Manifest::parse(&with(many).to_bytes()),
             Err(InvalidManifest::Capture(InvalidCapturePlan::TooMany(17)))
         ));
+    }
+
+    #[test]
+    fn a_root_that_is_only_read_needs_a_scratch_disk() {
+        let mut packed = manifest();
+        assert_eq!(packed.base(), None);
+        packed.artifacts[1].format = ArtifactFormat::Erofs;
+        let bytes = packed.to_bytes();
+        assert!(String::from_utf8_lossy(&bytes).contains(r#""format":"erofs""#));
+        assert!(
+            matches!(Manifest::parse(&bytes), Err(InvalidManifest::Missing(role)) if role == ArtifactRole::scratch())
+        );
+        let scratch = Artifact { role: ArtifactRole::scratch(), ..manifest().artifacts[1].clone() };
+        packed.artifacts.push(scratch);
+        let parsed = Manifest::parse(&packed.to_bytes()).unwrap();
+        assert_eq!(parsed.base().map(|base| base.role.clone()), Some(ArtifactRole::rootfs()));
     }
 
     #[test]

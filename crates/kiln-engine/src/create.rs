@@ -186,7 +186,10 @@ impl Engine {
         let kernel = required(ArtifactRole::kernel())?;
         let rootfs = required(ArtifactRole::rootfs())?;
         let initrd = manifest.artifact(&ArtifactRole::initrd());
-        for artifact in [Some(kernel), Some(rootfs), initrd].into_iter().flatten() {
+        // A root that is only read is shared; the private disk is a scratch disk over it.
+        let shared = manifest.base();
+        let disk = if shared.is_some() { required(ArtifactRole::scratch())? } else { rootfs };
+        for artifact in [Some(kernel), shared, Some(disk), initrd].into_iter().flatten() {
             let mut reading = |why: &StoreError| {
                 reporter.progress(Progress::Note { text: why.to_string() });
             };
@@ -219,7 +222,8 @@ impl Engine {
             ready: manifest.ready.clone(),
             network: request.network.clone(),
             accelerator: request.accelerator.clone(),
-            clone: CloneRecord { artifact: rootfs.digest, size: rootfs.size, method: CloneMethod::Copy },
+            clone: CloneRecord { artifact: disk.digest, size: disk.size, method: CloneMethod::Copy },
+            base: shared.map(|artifact| artifact.digest),
             snapshot: None,
             must_restore: matches!(request.restore, RestoreChoice::Require | RestoreChoice::Exactly(_)),
             put_back: false,

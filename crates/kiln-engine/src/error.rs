@@ -100,6 +100,14 @@ pub enum EngineError {
         /// Its last words.
         reason: String,
     },
+    /// A template whose root is only read cannot be the beginning of another.
+    #[error("the root file system of revision {revision} is {format}, which steps cannot write to")]
+    BaseReadOnly {
+        /// The revision.
+        revision: kiln_core::Digest,
+        /// What it is.
+        format: &'static str,
+    },
     /// A template cannot be the beginning of another.
     #[error("revision {revision} has no {role}: no template can be made of it by steps")]
     BaseLacks {

@@ -195,6 +195,7 @@ impl Engine {
         })?;
         Ok(MachineRecord {
             version: RECORD_VERSION,
+            base: revision.manifest.base().map(|artifact| artifact.digest),
             id: MachineId::from_random(clock::random()),
             name: "captured".parse().map_err(StoreError::from)?,
             reference: subject.to_string(),

@@ -101,6 +101,14 @@ impl Engine {
             record.accelerator.parse().map_err(|error| bad(record, chain(&error)))?;
         let channel: ChannelName =
             transport::AGENT_PORT_NAME.parse().map_err(|error| bad(record, chain(&error)))?;
+        let mut disks = files.disks;
+        if let Some(base) = &record.base {
+            // The second one: so the guest's initramfs has it.
+            let mut base = disk(self.store.artifact_path(base), DiskFormat::Raw, "base")
+                .map_err(|error| bad(record, chain(&error)))?;
+            base.read_only = true;
+            disks.insert(disks.len().min(1), base);
+        }
         Ok(MachineSpec {
             shape: record.shape.clone(),
             arch: record.arch,
@@ -108,7 +116,7 @@ impl Engine {
             kernel_format: record.kernel_format,
             initrd: record.initrd.map(|digest| self.store.artifact_path(&digest)),
             boot_args: record.boot_args.clone(),
-            disks: files.disks,
+            disks,
             network: record.network.clone(),
             mac: mac_of(record),
             accelerator,

@@ -373,7 +373,11 @@ fn artifact<'a>(revision: &'a Revision, role: &ArtifactRole) -> EngineResult<&'a
 }
 
 fn rootfs(revision: &Revision) -> EngineResult<Artifact> {
-    artifact(revision, &ArtifactRole::rootfs()).cloned()
+    let rootfs = artifact(revision, &ArtifactRole::rootfs())?;
+    if rootfs.format.is_read_only() {
+        return Err(EngineError::BaseReadOnly { revision: revision.id, format: rootfs.format.as_str() });
+    }
+    Ok(rootfs.clone())
 }
 
 /// Returns the manifest of a layer: that of where the steps began, with another disk.

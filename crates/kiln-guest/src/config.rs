@@ -26,6 +26,10 @@ pub struct InitConfig {
     pub modules: Vec<Module>,
     /// Root filesystem.
     pub root: RootDevice,
+    /// A filesystem that is only read and lies below the root: what is written goes to the root, and the two are one by an
+    /// overlay. Left out where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<RootDevice>,
     /// Who is PID 1 once the root is mounted.
     #[serde(default)]
     pub init: Init,

@@ -3,7 +3,7 @@
 use cpio::newc::Reader;
 use kiln_build::initramfs::{init_config, reconfigure, write};
 use kiln_build::modules::LoadedModule;
-use kiln_core::recipe::{AgentOptions, Entrypoint, Init};
+use kiln_core::recipe::{AgentOptions, Entrypoint, Init, RootFormat};
 use kiln_guest::config::{InitConfig, When};
 use std::io::{Cursor, Read as _};
 
@@ -50,7 +50,7 @@ fn it_holds_the_agent_its_configuration_and_the_modules() {
             workdir: Some("/srv".to_owned()),
             user: Some("www:www".to_owned()),
         }),
-        modules: Vec::new(),
+        ..AgentOptions::default()
     };
     let entries = entries(archive(&agent));
     let modes: Vec<(&str, u32)> = entries.iter().map(|(name, mode, ..)| (name.as_str(), *mode)).collect();
@@ -110,6 +110,16 @@ fn names_a_guest_cannot_use_are_refused() {
         entrypoint(None, Some(":x")).unwrap_err().to_string(),
         "`entrypoint.user` cannot be used in a guest"
     );
+}
+
+#[test]
+fn a_root_that_is_only_read_lies_below_the_disk() {
+    let agent = AgentOptions { root: RootFormat::Erofs, ..AgentOptions::default() };
+    let config = init_config(&agent, &modules()).unwrap();
+    let base = config.base.unwrap();
+    assert_eq!((base.device.as_str(), base.fstype.as_str(), base.read_only), ("/dev/vdb", "erofs", true));
+    assert_eq!((config.root.device.as_str(), config.root.read_only), ("/dev/vda", false));
+    assert_eq!(init_config(&AgentOptions::default(), &modules()).unwrap().base, None);
 }
 
 #[test]

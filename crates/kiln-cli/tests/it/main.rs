@@ -30,6 +30,7 @@ mod private;
 mod ready;
 mod registry;
 mod restore;
+mod roots;
 mod snapshot;
 mod space;
 mod steps;

@@ -84,6 +84,31 @@ pub struct AgentOptions {
     pub entrypoint: Option<Entrypoint>,
     /// Modules loaded besides those kiln needs.
     pub modules: Vec<String>,
+    /// What the root file system is.
+    pub root: RootFormat,
+}
+
+/// What the root file system of a template is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RootFormat {
+    /// ext4, of which every machine has a private clone.
+    #[default]
+    Ext4,
+    /// EROFS, which all machines read; each has a scratch disk for what it writes.
+    Erofs,
+    /// SquashFS, likewise.
+    Squashfs,
+}
+
+impl RootFormat {
+    /// Returns the word used in recipes, which is the kernel's too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Erofs => "erofs",
+            Self::Squashfs => "squashfs",
+        }
+    }
 }
 
 /// Which program is process 1 of the guest.

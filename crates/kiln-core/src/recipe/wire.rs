@@ -5,7 +5,8 @@ mod step;
 
 use self::source::{SourceTable, words};
 use super::{
-    AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, SnapshotOptions, Source,
+    AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, RootFormat, SnapshotOptions,
+    Source,
 };
 use crate::capture::CapturePlan;
 use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
@@ -68,6 +69,19 @@ struct MachineTable {
     data_disk: Option<String>,
     /// The board. Default: `pc`.
     board: Option<Board>,
+    /// The root file system: `ext4` (default), of which each machine has a clone, or `erofs` or `squashfs`, which all
+    /// share; what a machine writes goes to a scratch disk of its own, of the size that `disk` says.
+    #[serde(default)]
+    root: RootWord,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum RootWord {
+    #[default]
+    Ext4,
+    Erofs,
+    Squashfs,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -235,11 +249,18 @@ impl TryFrom<RecipeFile> for Recipe {
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
             snapshot: snapshot(file.snapshot)?,
-            agent: agent(
-                file.agent,
-                file.entrypoint,
-                matches!(source, Source::Oci(_) | Source::Dockerfile(_)),
-            )?,
+            agent: AgentOptions {
+                root: match file.machine.root {
+                    RootWord::Ext4 => RootFormat::Ext4,
+                    RootWord::Erofs => RootFormat::Erofs,
+                    RootWord::Squashfs => RootFormat::Squashfs,
+                },
+                ..agent(
+                    file.agent,
+                    file.entrypoint,
+                    matches!(source, Source::Oci(_) | Source::Dockerfile(_)),
+                )?
+            },
             source,
             variants,
             machine,
@@ -348,7 +369,8 @@ fn agent(
     if let (Init::Image(path), Some(_)) = (&init, &entrypoint) {
         return Err(value("agent.init", format_args!("`{path}` and an entrypoint cannot both be process 1")));
     }
-    Ok(AgentOptions { init, entrypoint, modules: words("agent.modules", table.modules, &['-', '_'])? })
+    let modules = words("agent.modules", table.modules, &['-', '_'])?;
+    Ok(AgentOptions { init, entrypoint, modules, root: RootFormat::default() })
 }
 
 fn variants(tables: Vec<VariantTable>, base: &MachineShape) -> Result<Vec<Variant>, RecipeError> {

@@ -117,8 +117,8 @@ fn boot(
     let loaded = modules::load(&config.modules);
     let served = Served::start(server).inspect_err(log_failure).ok();
     loaded?;
-    mounts::mount_root(&config.root)?;
-    grow::root(&config.root, mounts::NEW_ROOT)?;
+    let root = mounts::mount_root(&config)?;
+    grow::root(&config.root, root)?;
     mounts::switch_root()?;
     match image_init(&config)? {
         Some(init) => hand_over(server, served, boot_id, &init),

@@ -12,10 +12,18 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::boot::wait_for;
 use super::console::log;
-use crate::config::RootDevice;
+use crate::config::{InitConfig, RootDevice};
 
 /// Where the root filesystem is mounted before it becomes the root.
 pub(super) const NEW_ROOT: &str = "/newroot";
+/// Where a root that is only read is mounted, below the overlay.
+const BASE: &str = "/kiln/base";
+/// Where the scratch disk is mounted.
+const SCRATCH: &str = "/kiln/scratch";
+/// What is written over the root, on the scratch disk.
+const UPPER: &str = "/kiln/scratch/upper";
+/// What the overlay needs for itself there.
+const WORK: &str = "/kiln/scratch/work";
 
 /// How long the root device may take to appear.
 const ROOT_DEVICE_WAIT: Duration = Duration::from_secs(10);
@@ -40,20 +48,41 @@ pub(super) fn attach_console() {
     }
 }
 
-/// Waits for the root device and mounts it.
-pub(super) fn mount_root(root: &RootDevice) -> Result<(), String> {
+/// Mounts what is to become the root; returns where the filesystem is mounted that takes what is written.
+pub(super) fn mount_root(config: &InitConfig) -> Result<&'static str, String> {
+    let Some(base) = &config.base else {
+        mount_device(&config.root, NEW_ROOT)?;
+        return Ok(NEW_ROOT);
+    };
+    mount_device(base, BASE)?;
+    mount_device(&config.root, SCRATCH)?;
+    for dir in [UPPER, WORK, NEW_ROOT] {
+        fs::create_dir_all(dir).map_err(|error| format!("cannot make {dir}: {error}"))?;
+    }
+    // The directory that stands for the root has the base's owner and mode; nobody can tell it from the other.
+    let top = fs::metadata(BASE).and_then(|meta| fs::set_permissions(UPPER, meta.permissions()));
+    top.map_err(|error| format!("cannot set the mode of {UPPER}: {error}"))?;
+    let options =
+        CString::new(format!("lowerdir={BASE},upperdir={UPPER},workdir={WORK}")).unwrap_or_default();
+    mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), options.as_c_str())
+        .map_err(|error| format!("cannot mount the scratch disk over the root: {error}"))?;
+    Ok(SCRATCH)
+}
+
+/// Waits for a device and mounts it.
+fn mount_device(root: &RootDevice, to: &str) -> Result<(), String> {
     let device = &root.device;
     let seen = wait_for(ROOT_DEVICE_WAIT, || Path::new(device.as_str()).exists().then_some(()));
     if seen.is_none() {
         return Err(format!("root device {device} did not appear within {} s", ROOT_DEVICE_WAIT.as_secs()));
     }
-    fs::create_dir_all(NEW_ROOT).map_err(|error| format!("cannot make {NEW_ROOT}: {error}"))?;
+    fs::create_dir_all(to).map_err(|error| format!("cannot make {to}: {error}"))?;
     let (mut flags, options) = split_options(&root.options);
     if root.read_only {
         flags |= MountFlags::RDONLY;
     }
     let data = CString::new(options).map_err(|_| "root options contain a zero byte".to_owned())?;
-    mount(device.as_str(), NEW_ROOT, root.fstype.as_str(), flags, data.as_c_str())
+    mount(device.as_str(), to, root.fstype.as_str(), flags, data.as_c_str())
         .map_err(|error| format!("cannot mount root {device} as {}: {error}", root.fstype))
 }
 

@@ -65,6 +65,7 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         network: Network::None,
         accelerator: "auto".to_owned(),
         clone: CloneRecord { artifact: digest, size: ByteSize::from_mib(1), method: CloneMethod::Copy },
+        base: None,
         snapshot: None,
         must_restore: false,
         boots: false,

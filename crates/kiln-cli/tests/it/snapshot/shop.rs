@@ -142,6 +142,7 @@ impl Shop {
             put_back: false,
             identity: kiln_core::machine::IdentityPolicy::default(),
             capturable: false,
+            base: None,
             snapshot: Some(of),
             remove_on_exit: false,
             ttl_ms: None,

@@ -295,6 +295,7 @@ fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
             size: ByteSize::from_mib(1),
             method: CloneMethod::Copy,
         },
+        base: None,
         snapshot: None,
         must_restore: false,
         boots: false,

@@ -398,6 +398,7 @@ fn machine(
         network: Network::None,
         accelerator: "auto".to_owned(),
         clone: store.clone_grown(&request, grown, cancel)?,
+        base: None,
         snapshot: None,
         must_restore: false,
         boots: false,
