@@ -151,14 +151,6 @@ pub enum BuildError {
     /// No program of the host builds Dockerfiles.
     #[error("a Dockerfile needs a builder, and this host has none of buildah, podman and docker")]
     NoBuilder,
-    /// A builder did not say which image it made.
-    #[error("`{builder}` did not tell the image it made: `{said}`")]
-    BuilderAnswer {
-        /// The program.
-        builder: &'static str,
-        /// What it said.
-        said: String,
-    },
     /// The root file system comes as it is.
     #[error("a source of type `{kind}` has an ext4 root, and `{root}` is asked for")]
     RootFormat {

@@ -13,15 +13,14 @@ use crate::tree;
 use kiln_core::image::{ImageName, Platform};
 use kiln_core::lock::Pins;
 use kiln_core::recipe::{AgentOptions, DockerfileSource};
+use kiln_core::size::ByteSize;
 use kiln_source::oci::Image;
-use kiln_sys::{Tool, Toolbox, fs};
+use kiln_sys::{Cancel, IoResultExt as _, Tool, Toolbox, clock, fs};
 use std::path::{Path, PathBuf};
 
 /// Builders that need no daemon first. Each is asked for an archive of the image it made.
 const BUILDERS: [(&str, Builder); 3] =
     [("buildah", Builder::Buildah), ("podman", Builder::Podman), ("docker", Builder::Docker)];
-/// The largest file in which a builder tells the id of an image, in bytes.
-const ID_BYTES_MAX: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Builder {
@@ -55,7 +54,6 @@ impl DockerfilePlan {
         parts.ask("source", "dockerfile");
         parts.add("builder", name);
         parts.add("dockerfile", FileIdentity::at(&file)?);
-        // The lock lies in it and says nothing of what is copied.
         parts.add("content", tree::walk(&context, None, false)?.identity);
         parts.add("target", &source.target);
         parts.add("args", &args);
@@ -82,7 +80,8 @@ impl DockerfilePlan {
     fn image(&self, cx: &BuildContext<'_>) -> Result<PathBuf, BuildError> {
         let (name, builder) = find(cx.toolbox)?;
         let step = Running::start(cx.reporter, Step::Image, name);
-        let id_file = cx.scratch.join("image-id");
+        // A name of its own: an image of yours with the same content keeps its names.
+        let tag = format!("localhost/kiln-build:{}", clock::random_hex::<8>());
         let mut build = cx.toolbox.find(name)?.arg("build");
         build = match builder {
             // The runtimes that it would have commands run by are packages of their own.
@@ -102,36 +101,33 @@ impl DockerfilePlan {
         for arg in &self.args {
             build = build.arg(format!("--build-arg={arg}"));
         }
-        build = build.arg("--file").arg(&self.file).arg("--iidfile").arg(&id_file).arg(&self.context);
+        build = build.arg("--file").arg(&self.file).args(["--tag", &tag]).arg(&self.context);
         build.run(cx.cancel, &mut step.lines())?;
-        let id = fs::read_text_limited(&id_file, ID_BYTES_MAX)?.trim().to_owned();
-        let plain = id.strip_prefix("sha256:").unwrap_or(&id);
-        if plain.len() != 64 || !plain.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(BuildError::BuilderAnswer { builder: name, said: kiln_core::text::clip(&id) });
-        }
         let archive = cx.scratch.join("image.tar");
-        let saved = save(cx.toolbox.find(name)?, builder, &id, &archive).run(cx.cancel, &mut step.lines());
-        // Layers stay for the next time; the image itself is in the archive.
-        if builder == Builder::Buildah && self.target.is_none() {
-            let _ = cx.toolbox.find(name)?.args(["rmi", &id]).run(cx.cancel, &mut |_| {});
-        }
+        let saved = save(cx.toolbox.find(name)?, builder, &tag, &archive).run(cx.cancel, &mut step.lines());
+        // Also when the build was cancelled meanwhile: nobody else knows the name.
+        let _ = cx
+            .toolbox
+            .find(name)?
+            .args(["rmi", &tag])
+            .run(&Cancel::new().at("make", "an event")?, &mut |_| {});
         saved?;
-        step.done(plain[..12].to_owned());
+        step.done(ByteSize::from_bytes(fs::metadata(&archive)?.len()).human());
         Ok(archive)
     }
 }
 
-fn save(tool: Tool, builder: Builder, id: &str, archive: &Path) -> Tool {
+fn save(tool: Tool, builder: Builder, tag: &str, archive: &Path) -> Tool {
     match builder {
         Builder::Buildah => {
             let mut to = std::ffi::OsString::from("oci-archive:");
             to.push(archive);
-            tool.args(["push", "--quiet", id]).arg(to)
+            tool.args(["push", "--quiet", tag]).arg(to)
         }
         Builder::Podman => {
-            tool.args(["save", "--quiet", "--format=oci-archive", "--output"]).arg(archive).arg(id)
+            tool.args(["save", "--quiet", "--format=oci-archive", "--output"]).arg(archive).arg(tag)
         }
-        Builder::Docker => tool.args(["save", "--output"]).arg(archive).arg(id),
+        Builder::Docker => tool.args(["save", "--output"]).arg(archive).arg(tag),
     }
 }
 
