@@ -177,8 +177,7 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0_u8..4), 1..6),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
-        let (bench, images) = samples();
-        let mut bytes = images[kind].clone();
+        let mut bytes = samples()[kind].clone();
         let l1 = usize::try_from(u64_at(&bytes, 40).unwrap()).unwrap();
         let l2 = usize::try_from(u64_at(&bytes, l1).unwrap() & 0xff_ffff).unwrap();
         for (index, value, region) in changes {
@@ -193,7 +192,7 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        let dir = ScratchDir::new(bench.dir.path()).unwrap();
+        let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
         let (path, raw) = (dir.path().join("image"), dir.path().join("raw"));
         fs::create_new(&path).unwrap().write_all_at(&bytes, 0).unwrap();
         if convert(&path, &raw, BackingFiles::Flatten).is_ok() {
@@ -204,8 +203,8 @@ proptest! {
 }
 
 /// The images that are damaged, made once.
-fn samples() -> &'static (Bench, Vec<Vec<u8>>) {
-    static SAMPLES: std::sync::OnceLock<(Bench, Vec<Vec<u8>>)> = std::sync::OnceLock::new();
+fn samples() -> &'static [Vec<u8>] {
+    static SAMPLES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
     SAMPLES.get_or_init(|| {
         let bench = Bench::new();
         let kinds = [
@@ -214,8 +213,7 @@ fn samples() -> &'static (Bench, Vec<Vec<u8>>) {
             "-c -o compression_type=zstd,cluster_size=4k",
             "-o cluster_size=16k,extended_l2=on",
         ];
-        let images = kinds.iter().map(|options| image(&bench, options)).collect();
-        (bench, images)
+        kinds.iter().map(|options| image(&bench, options)).collect()
     })
 }
 
