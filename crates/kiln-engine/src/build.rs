@@ -10,7 +10,7 @@ use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts, Pl
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe, Source, TemplateSource};
 use kiln_core::revision::{Artifact, MANIFEST_VERSION, Manifest};
-use kiln_core::{ByteSize, Digest, Tag};
+use kiln_core::{Arch, ByteSize, Digest, Tag, TemplateName};
 use kiln_store::{BuildRecord, IngestFrom, Staging, StoreError};
 use kiln_sys::lock::Share;
 use kiln_sys::{clock, fs};
@@ -156,28 +156,29 @@ impl Engine {
         Ok(kiln_build::plan(&found.recipe, &context)?)
     }
 
-    /// Counts what of a revision is in blocks that another has none of; none where the other cannot be read any more.
+    /// Counts what of a revision is in blocks that another has none of, by the fingerprints of blocks; none where the other
+    /// cannot be read any more, or a block table is missing.
     fn new_blocks(&self, before: &Digest, after: &Digest) -> EngineResult<Option<NewBlocks>> {
         let (Ok(before), after) = (self.store.revision(before), self.store.revision(after)?) else {
             return Ok(None);
         };
         let (mut bytes, mut data) = (0, 0);
         for artifact in &after.manifest.artifacts {
-            let all = self.store.index(&artifact.digest)?.data_bytes();
-            data += all;
-            bytes += match before.manifest.artifact(&artifact.role) {
-                Some(old) if old.digest == artifact.digest => 0,
-                Some(old) => {
-                    let shared = self.store.shared_blocks(&old.digest, &artifact.digest, &self.cancel);
-                    match shared {
-                        Ok(shared) => all.saturating_sub(shared.bytes),
-                        // What was before may be damaged: that is for a verification to find.
-                        Err(StoreError::NotFound { .. } | StoreError::Damaged { .. }) => return Ok(None),
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                None => all,
+            let Some(new) = self.store.block_table(&artifact.digest) else { return Ok(None) };
+            let old = match before.manifest.artifact(&artifact.role) {
+                Some(old) => match self.store.block_table(&old.digest) {
+                    Some(table) => Some(table),
+                    None => return Ok(None),
+                },
+                None => None,
             };
+            for (block, print) in new.blocks() {
+                let len = new.block_bytes(block);
+                data += len;
+                if old.as_ref().is_none_or(|old| old.candidates(print).next().is_none()) {
+                    bytes += len;
+                }
+            }
         }
         Ok(Some(NewBlocks { bytes: ByteSize::from_bytes(bytes), data: ByteSize::from_bytes(data) }))
     }
@@ -269,21 +270,30 @@ impl Engine {
         };
         let output = kiln_build::run(plan, &context)?;
         let manifest = self.take_in(&found.recipe, host, &output, &staging, reporter)?;
+        let facts = output.facts.into_iter().chain([recipe_fact(found)]).collect();
+        self.publish_build(&manifest, &found.recipe.name, &plan.key, begun, facts)
+    }
+
+    /// Publishes a revision, and has the cache know it by a key.
+    pub(crate) fn publish_build(
+        &self,
+        manifest: &Manifest,
+        template: &TemplateName,
+        key: &Digest,
+        begun: Instant,
+        facts: Vec<(String, String)>,
+    ) -> EngineResult<Digest> {
         let record = BuildRecord {
             version: 1,
-            template: found.recipe.name.clone(),
-            key: plan.key,
+            template: template.clone(),
+            key: *key,
             built_unix_ms: clock::now_unix_ms(),
             elapsed_ms: elapsed_ms(begun),
-            facts: output
-                .facts
-                .into_iter()
-                .chain([(RECIPE_FACT.to_owned(), found.path.to_string_lossy().into_owned())])
-                .collect(),
+            facts: facts.into_iter().collect(),
         };
         self.cancel.check()?;
-        let id = self.store.commit_revision(&manifest, &record)?;
-        self.store.remember_build(&plan.key, &id)?;
+        let id = self.store.commit_revision(manifest, &record)?;
+        self.store.remember_build(key, &id)?;
         Ok(id)
     }
 
@@ -305,26 +315,12 @@ impl Engine {
         staging: &Staging,
         reporter: &dyn Reporter,
     ) -> EngineResult<Manifest> {
-        let mut artifacts = step(reporter, "hash and commit", || {
+        let artifacts = step(reporter, "hash and commit", || {
             let (artifacts, data) = self.ingest_output(output, staging)?;
             let apparent = ByteSize::from_bytes(artifacts.iter().map(|artifact| artifact.size.bytes()).sum());
             EngineResult::Ok((artifacts, format!("{} of data in {}", data.human(), apparent.human())))
         })?;
-        artifacts.sort_by(|a, b| a.role.cmp(&b.role));
-        let manifest = Manifest {
-            version: MANIFEST_VERSION,
-            arch: host.arch,
-            artifacts,
-            machine: recipe.machine.clone(),
-            boot_args: recipe.boot_args.clone(),
-            ready: recipe.ready.clone(),
-            snapshot: recipe.snapshot.of_revision().cloned(),
-            variants: recipe.variants.clone(),
-        };
-        let id = manifest.id();
-        manifest
-            .checked()
-            .map_err(|source| EngineError::Store(kiln_store::StoreError::BadManifest { id, source }))
+        manifest_of(recipe, host.arch, artifacts)
     }
 
     /// Moves what a build made into the store; returns it with the bytes of data in it.
@@ -352,4 +348,30 @@ impl Engine {
 
 pub(crate) fn elapsed_ms(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Returns the manifest that a recipe and its artifacts come to.
+pub(crate) fn manifest_of(
+    recipe: &Recipe,
+    arch: Arch,
+    mut artifacts: Vec<Artifact>,
+) -> EngineResult<Manifest> {
+    artifacts.sort_by(|a, b| a.role.cmp(&b.role));
+    let manifest = Manifest {
+        version: MANIFEST_VERSION,
+        arch,
+        artifacts,
+        machine: recipe.machine.clone(),
+        boot_args: recipe.boot_args.clone(),
+        ready: recipe.ready.clone(),
+        snapshot: recipe.snapshot.of_revision().cloned(),
+        variants: recipe.variants.clone(),
+    };
+    let id = manifest.id();
+    manifest.checked().map_err(|source| EngineError::Store(StoreError::BadManifest { id, source }))
+}
+
+/// Returns the fact of which recipe a revision is built again.
+pub(crate) fn recipe_fact(found: &FoundRecipe) -> (String, String) {
+    (RECIPE_FACT.to_owned(), found.path.to_string_lossy().into_owned())
 }

@@ -149,7 +149,7 @@ impl Engine {
         let staging = self.store.stage("capturing a machine")?;
         let stood = match self.capture_guest(&entry, request, &staging, reporter) {
             Ok(stood) => stood,
-            Err(error) => return Err(self.not_captured(&entry, started, error)),
+            Err(error) => return Err(self.end_failed(&entry, started, error)),
         };
         let captured = Instant::now();
         started.wait_end(self)?;

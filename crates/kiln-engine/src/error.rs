@@ -75,10 +75,16 @@ pub enum EngineError {
     /// A step of a recipe cannot be done in any guest.
     #[error("step {number} of the recipe cannot be done: {reason}")]
     StepInvalid {
-        /// Its number, from 1; 0 for the recipe as a whole.
+        /// Its number, from 1.
         number: usize,
         /// Why not.
         reason: String,
+    },
+    /// A template made of another wants a kernel module of its own.
+    #[error("module `{module}` is asked for, and modules come with the template that this one begins as")]
+    StepModule {
+        /// The module.
+        module: String,
     },
     /// A step of a recipe failed.
     #[error("step {number} ({step}) failed: {reason}")]

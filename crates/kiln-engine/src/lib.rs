@@ -7,6 +7,7 @@ pub mod build;
 pub mod capture;
 pub mod clone;
 pub mod collect;
+mod command;
 pub mod control;
 pub mod copy;
 pub mod create;

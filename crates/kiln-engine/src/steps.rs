@@ -5,24 +5,24 @@
 mod log;
 mod workshop;
 
-use crate::build::{BuildOptions, FoundRecipe, elapsed_ms};
+use crate::build::{BuildOptions, FoundRecipe, manifest_of, recipe_fact};
 use crate::progress::{Progress, Reporter, step};
-use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_build::{BuildPlan, PlannedStep, initramfs};
+use kiln_build::{BuildError, BuildPlan, PlannedStep, initramfs};
 use kiln_core::lock::PinKind;
 use kiln_core::recipe::{BuildStep, Init, TemplateSource};
-use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
-use kiln_core::text::{clip, count};
+use kiln_core::revision::{Artifact, ArtifactFormat, Manifest};
+use kiln_core::text::{chain, clip, count};
 use kiln_core::{ArtifactRole, Digest, TemplateName};
 use kiln_guest::config::{self, InitConfig};
 use kiln_guest::{GuestPath, UserSpec};
-use kiln_store::{BuildRecord, IngestFrom, Revision, Staging};
-use kiln_sys::{IoResultExt as _, clock, fs};
+use kiln_store::{IngestFrom, Revision, Staging};
+use kiln_sys::{IoResultExt as _, fs};
 use log::StepLog;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
+use workshop::Workshop;
 
 /// For how long layers are kept that no build used.
 const LAYERS_KEPT: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -38,16 +38,16 @@ pub(crate) struct Derived<'a> {
 }
 
 /// What is left to do.
-#[derive(Clone, Copy)]
 struct Work<'a> {
     found: &'a FoundRecipe,
     derived: &'a Derived<'a>,
+    /// What the commands of each step run with.
+    contexts: &'a [StepContext],
     keys: &'a [Digest],
     /// How many steps are done already.
-    todo: usize,
+    done: usize,
     /// The disk they left.
     begin: &'a Revision,
-    options: BuildOptions,
 }
 
 /// What the commands of steps run with.
@@ -59,23 +59,30 @@ pub(crate) struct StepContext {
 }
 
 impl StepContext {
-    /// Takes over what a step says of those that follow.
-    fn follow(&mut self, number: usize, step: &BuildStep) -> EngineResult<()> {
+    /// Returns this as a step leaves it to those that follow.
+    fn after(mut self, number: usize, step: &BuildStep) -> EngineResult<Self> {
         let bad = |reason: String| EngineError::StepInvalid { number, reason };
         match step {
             BuildStep::Env(env) => self.env.extend(env.clone()),
             BuildStep::User(user) => {
-                self.user = Some(user.parse().map_err(|error| bad(kiln_core::text::chain(&error)))?);
+                self.user = Some(user.parse().map_err(|error| bad(chain(&error)))?);
             }
             BuildStep::Workdir(dir) => {
-                let dir =
-                    GuestPath::new(dir.as_str()).map_err(|error| bad(kiln_core::text::chain(&error)))?;
-                self.cwd = Some(dir);
+                self.cwd = Some(GuestPath::new(dir.as_str()).map_err(|error| bad(chain(&error)))?);
             }
             BuildStep::Run { .. } | BuildStep::Copy { .. } => {}
         }
-        Ok(())
+        Ok(self)
     }
+}
+
+/// Returns what the commands of each step run with, and last what the entry point begins with.
+fn contexts(steps: &[PlannedStep]) -> EngineResult<Vec<StepContext>> {
+    let mut contexts = vec![StepContext::default()];
+    for (index, step) in steps.iter().enumerate() {
+        contexts.push(contexts[index].clone().after(index + 1, &step.step)?);
+    }
+    Ok(contexts)
 }
 
 /// Returns the key of the layer after each step, and last the one of the cleaned disk.
@@ -107,13 +114,16 @@ impl Engine {
         reporter: &dyn Reporter,
     ) -> EngineResult<Digest> {
         let recipe = &found.recipe;
+        if let Some(module) = recipe.agent.modules.first() {
+            return Err(EngineError::StepModule { module: module.clone() });
+        }
+        let contexts = contexts(derived.steps)?;
         let from = derived.source.from.to_string();
         let base = plan.pins.get(PinKind::Template, &from).and_then(|id| id.parse::<Digest>().ok());
-        let base =
-            self.store.revision(&base.ok_or(EngineError::Build(kiln_build::BuildError::NotPinned {
-                kind: PinKind::Template,
-                name: from.clone(),
-            }))?)?;
+        let base = base
+            .ok_or_else(|| BuildError::NotPinned { kind: PinKind::Template, name: from.clone() })
+            .map_err(EngineError::from)?;
+        let base = self.store.revision(&base)?;
         let staging = self.store.stage(&format!("building {}", recipe.name))?;
         let keys = layer_keys(&base.id, plan, derived);
         // The disk after the last step that the cache knows, and its place among the keys.
@@ -127,67 +137,46 @@ impl Engine {
         let disk = match known {
             Some((index, layer)) if index + 1 == keys.len() => rootfs(&layer)?,
             known => {
-                let (todo, begin) = match known {
+                let (done, begin) = match known {
                     Some((index, layer)) => {
                         let text = format!("{} of {} cached", index + 1, count(derived.steps.len(), "step"));
                         reporter.progress(Progress::Note { text });
                         (index + 1, layer)
                     }
-                    None => (0, self.workshop_revision(&base, &recipe.name, &staging)?),
+                    None => (0, self.workshop_revision(found, &base, &staging)?),
                 };
-                let work = Work { found, derived, keys: &keys, todo, begin: &begin, options };
-                self.do_steps(&work, &staging, reporter)?
+                let work = Work { found, derived, contexts: &contexts, keys: &keys, done, begin: &begin };
+                self.do_steps(&work, options, &staging, reporter)?
             }
         };
-        let initrd = self.derived_initrd(found, &base, derived, &staging)?;
+        let initrd = self.derived_initrd(found, &base, &contexts[derived.steps.len()], &staging)?;
         let kernel = artifact(&base, &ArtifactRole::kernel())?.clone();
-        let mut artifacts = vec![kernel, initrd, disk];
-        artifacts.sort_by(|a, b| a.role.cmp(&b.role));
-        let manifest = Manifest {
-            version: MANIFEST_VERSION,
-            arch: base.manifest.arch,
-            artifacts,
-            machine: recipe.machine.clone(),
-            boot_args: recipe.boot_args.clone(),
-            ready: recipe.ready.clone(),
-            snapshot: recipe.snapshot.of_revision().cloned(),
-            variants: recipe.variants.clone(),
-        };
-        let facts = [
-            ("from", format!("{from} {}", base.id)),
-            ("steps", derived.steps.len().to_string()),
-            (RECIPE_FACT, found.path.to_string_lossy().into_owned()),
+        let manifest = manifest_of(recipe, base.manifest.arch, vec![kernel, initrd, disk])?;
+        let facts = vec![
+            ("from".to_owned(), format!("{from} {}", base.id)),
+            ("steps".to_owned(), derived.steps.len().to_string()),
+            recipe_fact(found),
         ];
-        self.cancel.check()?;
-        let id = self.commit_layer(&manifest, &recipe.name, &plan.key, begun, &facts)?;
+        let id = self.publish_build(&manifest, &recipe.name, &plan.key, begun, facts)?;
         self.keep_layers(&recipe.name, &keys)?;
         Ok(id)
     }
 
-    /// Publishes a revision, and has the cache know it by a key.
+    /// Publishes a layer: the machine of where the steps began, with another disk. The cache knows it by its key.
     fn commit_layer(
         &self,
-        manifest: &Manifest,
-        template: &TemplateName,
-        key: &Digest,
+        work: &Work<'_>,
+        index: usize,
+        disk: Artifact,
         begun: Instant,
-        facts: &[(&str, String)],
-    ) -> EngineResult<Digest> {
-        let id = manifest.id();
-        let checked = manifest.clone().checked();
-        let manifest = checked
-            .map_err(|source| EngineError::Store(kiln_store::StoreError::BadManifest { id, source }))?;
-        let record = BuildRecord {
-            version: 1,
-            template: template.clone(),
-            key: *key,
-            built_unix_ms: clock::now_unix_ms(),
-            elapsed_ms: elapsed_ms(begun),
-            facts: facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
-        };
-        let id = self.store.commit_revision(&manifest, &record)?;
-        self.store.remember_build(key, &id)?;
-        Ok(id)
+    ) -> EngineResult<()> {
+        let mut manifest = work.begin.manifest.clone();
+        manifest.artifacts.retain(|artifact| artifact.role != ArtifactRole::rootfs());
+        manifest.artifacts.push(disk);
+        manifest.artifacts.sort_by(|a, b| a.role.cmp(&b.role));
+        let facts = vec![("layer".to_owned(), format!("{} of {}", index + 1, work.keys.len()))];
+        self.publish_build(&manifest, &work.found.recipe.name, &work.keys[index], begun, facts)?;
+        Ok(())
     }
 
     /// Keeps the layers of a template's last build, and no others, for a while.
@@ -210,72 +199,71 @@ impl Engine {
     fn do_steps(
         &self,
         work: &Work<'_>,
+        options: BuildOptions,
         staging: &Staging,
         reporter: &dyn Reporter,
     ) -> EngineResult<Artifact> {
-        let Work { found, derived, keys, todo, begin, options } = *work;
-        let mut context = StepContext::default();
-        for (index, step) in derived.steps.iter().enumerate() {
-            context.follow(index + 1, &step.step)?;
-        }
-        let template = &found.recipe.name;
-        let mut log = StepLog::create(&self.store.cache_dir("logs")?, template)?;
-        let network = derived.source.network && !options.offline;
-        let shop = self.open_workshop(&found.recipe, begin, network, options.keep_failed, reporter)?;
-        let mut context = StepContext::default();
-        let total = derived.steps.len();
-        for (index, planned) in derived.steps.iter().enumerate() {
-            let number = index + 1;
-            context.follow(number, &planned.step)?;
-            let name = format!("step {number}/{total}: {}", words(&planned.step));
-            if index < todo || !changes_disk(&planned.step) {
-                continue;
+        let mut log = StepLog::create(&self.store.cache_dir("logs")?, &work.found.recipe.name)?;
+        let network = work.derived.source.network && !options.offline;
+        let shop =
+            self.open_workshop(&work.found.recipe, work.begin, network, options.keep_failed, reporter)?;
+        match self.attended(&shop.entry, || self.in_workshop(work, &shop, &mut log, staging, reporter)) {
+            Ok(disk) => {
+                shop.close(self)?;
+                Ok(disk)
             }
+            Err(error) => Err(shop.failed(self, error)),
+        }
+    }
+
+    fn in_workshop(
+        &self,
+        work: &Work<'_>,
+        shop: &Workshop,
+        log: &mut StepLog,
+        staging: &Staging,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Artifact> {
+        let total = work.derived.steps.len();
+        let steps = work.derived.steps.iter().zip(work.contexts).enumerate().skip(work.done);
+        for (index, (planned, context)) in steps.filter(|(_, (planned, _))| changes_disk(&planned.step)) {
             self.cancel.check()?;
             let begun = Instant::now();
-            let result = step(reporter, &name, || {
-                shop.act(self, number, &planned.step, &context, &mut log, reporter)?;
-                let disk = shop.disk(self, staging, false)?;
-                let manifest = layer_manifest(begin, disk);
-                let facts = [("layer", format!("{number} of {template}"))];
-                self.commit_layer(&manifest, template, &keys[index], begun, &facts)?;
+            let name = format!("step {}/{total}: {}", index + 1, words(&planned.step));
+            step(reporter, &name, || {
+                shop.act(self, index + 1, &planned.step, context, log, reporter)?;
+                self.commit_layer(work, index, shop.disk(self, staging, false)?, begun)?;
                 EngineResult::Ok(((), String::new()))
-            });
-            if let Err(error) = result {
-                return Err(shop.failed(self, error));
-            }
+            })?;
         }
         let begun = Instant::now();
-        let cleaned = step(reporter, "clean", || {
+        step(reporter, "clean", || {
             shop.clean(self, reporter)?;
             let disk = shop.disk(self, staging, true)?;
+            self.commit_layer(work, total, disk.clone(), begun)?;
             let size = disk.size.human();
             EngineResult::Ok((disk, size))
-        });
-        let disk = match cleaned {
-            Ok(disk) => disk,
-            Err(error) => return Err(shop.failed(self, error)),
-        };
-        shop.close(self);
-        let manifest = layer_manifest(begin, disk.clone());
-        let facts = [("layer", format!("cleaned of {template}"))];
-        self.commit_layer(&manifest, template, &keys[total], begun, &facts)?;
-        Ok(disk)
+        })
     }
 
     /// Returns the revision that steps begin with: the base, whose agent is process 1 and starts nothing.
     fn workshop_revision(
         &self,
+        found: &FoundRecipe,
         base: &Revision,
-        template: &TemplateName,
         staging: &Staging,
     ) -> EngineResult<Revision> {
-        let plain = |config: &mut InitConfig| {
+        let key = serde_json::json!(["kiln.workshop", STEPS_VERSION, base.id]);
+        let key = Digest::of(key.to_string().as_bytes());
+        if let Some(revision) = self.store.cached_build(&key, &self.cancel)? {
+            return Ok(revision);
+        }
+        let begun = Instant::now();
+        let initrd = self.changed_initrd(base, staging, "workshop.initrd", |config| {
             config.init = config::Init::Agent;
             config.entrypoint = None;
             Ok(())
-        };
-        let initrd = self.changed_initrd(base, staging, "workshop.initrd", plain)?;
+        })?;
         let mut artifacts = vec![artifact(base, &ArtifactRole::kernel())?.clone(), initrd, rootfs(base)?];
         artifacts.sort_by(|a, b| a.role.cmp(&b.role));
         let manifest = Manifest {
@@ -285,10 +273,8 @@ impl Engine {
             variants: Vec::new(),
             ..base.manifest.clone()
         };
-        let key =
-            Digest::of(serde_json::json!(["kiln.workshop", STEPS_VERSION, base.id]).to_string().as_bytes());
-        let facts = [("layer", format!("0 of {template}"))];
-        let id = self.commit_layer(&manifest, template, &key, Instant::now(), &facts)?;
+        let facts = vec![("layer".to_owned(), "none: where the steps begin".to_owned())];
+        let id = self.publish_build(&manifest, &found.recipe.name, &key, begun, facts)?;
         Ok(self.store.revision(&id)?)
     }
 
@@ -297,19 +283,10 @@ impl Engine {
         &self,
         found: &FoundRecipe,
         base: &Revision,
-        derived: &Derived<'_>,
+        context: &StepContext,
         staging: &Staging,
     ) -> EngineResult<Artifact> {
-        let mut context = StepContext::default();
-        for (index, step) in derived.steps.iter().enumerate() {
-            context.follow(index + 1, &step.step)?;
-        }
         let agent = &found.recipe.agent;
-        if let Some(module) = agent.modules.first() {
-            let reason =
-                format!("module `{module}` is asked for, and modules come with the template it begins as");
-            return Err(EngineError::StepInvalid { number: 0, reason });
-        }
         self.changed_initrd(base, staging, "derived.initrd", |config| {
             match &agent.init {
                 Init::Auto => {}
@@ -378,15 +355,6 @@ fn rootfs(revision: &Revision) -> EngineResult<Artifact> {
         return Err(EngineError::BaseReadOnly { revision: revision.id, format: rootfs.format.as_str() });
     }
     Ok(rootfs.clone())
-}
-
-/// Returns the manifest of a layer: that of where the steps began, with another disk.
-fn layer_manifest(begin: &Revision, disk: Artifact) -> Manifest {
-    let mut manifest = begin.manifest.clone();
-    manifest.artifacts.retain(|artifact| artifact.role != ArtifactRole::rootfs());
-    manifest.artifacts.push(disk);
-    manifest.artifacts.sort_by(|a, b| a.role.cmp(&b.role));
-    manifest
 }
 
 fn changes_disk(step: &BuildStep) -> bool {

@@ -2,6 +2,7 @@
 
 use super::log::StepLog;
 use super::{StepContext, words};
+use crate::command;
 use crate::control::ask_save;
 use crate::create::{CreateRequest, DISK_STEM};
 use crate::progress::{Progress, Reporter};
@@ -11,37 +12,35 @@ use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::{CloneMethod, IdentityPolicy, Network};
 use kiln_core::recipe::{BuildStep, Recipe};
 use kiln_core::revision::{Artifact, ArtifactFormat};
+use kiln_core::text::chain;
 use kiln_core::{ArtifactRole, Reference};
+use kiln_guest::GuestPath;
 use kiln_guest::message::ExecRequest;
-use kiln_guest::session::ExecEvent;
-use kiln_guest::{GuestPath, Session};
 use kiln_store::{IngestFrom, MachineEntry, Revision, Staging};
 use kiln_sys::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Characters of the end of a command's output that an error repeats.
-const SAID_CHARS_MAX: usize = 400;
-/// Bytes that these characters are taken from.
-const SAID_BYTES_MAX: usize = 4 * SAID_CHARS_MAX;
+/// The most bytes of what a command says that are told as one line.
+const LINE_BYTES_MAX: usize = 4096;
 /// Time the cleaning may take.
 const CLEAN_WITHIN: Duration = Duration::from_secs(300);
 
 /// Removes what belongs to one machine or to the building of it: identity, keys, caches, logs.
 const CLEAN: &str = "\
+set -e
 [ ! -e /etc/machine-id ] || : > /etc/machine-id
 [ -L /var/lib/dbus/machine-id ] || rm -f /var/lib/dbus/machine-id
 rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /var/lib/systemd/random-seed /root/.bash_history /root/.ash_history
 rm -rf /var/cache/apt/archives/*.deb /var/cache/apt/*.bin /var/lib/apt/lists/* /var/cache/apk/* /var/cache/dnf/* /var/cache/yum/* /var/cache/debconf/*-old /var/lib/dpkg/*-old
 rm -rf /tmp/* /tmp/.[!.]* /var/tmp/* /var/tmp/.[!.]*
-for log in $(find /var/log -type f 2>/dev/null); do : > \"$log\"; done
-exit 0
+[ ! -d /var/log ] || find /var/log -type f | while IFS= read -r log; do : > \"$log\"; done
 ";
 
 /// A machine that does steps. It ends with this, unless it is to be kept when a step fails.
 pub(super) struct Workshop {
-    entry: MachineEntry,
-    started: Option<Started>,
+    pub(super) entry: MachineEntry,
+    started: Started,
     keep_failed: bool,
 }
 
@@ -73,8 +72,16 @@ impl Engine {
         let created = self.create(&create, reporter)?;
         let entry = created.entry.clone();
         let ownership = if keep_failed { Ownership::Detached } else { Ownership::Owned };
-        let started = self.start_created(created, ownership, reporter)?;
-        Ok(Workshop { entry, started: Some(started), keep_failed })
+        match self.start_created(created, ownership, reporter) {
+            Ok(started) => Ok(Workshop { entry, started, keep_failed }),
+            Err(error) => {
+                if keep_failed {
+                    // No step failed: there is nothing to look at.
+                    let _ = self.remove_machine(entry.record.id.as_str(), true);
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -94,6 +101,13 @@ impl Workshop {
         reporter: &dyn Reporter,
     ) -> EngineResult<()> {
         let session = engine.session(self.name())?;
+        let failed = |reason: String, log: &StepLog| EngineError::StepFailed {
+            number,
+            step: words(step),
+            reason,
+            log: log.path().to_owned(),
+            machine: None,
+        };
         match step {
             BuildStep::Run { command, timeout_ms } => {
                 log.write(format!("# step {number}: {}\n", words(step)).as_bytes())?;
@@ -104,18 +118,17 @@ impl Workshop {
                     ..ExecRequest::new(command.iter().cloned())
                 };
                 let within = Duration::from_millis(*timeout_ms);
-                let told = run(engine, &session, request, within, log, reporter)?;
-                told.map_err(|reason| EngineError::StepFailed {
-                    number,
-                    step: words(step),
-                    reason,
-                    log: log.path().to_owned(),
-                    machine: None,
-                })
+                let mut listener = Listener { log, line: Vec::new(), reporter };
+                let ended = command::run(&session, request, within, &mut |bytes| listener.hear(bytes))?;
+                ended.failure().map_or(Ok(()), |how| Err(failed(format!("it {how}"), log)))
             }
             BuildStep::Copy { from, to } => {
-                engine.copy_in(&session, from, self.name(), to, &mut |_| {})?;
-                Ok(())
+                match engine.copy_in(&session, from, self.name(), to, &mut |_| {}) {
+                    Ok(_) => Ok(()),
+                    Err(error @ EngineError::Cancelled) => Err(error),
+                    Err(EngineError::Guest(error)) if error.is_lost() => Err(error.into()),
+                    Err(error) => Err(failed(chain(&error), log)),
+                }
             }
             BuildStep::Env(_) | BuildStep::User(_) | BuildStep::Workdir(_) => Ok(()),
         }
@@ -130,13 +143,9 @@ impl Workshop {
             reporter.progress(Progress::Note { text });
             return Ok(());
         }
-        let stream = session.exec(ExecRequest::new(["/bin/sh", "-c", CLEAN]))?;
-        let outcome = stream.collect(SAID_BYTES_MAX * 64, Instant::now() + CLEAN_WITHIN)?;
-        if outcome.status.success() {
-            return Ok(());
-        }
-        let said = kiln_core::text::tail(String::from_utf8_lossy(&outcome.stderr).trim(), SAID_CHARS_MAX);
-        Err(EngineError::CleaningFailed { reason: said })
+        let request = ExecRequest::new(["/bin/sh", "-c", CLEAN]);
+        let ended = command::run(&session, request, CLEAN_WITHIN, &mut |_| Ok(()))?;
+        ended.failure().map_or(Ok(()), |how| Err(EngineError::CleaningFailed { reason: format!("it {how}") }))
     }
 
     /// Takes the disk into the store as it is now. The last one is made whole: its journal is replayed, and blocks that no
@@ -154,104 +163,65 @@ impl Workshop {
         Ok(Artifact { role: ArtifactRole::rootfs(), digest, size, format: ArtifactFormat::Ext4 })
     }
 
-    /// Ends the machine, or leaves it as the failed step did.
-    pub(super) fn failed(mut self, engine: &Engine, error: EngineError) -> EngineError {
-        if self.keep_failed && !engine.cancel.is_cancelled() {
-            self.started = None;
-            let name = self.name().to_owned();
-            return match error {
-                EngineError::StepFailed { number, step, reason, log, .. } => {
-                    EngineError::StepFailed { number, step, reason, log, machine: Some(name) }
+    /// Ends the machine, or leaves it as the failed step did. Returns why it failed.
+    pub(super) fn failed(self, engine: &Engine, error: EngineError) -> EngineError {
+        match error {
+            EngineError::StepFailed { number, step, reason, log, .. }
+                if self.keep_failed && !engine.cancel.is_cancelled() =>
+            {
+                let machine = Some(self.name().to_owned());
+                EngineError::StepFailed { number, step, reason, log, machine }
+            }
+            error => {
+                let error = engine.end_failed(&self.entry, self.started, error);
+                if self.keep_failed {
+                    // Why the build failed is worth more than that; the machine is listed until somebody removes it.
+                    let _ = engine.remove_machine(self.entry.record.id.as_str(), true);
                 }
-                other => other,
-            };
+                error
+            }
         }
-        self.close(engine);
-        if engine.cancel.is_cancelled() { EngineError::Cancelled } else { error }
     }
 
-    pub(super) fn close(mut self, engine: &Engine) {
+    /// Ends the machine, which has done its work.
+    pub(super) fn close(self, engine: &Engine) -> EngineResult<()> {
         engine.tell_to_end(&self.entry);
-        self.started = None;
-        let _ = engine.wait_ended_always(&self.entry);
-        if self.keep_failed {
-            // Nothing else removes it.
-            let _ = engine.remove_machine(self.entry.record.id.as_str(), true);
-        }
+        drop(self.started);
+        engine.wait_ended_always(&self.entry)?;
+        if self.keep_failed { engine.remove_machine(self.entry.record.id.as_str(), true) } else { Ok(()) }
     }
 }
 
-/// Runs a command to its end; the inner error says how it failed.
-fn run(
-    engine: &Engine,
-    session: &Session,
-    request: ExecRequest,
-    within: Duration,
-    log: &mut StepLog,
-    reporter: &dyn Reporter,
-) -> EngineResult<Result<(), String>> {
-    let (mut stdin, control, mut output) = session.exec(request)?.split();
-    stdin.close()?;
-    let deadline = Instant::now() + within;
-    let (mut line, mut said) = (Vec::new(), Vec::new());
-    let status = loop {
-        let soon = deadline.min(Instant::now() + Duration::from_millis(200));
-        let event = match output.recv_deadline(soon)? {
-            Some(event) => event,
-            None if engine.cancel.is_cancelled() => {
-                control.reset();
-                return Err(EngineError::Cancelled);
+/// Hands what a command says on to the log and, a line at a time, to whoever looks.
+struct Listener<'a> {
+    log: &'a mut StepLog,
+    line: Vec<u8>,
+    reporter: &'a dyn Reporter,
+}
+
+impl Listener<'_> {
+    fn hear(&mut self, bytes: &[u8]) -> EngineResult<()> {
+        self.log.write(bytes)?;
+        for byte in bytes {
+            if *byte == b'\n' || self.line.len() == LINE_BYTES_MAX {
+                let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
+                self.reporter.progress(Progress::Said { line });
+                self.line.clear();
             }
-            None if Instant::now() >= deadline => {
-                control.reset();
-                return Ok(Err(format!("it did not end within {} s", within.as_secs())));
-            }
-            None => continue,
-        };
-        let bytes = match event {
-            ExecEvent::Exit(status) => break status,
-            ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) => bytes,
-        };
-        log.write(&bytes)?;
-        said.extend_from_slice(&bytes);
-        said.drain(..said.len().saturating_sub(SAID_BYTES_MAX));
-        for byte in bytes.iter() {
-            if *byte == b'\n' || line.len() == SAID_BYTES_MAX {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                reporter.progress(Progress::Said { line: text });
-                line.clear();
-            } else {
-                line.push(*byte);
+            if *byte != b'\n' {
+                self.line.push(*byte);
             }
         }
-    };
-    if status.success() {
-        return Ok(Ok(()));
+        Ok(())
     }
-    let said = kiln_core::text::tail(String::from_utf8_lossy(&said).trim(), SAID_CHARS_MAX);
-    let code = status.code.map_or("a signal".to_owned(), |code| format!("code {code}"));
-    Ok(Err(if said.is_empty() {
-        format!("it ended with {code}")
-    } else {
-        format!("it ended with {code}: {said}")
-    }))
 }
 
 /// Replays the journal of an ext4 file system and copies what its files have.
 fn trimmed(engine: &Engine, disk: &Path, into: &Path) -> EngineResult<PathBuf> {
     let toolbox = &engine.settings.toolbox;
     let path = into.join("trimmed.ext4");
-    let whole = |name: &str| -> EngineResult<kiln_sys::Tool> { Ok(toolbox.find(name)?) };
-    whole("e2fsck")?
-        .args(["-y", "-E", "journal_only"])
-        .arg(disk)
-        .run(&engine.cancel, &mut |_| {})
-        .map_err(kiln_build::BuildError::from)?;
-    whole("e2image")?
-        .args(["-r", "-a"])
-        .arg(disk)
-        .arg(&path)
-        .run(&engine.cancel, &mut |_| {})
-        .map_err(kiln_build::BuildError::from)?;
+    let e2fsck = toolbox.find("e2fsck")?.args(["-y", "-E", "journal_only"]).arg(disk);
+    e2fsck.run(&engine.cancel, &mut |_| {})?;
+    toolbox.find("e2image")?.args(["-r", "-a"]).arg(disk).arg(&path).run(&engine.cancel, &mut |_| {})?;
     Ok(path)
 }
