@@ -264,8 +264,8 @@ fn remove_at(
         other => other,
     }
     .at("open", path)?;
-    if stat.st_mode & 0o200 == 0 {
-        // Nor can a directory be emptied that its owner cannot write to, as those of Nix's store. Where this fails the
+    if stat.st_mode & 0o300 != 0o300 {
+        // Nor can a directory be emptied that its owner cannot write to or search, as those of Nix's store. Where this fails the
         // removal of what is in it says more.
         let _ = rustix::fs::fchmod(&dir, Mode::RWXU);
     }

@@ -17,15 +17,14 @@ fn bake(context: &TestContext, root: &str, options: &[&str]) -> String {
 fn machines(context: &TestContext) {
     let sh = |machine: &str, script: &str| context.kiln(["exec", machine, "--", "sh", "-c", script]).ok();
     context.kiln(["run", "-d", "--name", "a", "web"]).ok();
-    let change =
-        "cat /etc/motd; stat -c %a:%u /etc/motd; echo mine > /etc/motd; rm /bin/true; mkdir /new; sync";
+    let change = "cat /etc/motd; stat -c %a:%u /etc/motd; echo mine > /etc/motd; rm /bin/true; mkdir /new; chmod 711 /; sync";
     assert_eq!(sh("a", change), "baked\n640:0\n");
     context.kiln(["run", "-d", "--name", "b", "web"]).ok();
     assert_eq!(sh("b", "cat /etc/motd; ls -d /new /bin/true 2>/dev/null; true"), "baked\n/bin/true\n");
     // What it wrote stays over an end, and so does what it removed.
     context.kiln(["stop", "-t", "0", "a"]).ok();
     context.kiln(["start", "a"]).ok();
-    assert_eq!(sh("a", "cat /etc/motd; ls -d /new /bin/true 2>/dev/null; true"), "mine\n/new\n");
+    assert_eq!(sh("a", "cat /etc/motd; ls -d /new /bin/true 2>/dev/null; stat -c %a /"), "mine\n/new\n711\n");
     context.kiln(["rm", "-f", "a", "b"]).ok();
 }
 

@@ -1,6 +1,6 @@
 //! Mounts of the initramfs and of the root filesystem.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
@@ -24,6 +24,10 @@ const SCRATCH: &str = "/kiln/scratch";
 const UPPER: &str = "/kiln/scratch/upper";
 /// What the overlay needs for itself there.
 const WORK: &str = "/kiln/scratch/work";
+/// The directory of what is written, while it is made.
+const UPPER_ASIDE: &str = "/kiln/scratch/upper.new";
+/// How they are laid over one another.
+const OVERLAY: &CStr = c"lowerdir=/kiln/base,upperdir=/kiln/scratch/upper,workdir=/kiln/scratch/work";
 
 /// How long the root device may take to appear.
 const ROOT_DEVICE_WAIT: Duration = Duration::from_secs(10);
@@ -56,17 +60,25 @@ pub(super) fn mount_root(config: &InitConfig) -> Result<&'static str, String> {
     };
     mount_device(base, BASE)?;
     mount_device(&config.root, SCRATCH)?;
-    for dir in [UPPER, WORK, NEW_ROOT] {
+    for dir in [WORK, NEW_ROOT] {
         fs::create_dir_all(dir).map_err(|error| format!("cannot make {dir}: {error}"))?;
     }
-    // The directory that stands for the root has the base's owner and mode; nobody can tell it from the other.
-    let top = fs::metadata(BASE).and_then(|meta| fs::set_permissions(UPPER, meta.permissions()));
-    top.map_err(|error| format!("cannot set the mode of {UPPER}: {error}"))?;
-    let options =
-        CString::new(format!("lowerdir={BASE},upperdir={UPPER},workdir={WORK}")).unwrap_or_default();
-    mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), options.as_c_str())
+    if !Path::new(UPPER).exists() {
+        make_upper().map_err(|error| format!("cannot make {UPPER}: {error}"))?;
+    }
+    mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), OVERLAY)
         .map_err(|error| format!("cannot mount the scratch disk over the root: {error}"))?;
     Ok(SCRATCH)
+}
+
+/// Makes the directory that stands for the root, once, with the mode of the base's: what the guest makes of it then stays. Its
+/// owner is root, as of every root.
+fn make_upper() -> std::io::Result<()> {
+    let mode = fs::metadata(BASE)?.permissions();
+    // A guest may be killed in the middle.
+    fs::create_dir_all(UPPER_ASIDE)?;
+    fs::set_permissions(UPPER_ASIDE, mode)?;
+    fs::rename(UPPER_ASIDE, UPPER)
 }
 
 /// Waits for a device and mounts it.

@@ -95,7 +95,8 @@ fn kill_all(signal: Signal) {
 
 fn restart(mode: ShutdownMode) -> ! {
     sync();
-    // A root that is busy is clean after the sync.
+    // A root that is busy is clean after the sync. Of one that is laid over another the scratch disk stays mounted: its journal
+    // is replayed at the next start.
     let _ = mount_remount("/", MountFlags::RDONLY, c"");
     sync();
     let command = match mode {

@@ -49,8 +49,8 @@ fn trees_that_their_owner_may_not_write_to_are_removed() {
     let tree = dir.path().join("tree");
     std::fs::create_dir_all(tree.join("a/b")).unwrap();
     std::fs::write(tree.join("a/b/file"), b"").unwrap();
-    for path in ["a/b", "a", ""] {
-        set_mode(&tree.join(path), 0o555).unwrap();
+    for (path, mode) in [("a/b", 0o600), ("a", 0o555), ("", 0o400)] {
+        set_mode(&tree.join(path), mode).unwrap();
     }
     remove_tree(&tree).unwrap();
     assert!(!exists(&tree).unwrap());
