@@ -151,6 +151,14 @@ pub enum BuildError {
     /// No program of the host builds Dockerfiles.
     #[error("a Dockerfile needs a builder, and this host has none of buildah, podman and docker")]
     NoBuilder,
+    /// A root file system that no disk can hold.
+    #[error("the root file system of {} has {bytes} bytes, more than a disk of 16 TiB", path.display())]
+    RootTooLarge {
+        /// Where it comes from.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
     /// The root file system comes as it is.
     #[error("a source of type `{kind}` has an ext4 root, and `{root}` is asked for")]
     RootFormat {

@@ -21,14 +21,20 @@ use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_core::text::count;
 use kiln_guest::config::When;
+use kiln_source::disk::{FILE_SYSTEM_HEAD_BYTES, FileSystem};
 use kiln_sys::{IoResultExt, fs};
-use std::io::{BufWriter, Write as _};
+use std::io::{BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 pub(crate) fn need_space(cx: &BuildContext<'_>, need: u64) -> Result<(), BuildError> {
+    need_space_in(cx.scratch, need)
+}
+
+/// Checks that a directory's file system has so much room, and some to spare.
+pub(crate) fn need_space_in(path: &Path, need: u64) -> Result<(), BuildError> {
     let need = need.saturating_add(SPACE_RESERVE.bytes());
-    let have = fs::space(cx.scratch)?.available;
-    if have < need { Err(BuildError::NoSpace { path: cx.scratch.to_owned(), need, have }) } else { Ok(()) }
+    let have = fs::space(path)?.available;
+    if have < need { Err(BuildError::NoSpace { path: path.to_owned(), need, have }) } else { Ok(()) }
 }
 
 pub(crate) fn ownership(cx: &BuildContext<'_>) -> Ownership {
@@ -141,6 +147,23 @@ pub(crate) fn disk(
     ext4::write(&request, cx.toolbox, cx.cancel, &mut step.lines())?;
     step.done(ByteSize::from_bytes(fs::metadata(&path)?.len()).human());
     Ok(())
+}
+
+/// Tells what file system a file holds; none for one of no known kind.
+pub(crate) fn file_system(path: &Path) -> Result<Option<FileSystem>, BuildError> {
+    let mut head = Vec::new();
+    fs::open(path)?.take(FILE_SYSTEM_HEAD_BYTES).read_to_end(&mut head).at("read", path)?;
+    Ok(FileSystem::detect(&head))
+}
+
+/// Makes a root disk as long as the recipe wants it, in whole blocks; the guest's agent grows the file system. Returns its length.
+pub(crate) fn lengthen(root: &Path, least: Option<ByteSize>) -> Result<ByteSize, BuildError> {
+    let len = fs::metadata(root)?.len();
+    let wanted = len.max(least.map_or(0, ByteSize::bytes)).next_multiple_of(tree::BLOCK_BYTES);
+    if wanted > len {
+        fs::open_rw(root)?.set_len(wanted).at("set the length of", root)?;
+    }
+    Ok(ByteSize::from_bytes(wanted))
 }
 
 pub(crate) fn write<E: Into<BuildError>>(

@@ -14,5 +14,5 @@ pub mod qcow2;
 mod sparse;
 
 pub use error::{DiskError, DiskResult};
-pub use filesystem::FileSystem;
+pub use filesystem::{FILE_SYSTEM_HEAD_BYTES, FileSystem};
 pub use image::{Image, Reading};

@@ -14,18 +14,18 @@ use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput};
-use crate::steps::{Output, boot_files, need_space};
+use crate::steps::{Output, boot_files, file_system, lengthen, need_space};
 use contents::Contents;
 use kiln_core::lock::Pins;
 use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::{BackingFiles, DiskFormat, DiskSource, Init};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
+use kiln_core::variant::DISK_MIB_MAX;
 use kiln_source::disk::partition::{self, Partition};
 use kiln_source::disk::{DiskError, FileSystem, Image, Reading};
 use kiln_sys::{IoResultExt as _, copy, fs};
 use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 /// The largest partition that is looked into for a kernel.
@@ -88,19 +88,11 @@ impl DiskPlan {
         let root = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
         let found = self.take_out(plan, cx, &root, &mut output)?;
         self.check_root(&root)?;
-        match &self.kernel {
-            Some(kernel) => kernel.run(plan, cx, &mut output)?,
-            None => self.own_kernel(plan, cx, &root, &found, &mut output)?,
-        }
-        if let Init::Image(program) = &plan.agent.init
-            && !Contents::open(&root, cx.cancel)?.has_program(program)?
-        {
-            return Err(BuildError::InitMissing { path: program.clone() });
-        }
+        self.boot_files(plan, cx, &root, &found, &mut output).map_err(|error| self.named(error))?;
         if let Some(boot) = &found.boot {
             fs::remove_file(boot)?;
         }
-        grow(&root, plan.disk_min)?;
+        lengthen(&root, plan.disk_min)?;
         Ok(output.sorted(cx))
     }
 
@@ -180,9 +172,11 @@ impl DiskPlan {
     }
 
     fn check_root(&self, root: &Path) -> Result<(), BuildError> {
-        let mut head = Vec::new();
-        fs::open(root)?.take(128 << 10).read_to_end(&mut head).at("read", root)?;
-        let found = match FileSystem::detect(&head) {
+        let bytes = fs::metadata(root)?.len();
+        if bytes > DISK_MIB_MAX << 20 {
+            return Err(BuildError::RootTooLarge { path: self.path.clone(), bytes });
+        }
+        let found = match file_system(root)? {
             Some(FileSystem::Ext4) => return Ok(()),
             Some(other) => other.name(),
             None => "of no known kind",
@@ -190,8 +184,8 @@ impl DiskPlan {
         Err(DiskError::FileSystem { path: self.path.clone(), found }.into())
     }
 
-    /// Makes boot files of the kernel in the image and its modules.
-    fn own_kernel(
+    /// Makes the boot files, and checks that the image has the init that is wanted.
+    fn boot_files(
         &self,
         plan: &BuildPlan,
         cx: &BuildContext<'_>,
@@ -199,16 +193,48 @@ impl DiskPlan {
         found: &Found,
         output: &mut Output,
     ) -> Result<(), BuildError> {
-        let contents = Contents::open(root, cx.cancel).map_err(|error| self.named(error))?;
-        // A partition that is not read is as if it were not there: the root may have the kernel too.
-        let boot = found.boot.as_ref().and_then(|path| Contents::open(path, cx.cancel).ok());
+        let init = match &plan.agent.init {
+            Init::Image(program) => Some(program),
+            _ => None,
+        };
+        // The kernel may come from elsewhere, and then the root need not be read.
+        if self.kernel.is_none() || init.is_some() {
+            let contents = Contents::open(root, cx.cancel)?;
+            if let Some(program) = init
+                && !contents.has_program(program)?
+            {
+                return Err(BuildError::InitMissing { path: program.clone() });
+            }
+            if self.kernel.is_none() {
+                return self.own_kernel(plan, cx, &contents, found, output);
+            }
+        }
+        self.kernel.as_ref().map_or(Ok(()), |kernel| kernel.run(plan, cx, output))
+    }
+
+    /// Makes boot files of the kernel in the image and its modules.
+    fn own_kernel(
+        &self,
+        plan: &BuildPlan,
+        cx: &BuildContext<'_>,
+        contents: &Contents,
+        found: &Found,
+        output: &mut Output,
+    ) -> Result<(), BuildError> {
         let kernel = cx.scratch.join("image-kernel");
-        let taken = contents.kernel(boot.as_ref(), &kernel).map_err(|error| self.named(error))?;
+        let boot = found.boot.as_ref().and_then(|path| Contents::open(path, cx.cancel).ok());
+        let taken = match contents.kernel(boot.as_ref(), &kernel) {
+            // A partition that cannot be read is as if it were not there: the root may have the kernel too.
+            Err(error @ BuildError::Contents { .. }) if boot.is_some() => {
+                fs::optional(fs::remove_file(&kernel))?;
+                contents.kernel(None, &kernel)?.map(Some).ok_or(error)
+            }
+            taken => taken,
+        }?;
         let Some(inside) = taken else { return Err(BuildError::NoKernel { path: self.path.clone() }) };
         output.fact("image_kernel", &inside);
         let modules = cx.scratch.join("image-modules");
-        let wanted = contents.modules(&plan.agent, &kernel, &self.path, &modules);
-        let wanted = wanted.map_err(|error| self.named(error))?;
+        let wanted = contents.modules(&plan.agent, &kernel, &self.path, &modules)?;
         boot_files(&plan.agent, &kernel, wanted.as_deref(), cx, output)?;
         fs::remove_file(&kernel)?;
         if wanted.is_some() {
@@ -238,14 +264,4 @@ fn cut(disk: &Path, partition: &Partition, cx: &BuildContext<'_>) -> Result<(), 
     fs::rename(disk, &whole)?;
     copy::copy_out(&file, partition.start, partition.len, &fs::create_new(disk)?, disk, Some(cx.cancel))?;
     Ok(fs::remove_file(&whole)?)
-}
-
-/// Makes the disk as long as the recipe wants it, in whole sectors; the guest's agent grows the file system.
-fn grow(root: &Path, least: Option<ByteSize>) -> Result<(), BuildError> {
-    let len = fs::metadata(root)?.len();
-    let wanted = len.max(least.map_or(0, ByteSize::bytes)).next_multiple_of(512);
-    if wanted > len {
-        fs::open_rw(root)?.set_len(wanted).at("set the length of", root)?;
-    }
-    Ok(())
 }

@@ -7,7 +7,7 @@ use crate::error::BuildError;
 use crate::fingerprint::FileIdentity;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
-use crate::report::{Running, Step};
+use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput};
 use crate::tree;
 use kiln_core::image::{ImageName, Platform};
@@ -49,7 +49,7 @@ impl DockerfilePlan {
     ) -> Result<Self, BuildError> {
         let file = input("source.path", cx.base, &source.path, false)?;
         let context = input("source.context", cx.base, &source.context, true)?;
-        let (name, _) = find(cx.toolbox)?;
+        let (name, _) = find(cx.toolbox, cx.offline)?;
         let args: Vec<String> = source.args.iter().map(|(name, to)| format!("{name}={to}")).collect();
         parts.ask("source", "dockerfile");
         parts.add("builder", name);
@@ -78,7 +78,7 @@ impl DockerfilePlan {
 
     /// Has the builder make the image, and returns an archive of it.
     fn image(&self, cx: &BuildContext<'_>) -> Result<PathBuf, BuildError> {
-        let (name, builder) = find(cx.toolbox)?;
+        let (name, builder) = find(cx.toolbox, cx.offline)?;
         let step = Running::start(cx.reporter, Step::Image, name);
         // A name of its own: an image of yours with the same content keeps its names.
         let tag = format!("localhost/kiln-build:{}", clock::random_hex::<8>());
@@ -90,10 +90,7 @@ impl DockerfilePlan {
             Builder::Podman | Builder::Docker => build,
         };
         if cx.offline {
-            build = match builder {
-                Builder::Docker => build.arg("--network=none"),
-                Builder::Buildah | Builder::Podman => build.arg("--network=none").arg("--pull=never"),
-            };
+            build = build.arg("--network=none").arg("--pull=never");
         }
         if let Some(target) = &self.target {
             build = build.arg(format!("--target={target}"));
@@ -102,15 +99,21 @@ impl DockerfilePlan {
             build = build.arg(format!("--build-arg={arg}"));
         }
         build = build.arg("--file").arg(&self.file).args(["--tag", &tag]).arg(&self.context);
-        build.run(cx.cancel, &mut step.lines())?;
+        // What commands say goes there, however much it is; progress and errors go to the other stream.
+        let said = cx.scratch.join("image.log");
+        build.stdout_file(fs::create_new(&said)?).run(cx.cancel, &mut step.lines())?;
+        fs::remove_file(&said)?;
         let archive = cx.scratch.join("image.tar");
         let saved = save(cx.toolbox.find(name)?, builder, &tag, &archive).run(cx.cancel, &mut step.lines());
         // Also when the build was cancelled meanwhile: nobody else knows the name.
-        let _ = cx
+        let removed = cx
             .toolbox
             .find(name)?
             .args(["rmi", &tag])
             .run(&Cancel::new().at("make", "an event")?, &mut |_| {});
+        if let Err(error) = removed {
+            cx.reporter.event(BuildEvent::Note { text: format!("the image {tag} stays: {error}") });
+        }
         saved?;
         step.done(ByteSize::from_bytes(fs::metadata(&archive)?.len()).human());
         Ok(archive)
@@ -135,7 +138,9 @@ fn has_runtime(toolbox: &Toolbox) -> bool {
     ["crun", "runc"].iter().any(|name| toolbox.find(name).is_ok())
 }
 
-fn find(toolbox: &Toolbox) -> Result<(&'static str, Builder), BuildError> {
-    let found = BUILDERS.into_iter().find(|(name, _)| toolbox.find(name).is_ok());
+/// Finds a builder; `offline`, one that can be kept from pulling base images.
+fn find(toolbox: &Toolbox, offline: bool) -> Result<(&'static str, Builder), BuildError> {
+    let fit = |builder: Builder| !(offline && builder == Builder::Docker);
+    let found = BUILDERS.into_iter().find(|(name, builder)| fit(*builder) && toolbox.find(name).is_ok());
     found.ok_or(BuildError::NoBuilder)
 }

@@ -18,7 +18,7 @@ use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput};
 use crate::source::input;
-use crate::steps::{Output, boot_files, need_space};
+use crate::steps::{Output, boot_files, file_system, lengthen, need_space};
 use facts::{Facts, lock_hash};
 use kiln_core::lock::PinKind;
 use kiln_core::name::ArtifactRole;
@@ -26,15 +26,14 @@ use kiln_core::recipe::{FlakeRef, NixSource, Recipe, nix_system};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_core::variant::DISK_MIB_MAX;
-use kiln_sys::{IoResultExt, copy, fs};
+use kiln_source::disk::FileSystem;
+use kiln_sys::{copy, fs};
 use output::Files;
 use program::{Flake, Nix};
 use std::path::Path;
 
 /// The file that makes a directory a flake.
 const FLAKE_FILE: &str = "flake.nix";
-/// Where a file system says what it is: the bytes that are read for it.
-const MAGIC_BYTES: usize = 2048;
 
 /// An attribute of a flake.
 #[derive(Debug, Clone)]
@@ -152,41 +151,24 @@ fn rootfs(
     let path = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
     let (source, target) = (fs::open(from)?, fs::create_new(&path)?);
     copy::copy_file(&source, &target, &path, Some(cx.cancel))?;
-    let have = source.metadata().at("inspect", from)?.len();
-    let wanted = disk_min.map_or(0, ByteSize::bytes).max(have).next_multiple_of(1 << 20);
-    if wanted > have {
-        target.set_len(wanted).at("set the length of", &path)?;
-    }
-    step.done(ByteSize::from_bytes(wanted).human());
+    step.done(lengthen(&path, disk_min)?.human());
     Ok(())
 }
 
 /// Checks that a file is an ext4 file system of a size that a disk may have.
 fn check_rootfs(path: &Path) -> Result<(), BuildError> {
-    use std::os::unix::fs::FileExt as _;
-    let file = fs::open(path)?;
-    let mut head = vec![0; MAGIC_BYTES];
-    let mut filled = 0;
-    while filled < head.len() {
-        match file.read_at(&mut head[filled..], filled as u64).at("read", path)? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    let is = |at: usize, magic: &[u8]| head.get(at..at + magic.len()) == Some(magic);
+    let found = file_system(path)?;
+    let bytes = fs::metadata(path)?.len();
     let path = path.to_owned();
-    if is(0, b"hsqs") {
-        return Err(NixError::ReadOnlyRoot { path, format: "squashfs" }.into());
+    match found {
+        Some(FileSystem::Ext4) => {}
+        Some(kind @ (FileSystem::Squashfs | FileSystem::Erofs)) => {
+            return Err(NixError::ReadOnlyRoot { path, format: kind.name() }.into());
+        }
+        _ => return Err(NixError::NotExt4 { path }.into()),
     }
-    if is(1024, &0xE0F5_E1E2_u32.to_le_bytes()) {
-        return Err(NixError::ReadOnlyRoot { path, format: "erofs" }.into());
-    }
-    if !is(1024 + 0x38, &[0x53, 0xef]) {
-        return Err(NixError::NotExt4 { path }.into());
-    }
-    let bytes = file.metadata().at("inspect", &path)?.len();
     if bytes > DISK_MIB_MAX << 20 {
-        return Err(NixError::TooLarge { path, bytes }.into());
+        return Err(BuildError::RootTooLarge { path, bytes });
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput, SPACE_RESERVE};
-use crate::steps::{Output, Root, disk, need_space, ownership};
+use crate::steps::{Output, Root, disk, need_space, need_space_in, ownership};
 use crate::unpack;
 use kiln_core::image::{ContentDigest, ImageName, Platform};
 use kiln_core::lock::{PinKind, Pins};
@@ -34,6 +34,8 @@ const LABEL_BYTES_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct OciPlan {
     name: ImageName,
+    /// How the recipe names it; none for one that was made on the way.
+    named: Option<String>,
     image: Image,
     kernel: KernelPlan,
 }
@@ -87,12 +89,17 @@ impl OciPlan {
             parts.ask("platform", platform.to_string());
         }
         parts.add("image", &image.id);
-        Ok(Self { name: source.image.clone(), image, kernel: KernelPlan::plan(&source.kernel, cx, parts)? })
+        Ok(Self {
+            name: source.image.clone(),
+            named: Some(source.image.to_string()),
+            image,
+            kernel: KernelPlan::plan(&source.kernel, cx, parts)?,
+        })
     }
 
     /// An image that lies in an archive.
     pub(super) fn of(name: ImageName, image: Image, kernel: KernelPlan) -> Self {
-        Self { name, image, kernel }
+        Self { name, named: None, image, kernel }
     }
 
     /// Returns how the guest starts: what the recipe says, field by field, and what the image says where it says nothing.
@@ -146,6 +153,12 @@ impl OciPlan {
     /// Brings the layers of a registry's image into the cache.
     fn fetch(&self, cx: &BuildContext<'_>) -> Result<(), BuildError> {
         let ImageName::Registry(reference) = &self.name else { return Ok(()) };
+        let cache = BlobCache::open(cx.cache)?;
+        let lacks = |layer: &&oci::Layer| {
+            layer.blob.digest.as_ref().is_some_and(|digest| !fs::exists(&cache.path(digest)).unwrap_or(false))
+        };
+        let missing = self.image.layers.iter().filter(lacks).map(|layer| layer.blob.place.len);
+        need_space_in(cx.cache, missing.fold(0, u64::saturating_add))?;
         let step = Running::start(cx.reporter, Step::Fetch, clip(&self.name.to_string()));
         let docker = docker_config(cx.toolbox)?;
         let options =
@@ -153,7 +166,7 @@ impl OciPlan {
         let tell = |line: &str| {
             cx.reporter.event(BuildEvent::StepOutput { step: Step::Fetch, line: line.to_owned() });
         };
-        oci::fetch_layers(reference, &self.image.layers, &BlobCache::open(cx.cache)?, &options, &tell)?;
+        oci::fetch_layers(reference, &self.image.layers, &cache, &options, &tell)?;
         step.done(count(self.image.layers.len(), "layer"));
         Ok(())
     }
@@ -190,7 +203,9 @@ impl OciPlan {
     }
 
     fn facts(&self, output: &mut Output) {
-        output.fact("image", clip(&self.name.to_string()));
+        if let Some(name) = &self.named {
+            output.fact("image", clip(name));
+        }
         output.fact("image_digest", &self.image.id);
         if let Some(signal) = &self.image.config.stop_signal {
             output.fact("image_stop_signal", clip(signal));

@@ -213,7 +213,7 @@ fn what_a_flake_gives_that_is_no_image_is_refused_by_name() {
     assert!(told.contains("has no root file system") && told.ends_with("it holds vmlinux"), "{told}");
     let told = bench.refused("two").to_string();
     assert!(told.contains("could be the kernel") && told.contains("bzImage"), "{told}");
-    assert!(matches!(bench.refused("squashed"), NixError::ReadOnlyRoot { format: "squashfs", .. }));
+    assert!(matches!(bench.refused("squashed"), NixError::ReadOnlyRoot { format: "SquashFS", .. }));
     assert!(matches!(bench.refused("text"), NixError::NotExt4 { .. }));
     assert!(matches!(bench.refused("escapes"), NixError::Outside { .. }));
     assert!(matches!(bench.refused("file"), NixError::OutputKind { .. }));

@@ -177,6 +177,18 @@ fn an_image_of_a_registry_is_pinned_moved_and_built_without_the_network() {
     let second = of(&["build", "-q"]).ok();
     assert_ne!(second, first);
 
+    // A layer that is damaged in the cache is fetched anew.
+    let blobs = std::fs::read_dir(context.home().join("cache/v1/fetched/oci/v1/blobs/sha256")).unwrap();
+    let layer =
+        blobs.map(|entry| entry.unwrap().path()).max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let whole = std::fs::read(&layer).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    std::fs::remove_file(&layer).unwrap();
+    std::fs::write(&layer, damaged).unwrap();
+    assert_eq!(of(&["build", "--force", "-q"]).ok(), second);
+    assert_eq!(std::fs::read(&layer).unwrap(), whole);
+
     // What is pinned and was fetched needs nobody.
     drop(registry);
     assert_eq!(of(&["build", "--force", "--offline", "-q"]).ok(), second);

@@ -26,6 +26,9 @@ pub enum FileSystem {
     Lvm,
 }
 
+/// The bytes of the beginning that tell all of them.
+pub const FILE_SYSTEM_HEAD_BYTES: u64 = 66 << 10;
+
 /// Where each has its mark.
 const MARKS: [(FileSystem, usize, &[u8]); 12] = [
     (FileSystem::Ext4, 1080, &[0x53, 0xef]),
@@ -43,7 +46,7 @@ const MARKS: [(FileSystem, usize, &[u8]); 12] = [
 ];
 
 impl FileSystem {
-    /// Returns what begins with these bytes; 66 KiB of it tell all of them.
+    /// Returns what begins with these bytes, [`FILE_SYSTEM_HEAD_BYTES`] of it.
     pub fn detect(head: &[u8]) -> Option<Self> {
         let has = |at: usize, mark: &[u8]| head.get(at..at + mark.len()) == Some(mark);
         MARKS.into_iter().find(|(_, at, mark)| has(*at, mark)).map(|(kind, _, _)| kind)

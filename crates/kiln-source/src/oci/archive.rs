@@ -2,8 +2,8 @@
 
 use super::error::OciError;
 use super::image::{Blob, Image, Layer, Place, configuration, count_layers, id_of};
-use super::layer::{Kind, TarReader};
-use super::limits::{ARCHIVE_ENTRIES_MAX, CONFIG_BYTES_MAX, LINKS_MAX, MANIFEST_BYTES_MAX};
+use super::layer::{Kind, TarReader, Totals};
+use super::limits::{ARCHIVE_ENTRIES_MAX, CONFIG_BYTES_MAX, LAYER_BYTES_MAX, LINKS_MAX, MANIFEST_BYTES_MAX};
 use super::wire::{DockerImage, parse};
 use kiln_core::image::{Platform, RegistryReference};
 use kiln_sys::{IoResultExt, fs};
@@ -31,11 +31,13 @@ impl Archive {
         let refuse =
             |problem: String| OciError::NotAnImage { path: path.to_owned(), wanted: WANTED, problem };
         let mut count = 0;
+        let mut totals = Totals::default();
         while let Some(entry) = reader.next().map_err(|error| refuse(error.to_string()))? {
             count += 1;
             if count > ARCHIVE_ENTRIES_MAX {
                 return Err(OciError::TooLarge { what: "entries in its archive", max: ARCHIVE_ENTRIES_MAX });
             }
+            totals.add(&entry)?;
             let name = clean(&entry.path);
             match entry.kind {
                 Kind::File => {
@@ -114,7 +116,11 @@ impl Archive {
         let (config, diff_ids) = configuration(&bytes, image.layers.len(), platform)?;
         let mut layers = Vec::with_capacity(diff_ids.len());
         for (name, diff_id) in image.layers.iter().zip(diff_ids) {
-            layers.push(Layer { blob: Blob { place: place(name)?, digest: None }, diff_id });
+            let place = place(name)?;
+            if place.len > LAYER_BYTES_MAX {
+                return Err(OciError::TooLarge { what: "bytes in a layer", max: LAYER_BYTES_MAX });
+            }
+            layers.push(Layer { blob: Blob { place, digest: None }, diff_id });
         }
         Ok(Image { id: id_of(&bytes), config, layers })
     }

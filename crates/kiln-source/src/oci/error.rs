@@ -168,6 +168,9 @@ pub enum OciError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unreachable {
+    /// A token server that would get credentials in clear.
+    #[error("it asks for credentials over plain HTTP")]
+    InClear,
     /// No answer.
     #[error(transparent)]
     Http(Box<ureq::Error>),
@@ -199,6 +202,9 @@ pub enum Unreachable {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LayerError {
+    /// More names than a tree may have, directories that are only on the way among them.
+    #[error("with it, the image has more than {0} names")]
+    TooManyNames(usize),
     /// Compressed in a format that is not read.
     #[error("it is compressed with {0}; plain, gzip and zstd can be read")]
     Compression(&'static str),

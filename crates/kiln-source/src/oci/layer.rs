@@ -12,3 +12,4 @@ pub use uncompress::{UncompressOptions, Uncompressed, uncompress};
 pub use union::merge;
 
 pub(super) use entry::{Kind, TarReader};
+pub(super) use union::Totals;

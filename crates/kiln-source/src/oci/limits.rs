@@ -22,6 +22,8 @@ pub const LAYER_RATIO_MAX: u64 = 256;
 pub const LAYER_BYTES_FREE: u64 = 256 << 20;
 /// The most entries of all layers together.
 pub const ENTRIES_MAX: u64 = 4_000_000;
+/// The most names of a tree that layers come to, directories that no entry says anything of among them, hidden ones too.
+pub const NODES_MAX: usize = 8_000_000;
 /// The most bytes of an entry's extended headers.
 pub const EXTENDED_BYTES_MAX: u64 = 1 << 20;
 /// The most bytes of paths, link targets and extended attributes of all layers together, which are kept in memory.

@@ -15,7 +15,6 @@ use super::image::{Image, Layer};
 use super::limits::{CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX};
 use client::Client;
 use kiln_core::image::{Algorithm, ContentDigest, Platform, RegistryReference};
-use kiln_sys::fs;
 
 /// Finds an image and fetches its documents; its layers come with [`fetch_layers`]. A reference without a digest is looked up
 /// unless `pinned` says what it stands for. Returns what it stands for too: the digest of an index or a manifest.
@@ -26,7 +25,7 @@ pub fn resolve(
     cache: &BlobCache,
     options: &RegistryOptions<'_>,
 ) -> Result<(ContentDigest, Image), OciError> {
-    let mut client = Client::new(reference, options)?;
+    let mut client = Client::new(reference, options);
     let top = match reference.digest().or(pinned) {
         Some(digest) => digest.clone(),
         None => {
@@ -37,14 +36,16 @@ pub fn resolve(
             digest
         }
     };
+    let mut fetched: Vec<ContentDigest> = Vec::new();
     // An index, those within it, the manifest and the configuration, each perhaps damaged in the cache.
     for _ in 0..2 * (INDEX_DEPTH_MAX + 3) {
         let (what, digest) = match Image::cached(cache, &top, platform) {
             Err(OciError::BlobMissing { what, digest }) => (what, digest),
-            Err(OciError::Digest { expected, .. })
-                if fs::exists(&cache.path(&expected))? && !options.offline =>
+            Err(OciError::Digest { expected: digest, .. } | OciError::Size { digest, .. })
+                if !options.offline && !fetched.contains(&digest) =>
             {
-                fs::remove_file(&cache.path(&expected))?;
+                cache.forget(&digest)?;
+                fetched.push(digest);
                 continue;
             }
             Err(other) => return Err(other),

@@ -2,7 +2,7 @@
 
 use crate::error::BuildError;
 use crate::kernel;
-use crate::modules::{FILES_MAX, GUEST_DRIVERS, MODULE_BYTES_MAX, ModuleError};
+use crate::modules::{BUILTIN_BYTES_MAX, FILES_MAX, GUEST_DRIVERS, MODULE_BYTES_MAX, ModuleError};
 use crate::steps::write;
 use kiln_core::recipe::AgentOptions;
 use kiln_source::disk::boot;
@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// The most bytes of all modules that are taken.
 pub(crate) const MODULES_BYTES_MAX: u64 = 1 << 30;
-/// The largest list of modules that is read, in bytes.
-const LIST_BYTES_MAX: u64 = 16 << 20;
+/// The largest list of what modules need that is read, in bytes.
+const DEP_BYTES_MAX: u64 = 16 << 20;
 /// The most directories within one another below a kernel's modules.
 const DEPTH_MAX: usize = 16;
 
@@ -93,11 +93,11 @@ impl Contents {
         let dir = to.join(version);
         fs::create_dir_all(&dir)?;
         let base = format!("/lib/modules/{version}");
-        if let Some(list) = self.list(&base, "modules.builtin")? {
+        if let Some(list) = self.list(&base, "modules.builtin", BUILTIN_BYTES_MAX as u64)? {
             let path = dir.join("modules.builtin");
             write(&path, |out| out.write_all(&list).at("write", &path))?;
         }
-        let files = match self.list(&base, "modules.dep")? {
+        let files = match self.list(&base, "modules.dep", DEP_BYTES_MAX)? {
             Some(list) => needed(&String::from_utf8_lossy(&list), agent),
             None => self.all_files(&base)?,
         };
@@ -105,11 +105,11 @@ impl Contents {
         Ok(Some(dir))
     }
 
-    fn list(&self, base: &str, name: &str) -> Result<Option<Vec<u8>>, BuildError> {
+    fn list(&self, base: &str, name: &str, max: u64) -> Result<Option<Vec<u8>>, BuildError> {
         let path = format!("{base}/{name}");
         let inode = self.image.follow(&path).map_err(|source| self.refused(source))?;
         let Some(inode) = inode.filter(|inode| inode.kind == Kind::File) else { return Ok(None) };
-        let read = self.image.read_file(&inode, &path, LIST_BYTES_MAX);
+        let read = self.image.read_file(&inode, &path, max);
         read.map(Some).map_err(|source| self.refused(source))
     }
 
@@ -177,6 +177,7 @@ impl Contents {
 fn refused(path: &Path, source: ImageError) -> BuildError {
     match source {
         ImageError::Cancelled(_) => BuildError::Cancelled,
+        ImageError::Io(error) => BuildError::Io(error),
         source => BuildError::Contents { path: path.to_owned(), source },
     }
 }

@@ -2,7 +2,6 @@
 
 use super::output::FOUND_MAX;
 use kiln_core::recipe::InvalidFlake;
-use kiln_core::size::ByteSize;
 use kiln_sys::ToolError;
 use std::path::PathBuf;
 
@@ -112,14 +111,6 @@ pub enum NixError {
     NotExt4 {
         /// The file.
         path: PathBuf,
-    },
-    /// A root file system larger than any disk.
-    #[error("{} has {}, a disk has at most 16T", path.display(), ByteSize::from_bytes(*bytes).human())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        bytes: u64,
     },
 }
 

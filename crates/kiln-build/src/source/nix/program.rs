@@ -48,7 +48,8 @@ impl<'a> Nix<'a> {
         let private = if fs::exists(Path::new(STORE))? {
             None
         } else {
-            let dir = cache.join("nix");
+            // Nix has no store below a symbolic link.
+            let dir = fs::canonicalize(cache)?.join("nix");
             for name in ["home", "store", "state", "log"] {
                 fs::create_dir_all(&dir.join(name))?;
             }

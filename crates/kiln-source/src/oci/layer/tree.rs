@@ -2,7 +2,7 @@
 //! that no link leads out.
 
 use super::super::error::LayerError;
-use super::super::limits::{COMPONENT_BYTES_MAX, DEPTH_MAX, LINKS_MAX, PATH_BYTES_MAX};
+use super::super::limits::{COMPONENT_BYTES_MAX, DEPTH_MAX, LINKS_MAX, NODES_MAX, PATH_BYTES_MAX};
 use super::entry::{Entry, Kind, show};
 use std::collections::BTreeMap;
 
@@ -72,14 +72,17 @@ impl Tree {
         }
     }
 
-    fn set_child(&mut self, node: NodeId, name: &[u8], child: Node) -> NodeId {
-        #[expect(clippy::cast_possible_truncation, reason = "entries are limited to far fewer")]
+    fn set_child(&mut self, node: NodeId, name: &[u8], child: Node) -> Result<NodeId, LayerError> {
+        if self.nodes.len() >= NODES_MAX {
+            return Err(LayerError::TooManyNames(NODES_MAX));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "they are limited to far fewer")]
         let id = self.nodes.len() as NodeId;
         self.nodes.push(child);
         if let Node::Directory { children, .. } = &mut self.nodes[node as usize] {
             children.insert(name.into(), id);
         }
-        id
+        Ok(id)
     }
 
     /// Follows the parts of a path to a directory, through links; `create` makes what is missing. None where there is none.
@@ -103,7 +106,7 @@ impl Tree {
             let next = match self.child(here, &part) {
                 Some(next) => next,
                 None if create && stack.len() < DEPTH_MAX && part.len() <= COMPONENT_BYTES_MAX => {
-                    self.set_child(here, &part, empty())
+                    self.set_child(here, &part, empty())?
                 }
                 None if create => {
                     let problem = "lies in more directories than 512, or below a longer name than 255 bytes";
@@ -186,7 +189,7 @@ impl Tree {
         };
         if entry.kind == Kind::HardLink {
             let inode = self.link_target(parent, name, &entry)?;
-            self.set_child(parent, name, Node::Leaf(inode));
+            self.set_child(parent, name, Node::Leaf(inode))?;
             return Ok(());
         }
         let known = self.child(parent, name);
@@ -195,10 +198,10 @@ impl Tree {
         match known.map(|node| &mut self.nodes[node as usize]) {
             Some(Node::Directory { inode, .. }) if directory => *inode = Some(id),
             _ if directory => {
-                self.set_child(parent, name, Node::Directory { children: BTreeMap::new(), inode: Some(id) });
+                self.set_child(parent, name, Node::Directory { children: BTreeMap::new(), inode: Some(id) })?;
             }
             _ => {
-                self.set_child(parent, name, Node::Leaf(id));
+                self.set_child(parent, name, Node::Leaf(id))?;
             }
         }
         Ok(())
@@ -226,13 +229,16 @@ impl Tree {
     }
 
     /// Calls `visit` with the path and inode of every name, by name, each directory before what it holds.
-    pub(super) fn walk(&self, mut visit: impl FnMut(&[u8], Option<InodeId>)) {
+    pub(super) fn walk<E>(
+        &self,
+        mut visit: impl FnMut(&[u8], Option<InodeId>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut stack: Vec<(Vec<u8>, NodeId)> = vec![(Vec::new(), ROOT)];
         while let Some((path, node)) = stack.pop() {
             match &self.nodes[node as usize] {
-                Node::Leaf(inode) => visit(&path, Some(*inode)),
+                Node::Leaf(inode) => visit(&path, Some(*inode))?,
                 Node::Directory { children, inode } => {
-                    visit(&path, *inode);
+                    visit(&path, *inode)?;
                     for (name, child) in children.iter().rev() {
                         let mut below = path.clone();
                         if !below.is_empty() {
@@ -244,6 +250,7 @@ impl Tree {
                 }
             }
         }
+        Ok(())
     }
 }
 

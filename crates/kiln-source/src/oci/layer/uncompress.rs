@@ -4,11 +4,11 @@ use super::super::error::{LayerError, OciError};
 use super::super::hash::{Hasher, Hashing};
 use super::super::image::{Layer, Place};
 use super::super::limits::{LAYER_BYTES_FREE, LAYER_RATIO_MAX};
-use kiln_core::image::Algorithm;
+use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_sys::{Cancel, IoResultExt, fs};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -83,13 +83,59 @@ fn one(
     let algorithm = layer.blob.digest.as_ref().map_or(Algorithm::Sha256, |digest| digest.algorithm());
     let mut file = fs::open(path)?;
     io::Seek::seek(&mut file, io::SeekFrom::Start(*offset)).at("read", path)?;
-    // The reader takes from a copy of the file's handle, so that the position is its own.
-    let stored = BufReader::with_capacity(STEP_BYTES, file).take(*len);
-    let mut stored = BufReader::with_capacity(STEP_BYTES, Hashing::new(stored, algorithm));
-    let head = stored.fill_buf().at("read", path)?.to_vec();
-    let format = Compression::detect(&head).map_err(refuse)?;
+    let mut stored = BufReader::with_capacity(STEP_BYTES, Hashing::new((&file).take(*len), algorithm));
+    let plain = plain(&mut stored, layer, index, options, used);
+    // Whatever is wrong with what it becomes: other bytes than the image names are the reason, if that is what they are.
+    let what = || format!("layer {} of the image,", index + 1);
+    if !matches!(plain, Err(OciError::Cancelled | OciError::Io(_) | OciError::TooLarge { .. })) {
+        drain(&mut stored, path, options.cancel)?;
+        let stored = stored.into_inner();
+        if stored.count != *len {
+            return Err(refuse(LayerError::Truncated("its file".to_owned())));
+        }
+        if let Some(expected) = &layer.blob.digest {
+            let actual = stored.hasher.finish();
+            if actual != *expected {
+                return Err(OciError::Digest { what: what(), expected: expected.clone(), actual });
+            }
+        }
+    }
+    let Plain { sink, len: total, digest: actual } = plain?;
+    if actual != layer.diff_id {
+        let what = format!("{} uncompressed,", what());
+        return Err(OciError::Digest { what, expected: layer.diff_id.clone(), actual });
+    }
+    Ok(match sink {
+        Some((plain, path)) => {
+            // Its name is not needed any more.
+            fs::remove_file(&path)?;
+            Uncompressed { file: plain, offset: 0, len: total }
+        }
+        None => Uncompressed { file, offset: *offset, len: total },
+    })
+}
+
+/// What a layer became.
+struct Plain {
+    /// The file it was written to, where it was compressed.
+    sink: Option<(File, PathBuf)>,
+    len: u64,
+    digest: ContentDigest,
+}
+
+/// Uncompresses a layer as far as its format goes.
+fn plain(
+    stored: &mut impl BufRead,
+    layer: &Layer,
+    index: usize,
+    options: &UncompressOptions<'_>,
+    used: &AtomicU64,
+) -> Result<Plain, OciError> {
+    let refuse = |source| OciError::Layer { number: index + 1, source };
+    let Place { path, len, .. } = &layer.blob.place;
+    let format = Compression::detect(stored.fill_buf().at("read", path)?).map_err(refuse)?;
     let max = LAYER_BYTES_FREE.saturating_add(len.saturating_mul(LAYER_RATIO_MAX));
-    let mut plain = Hasher::new(layer.diff_id.algorithm());
+    let mut hasher = Hasher::new(layer.diff_id.algorithm());
     let mut sink = match format {
         Compression::None => None,
         _ => {
@@ -98,68 +144,46 @@ fn one(
         }
     };
     let mut total = 0_u64;
-    {
-        let mut input: Box<dyn Read + '_> = match format {
-            Compression::None => Box::new(&mut stored),
-            Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(&mut stored)),
-            Compression::Zstd => Box::new(
-                zstd::stream::read::Decoder::with_buffer(&mut stored)
-                    .map_err(LayerError::Damaged)
-                    .map_err(refuse)?,
-            ),
-        };
-        let mut buffer = vec![0; STEP_BYTES];
-        loop {
-            options.cancel.check()?;
-            let read = input.read(&mut buffer).map_err(LayerError::Damaged).map_err(refuse)?;
-            if read == 0 {
-                break;
-            }
-            total += read as u64;
-            if total > max {
-                return Err(refuse(LayerError::Bomb { stored: *len, max }));
-            }
-            if let Some((file, path)) = &mut sink {
-                let all = used.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
-                if all > options.bytes_max {
-                    return Err(OciError::TooLarge { what: "bytes uncompressed", max: options.bytes_max });
-                }
-                file.write_all(&buffer[..read]).at("write", path)?;
-            }
-            plain.update(&buffer[..read]);
+    let mut input: Box<dyn Read + '_> = match format {
+        Compression::None => Box::new(stored),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(stored)),
+        Compression::Zstd => Box::new(
+            zstd::stream::read::Decoder::with_buffer(stored).map_err(LayerError::Damaged).map_err(refuse)?,
+        ),
+    };
+    let mut buffer = vec![0; STEP_BYTES];
+    loop {
+        options.cancel.check()?;
+        let read = input.read(&mut buffer).map_err(LayerError::Damaged).map_err(refuse)?;
+        if read == 0 {
+            break;
         }
-    }
-    // What a decompressor leaves belongs to the digest as well.
-    io::copy(&mut stored, &mut io::sink()).at("read", path)?;
-    let what = || format!("layer {} of the image,", index + 1);
-    let stored = stored.into_inner();
-    if stored.count != *len {
-        return Err(refuse(LayerError::Truncated("its file".to_owned())));
-    }
-    if let Some(expected) = &layer.blob.digest {
-        let actual = stored.hasher.finish();
-        if actual != *expected {
-            return Err(OciError::Digest { what: what(), expected: expected.clone(), actual });
+        total += read as u64;
+        if total > max {
+            return Err(refuse(LayerError::Bomb { stored: *len, max }));
         }
+        if let Some((file, path)) = &mut sink {
+            let all = used.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
+            if all > options.bytes_max {
+                return Err(OciError::TooLarge { what: "bytes uncompressed", max: options.bytes_max });
+            }
+            file.write_all(&buffer[..read]).at("write", path)?;
+        }
+        hasher.update(&buffer[..read]);
     }
-    let actual = plain.finish();
-    if actual != layer.diff_id {
-        let what = format!("{} uncompressed,", what());
-        return Err(OciError::Digest { what, expected: layer.diff_id.clone(), actual });
-    }
-    Ok(match sink {
-        Some((file, _)) => Uncompressed { file: reopened(file, options, index)?, offset: 0, len: total },
-        None => Uncompressed { file: fs::open(path)?, offset: *offset, len: total },
-    })
+    drop(input);
+    Ok(Plain { sink, len: total, digest: hasher.finish() })
 }
 
-/// A file that can be read; the name is not needed any more, and goes.
-fn reopened(written: File, options: &UncompressOptions<'_>, index: usize) -> Result<File, OciError> {
-    drop(written);
-    let path = options.directory.join(format!("layer-{index}.tar"));
-    let file = fs::open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
+/// Reads what a decompressor left: it belongs to the digest as well.
+fn drain(stored: &mut impl BufRead, path: &Path, cancel: &Cancel) -> Result<(), OciError> {
+    loop {
+        cancel.check()?;
+        match stored.fill_buf().at("read", path)?.len() {
+            0 => return Ok(()),
+            read => stored.consume(read),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What layers come to when one lies over the other.
 
 use super::super::error::{LayerError, OciError};
-use super::super::limits::{ENTRIES_MAX, METADATA_BYTES_MAX};
+use super::super::limits::{ENTRIES_MAX, METADATA_BYTES_MAX, PATH_BYTES_MAX};
 use super::entry::{Entry, TarReader, show};
 use super::stream::{Member, Merged};
 use super::tree::{Tree, parts};
@@ -18,13 +18,13 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// What is counted over all layers.
 #[derive(Debug, Default)]
-pub(super) struct Totals {
+pub(in super::super) struct Totals {
     pub(super) entries: u64,
     pub(super) metadata: u64,
 }
 
 impl Totals {
-    pub(super) fn add(&mut self, entry: &Entry) -> Result<(), OciError> {
+    pub(in super::super) fn add(&mut self, entry: &Entry) -> Result<(), OciError> {
         self.entries += 1;
         self.metadata = self.metadata.saturating_add(entry.weight());
         if self.entries > ENTRIES_MAX {
@@ -62,15 +62,18 @@ pub fn merge(layers: Vec<Uncompressed>, cancel: &Cancel) -> Result<Merged, OciEr
             }
         }
         for mark in &marks {
+            cancel.check()?;
             hide(&mut tree, mark).map_err(refuse)?;
         }
         #[expect(clippy::cast_possible_truncation, reason = "layers are limited to far fewer")]
         let number = index as u32;
         for entry in entries {
+            cancel.check()?;
             tree.place(number, entry).map_err(refuse)?;
         }
     }
-    Ok(Merged::new(layers, members(&tree), tree.inodes))
+    let members = members(&tree)?;
+    Ok(Merged::new(layers, members, tree.inodes))
 }
 
 enum Class {
@@ -112,18 +115,28 @@ fn hide(tree: &mut Tree, mark: &[u8]) -> Result<(), LayerError> {
 }
 
 /// Lists the tree: the first name of a file has its content, the others are links to that one.
-fn members(tree: &Tree) -> Vec<Member> {
+fn members(tree: &Tree) -> Result<Vec<Member>, OciError> {
     let mut first: HashMap<u32, u32> = HashMap::new();
     let mut members: Vec<Member> = Vec::new();
+    // Links make paths longer than they were written.
+    let mut bytes = 0_u64;
     tree.walk(|path, inode| {
         // Directories without an entry come to be with what they hold.
-        let Some(inode) = inode else { return };
+        let Some(inode) = inode else { return Ok(()) };
+        if path.len() > PATH_BYTES_MAX {
+            return Err(OciError::TooLarge { what: "bytes in a path", max: PATH_BYTES_MAX as u64 });
+        }
+        bytes += path.len() as u64;
+        if bytes > METADATA_BYTES_MAX {
+            return Err(OciError::TooLarge { what: "bytes of paths", max: METADATA_BYTES_MAX });
+        }
         #[expect(clippy::cast_possible_truncation, reason = "entries are limited to far fewer")]
         let here = members.len() as u32;
         let earlier = *first.entry(inode).or_insert(here);
         members.push(Member { path: path.into(), inode, link_to: (earlier != here).then_some(earlier) });
-    });
-    members
+        Ok(())
+    })?;
+    Ok(members)
 }
 
 #[cfg(test)]

@@ -192,7 +192,10 @@ impl<'a> Authority<'a> {
         if let Some(service) = parameters.get("service") {
             query.push(("service", service));
         }
-        // The agent of a registry that is not this host refuses what is not TLS.
+        // Credentials go over TLS, or stay on this host.
+        if !realm.starts_with("https://") && !is_of_this_host(realm) {
+            return Err(failed(Unreachable::InClear));
+        }
         let answer = match credentials {
             Some(Credentials { user, secret }) if user == TOKEN_USER => {
                 query.extend([
@@ -230,6 +233,16 @@ impl<'a> Authority<'a> {
     }
 }
 
+/// Whether an address over plain HTTP is one of this host.
+fn is_of_this_host(url: &str) -> bool {
+    let host = url.strip_prefix("http://").and_then(|rest| rest.split(['/', '?', '#']).next());
+    // A name before an `@` would be the user's.
+    host.is_some_and(|host| {
+        let reference = format!("{host}/x").parse::<RegistryReference>();
+        !host.contains('@') && reference.is_ok_and(|reference| reference.is_loopback())
+    })
+}
+
 fn basic(credentials: &Credentials) -> String {
     format!("Basic {}", STANDARD.encode(format!("{}:{}", credentials.user, credentials.secret)))
 }
@@ -252,6 +265,18 @@ fn parameters(text: &str) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_this_host_is_asked_in_clear() {
+        for own in ["http://127.0.0.1:5000/token", "http://localhost:80/t?a=b", "http://[::1]:1/"] {
+            assert!(is_of_this_host(own), "{own}");
+        }
+        for other in
+            ["http://example.org/token", "http://127.0.0.1@example.org/", "ftp://127.0.0.1:1/", "", "http://"]
+        {
+            assert!(!is_of_this_host(other), "{other}");
+        }
+    }
 
     #[test]
     fn challenges_are_taken_apart() {

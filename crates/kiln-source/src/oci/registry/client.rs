@@ -61,19 +61,16 @@ pub(super) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    pub(super) fn new(
-        reference: &'a RegistryReference,
-        options: &RegistryOptions<'a>,
-    ) -> Result<Self, OciError> {
+    pub(super) fn new(reference: &'a RegistryReference, options: &RegistryOptions<'a>) -> Self {
         let host = if reference.host() == DOCKER_HUB { "registry-1.docker.io" } else { reference.host() };
         let scheme = if reference.is_loopback() { "http" } else { "https" };
-        Ok(Self {
+        Self {
             agent: None,
             base: format!("{scheme}://{host}/v2/{}", reference.repository()),
             authority: Authority::new(reference, *options),
             reference,
             options: *options,
-        })
+        }
     }
 
     fn agent(&mut self) -> Result<Agent, OciError> {
@@ -169,7 +166,7 @@ fn agent(reference: &RegistryReference, options: &RegistryOptions<'_>) -> Result
     let direct = loopback || without_proxy(options.toolbox, reference.host());
     let proxy = variable(options.toolbox, &["https_proxy", "HTTPS_PROXY"]).filter(|_| !direct);
     let proxy = proxy.map(Proxy::new).transpose().map_err(Box::new).map_err(unreachable)?;
-    let mut config = Agent::config_builder()
+    let config = Agent::config_builder()
         .https_only(!loopback)
         .http_status_as_error(false)
         .max_redirects(REDIRECTIONS_MAX)
@@ -179,13 +176,11 @@ fn agent(reference: &RegistryReference, options: &RegistryOptions<'_>) -> Result
         .timeout_per_read(Some(PATIENCE))
         .user_agent("kiln")
         .proxy(proxy);
-    if !loopback {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls =
-            TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
-        config = config.tls_config(tls.root_certs(roots(options.toolbox)?).build());
-    }
-    Ok(config.build().new_agent())
+    // A registry of this host may lead to others, too.
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
+    let tls = tls.root_certs(roots(options.toolbox)?).build();
+    Ok(config.tls_config(tls).build().new_agent())
 }
 
 /// Whether `no_proxy` names the host or a domain above it.

@@ -7,8 +7,8 @@ use super::super::image::Layer;
 use super::client::{Client, RegistryOptions};
 use kiln_core::image::{ContentDigest, RegistryReference};
 use kiln_sys::commit::{self, Existing};
-use kiln_sys::lock::FileLock;
-use kiln_sys::{IoResultExt, fs};
+use kiln_sys::lock::{FileLock, Holder, LockError};
+use kiln_sys::{Cancel, IoResultExt, fs};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -42,10 +42,9 @@ pub(super) fn all(
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(missing.len()) {
             scope.spawn(|| {
+                let mut client = Client::new(reference, options);
                 while let Some((digest, size)) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let done =
-                        Client::new(reference, options).and_then(|mut it| one(&mut it, digest, *size, cache));
-                    match done {
+                    match one(&mut client, digest, *size, cache, progress) {
                         Ok(()) => progress(&format!("{digest} {size}")),
                         Err(error) => {
                             next.store(missing.len(), Ordering::Relaxed);
@@ -69,10 +68,16 @@ fn one(
     digest: &ContentDigest,
     size: u64,
     cache: &BlobCache,
+    progress: &(dyn Fn(&str) + Sync),
 ) -> Result<(), OciError> {
     let (partial, lock) = cache.partial(digest);
     let work = format!("fetching {digest}");
-    let _lock = FileLock::take(&lock, &work, client.options.cancel, &mut |_| ()).map_err(OciError::Lock)?;
+    let mut waiting = |holder: &Holder| progress(&format!("waiting for {}", holder.text));
+    let _lock =
+        FileLock::take(&lock, &work, client.options.cancel, &mut waiting).map_err(|error| match error {
+            LockError::Cancelled { .. } => OciError::Cancelled,
+            error => OciError::Lock(error),
+        })?;
     let target = cache.path(digest);
     if fs::optional(fs::metadata(&target))?.is_some_and(|meta| meta.len() == size) {
         return Ok(());
@@ -84,7 +89,7 @@ fn one(
         file.set_len(0).at("write", &partial)?;
         have = 0;
     }
-    hash(&partial, &mut hasher)?;
+    hash(&partial, &mut hasher, client.options.cancel)?;
     let mut tries = 0;
     while have < size {
         let before = have;
@@ -104,16 +109,16 @@ fn one(
         fs::remove_file(&partial)?;
         return Err(OciError::Digest { what: "the layer".to_owned(), expected: digest.clone(), actual });
     }
-    // One of another size would stand there damaged.
-    fs::optional(fs::remove_file(&target))?;
-    commit::commit_file(&file, &partial, &target, 0o444, Existing::Keep)?;
+    // One of another size may stand there damaged.
+    commit::commit_file(&file, &partial, &target, 0o444, Existing::Replace)?;
     Ok(fs::remove_file(&lock)?)
 }
 
-fn hash(path: &Path, hasher: &mut Hasher) -> Result<(), OciError> {
+fn hash(path: &Path, hasher: &mut Hasher, cancel: &Cancel) -> Result<(), OciError> {
     let mut file = fs::open(path)?;
     let mut buffer = vec![0; 256 << 10];
     loop {
+        cancel.check()?;
         match file.read(&mut buffer).at("read", path)? {
             0 => return Ok(()),
             read => hasher.update(&buffer[..read]),

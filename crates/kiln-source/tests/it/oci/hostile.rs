@@ -62,6 +62,17 @@ fn names_that_lead_out_or_nowhere_are_refused() {
 }
 
 #[test]
+fn links_do_not_make_paths_longer_than_they_may_be() {
+    // Through two links of 2,200 bytes each, a short path becomes one that no system takes.
+    let deep = |letter: &str| vec![letter.repeat(200); 11].join("/");
+    let (a, b) = (deep("a"), deep("b"));
+    let layer = Tar::new().pax(&[("linkpath", a.as_bytes())]).link("l", "");
+    let layer = layer.file("l/x", "").pax(&[("linkpath", b.as_bytes())]).link("l/m", "").file("l/m/y", "");
+    let error = union(&[layer.end()]).unwrap_err();
+    assert_eq!(error.to_string(), "the image has more bytes in a path than 4095");
+}
+
+#[test]
 fn hard_links_to_what_is_no_file_of_the_image_are_refused() {
     for target in ["etc/passwd", "../../etc/passwd", "d", "", "x"] {
         let error = refused(&[Tar::new().dir("d").hard("x", target)]);
