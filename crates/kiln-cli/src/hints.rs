@@ -85,7 +85,10 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::TemplateFile { .. } => {
             one("docs/formats/mvm.md lists its keys; --name NAME stands for an id it lacks")
         }
-        EngineError::Exists { path } => one(format!("edit {}, or name another directory", path.display())),
+        EngineError::Exists { path } => one(format!(
+            "use {} as it is, remove it, or name another place: kiln overwrites nothing",
+            path.display()
+        )),
         EngineError::Registry { action: "imported", .. } => one(
             "copy what is wanted to a directory of its own, under names kiln takes (cp --sparse=always), and import that",
         ),

@@ -123,16 +123,7 @@ impl Engine {
                 facts.insert("rootfs_sha256".to_owned(), sha256.hex());
             }
             let name = taken.stack.name.clone();
-            let record = BuildRecord {
-                version: 1,
-                template: name.clone(),
-                key: manifest.id(),
-                built_unix_ms: clock::now_unix_ms(),
-                elapsed_ms: elapsed_ms(begun),
-                facts,
-            };
-            self.cancel.check()?;
-            let revision = self.store.commit_revision(&manifest, &record)?;
+            let revision = self.commit_imported(&manifest, &name, facts, begun)?;
             let _template = self.store.lock_template(&name, work, &self.cancel, &mut waiting)?;
             let moved = self.store.set_tag(&name, &Tag::latest(), &revision, "import")?;
             let (artifact, size) = (taken.rootfs.digest, taken.rootfs.size);
@@ -142,6 +133,31 @@ impl Engine {
             imported.disks.push(self.take_clone(clone, &imported.templates, reporter)?);
         }
         Ok(imported)
+    }
+
+    /// Publishes a revision that came from elsewhere. One that the store has keeps what is known of it.
+    fn commit_imported(
+        &self,
+        manifest: &Manifest,
+        template: &TemplateName,
+        facts: BTreeMap<String, String>,
+        begun: Instant,
+    ) -> EngineResult<Digest> {
+        let id = manifest.id();
+        // A record that cannot be read is replaced.
+        let mut record = self.store.build_record(&id).ok().flatten().unwrap_or_else(|| BuildRecord {
+            version: 1,
+            template: template.clone(),
+            key: id,
+            built_unix_ms: clock::now_unix_ms(),
+            elapsed_ms: elapsed_ms(begun),
+            facts: BTreeMap::new(),
+        });
+        for (name, fact) in facts {
+            record.facts.entry(name).or_insert(fact);
+        }
+        self.cancel.check()?;
+        Ok(self.store.commit_revision(manifest, &record)?)
     }
 
     /// Makes the kernel and the initramfs that all templates of an import share.

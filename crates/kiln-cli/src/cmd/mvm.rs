@@ -79,6 +79,10 @@ struct ShownRecipe {
 pub(super) fn import(context: &Context, args: &ImportMvmArgs) -> CliResult {
     let path = args.path.clone().map_or_else(env::mvm_data, Ok)?;
     if path.extension().is_some_and(|extension| extension == "toml") {
+        if args.modules.is_some() {
+            let text = "--modules is for templates that are built; a template file becomes a recipe";
+            return Err(CliError::Usage(text.to_owned()));
+        }
         return recipes(args, &path);
     }
     if args.name.is_some() {

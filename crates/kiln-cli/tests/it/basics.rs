@@ -88,7 +88,7 @@ fn init_writes_a_recipe_that_parses_and_never_overwrites() {
     let error = context.kiln(["init", "web"]).fails(1);
     insta::assert_snapshot!(plain(&context, &error), @r"
     error: [WORK]/web/kiln.toml exists already
-    try: edit [WORK]/web/kiln.toml, or name another directory
+    try: use [WORK]/web/kiln.toml as it is, remove it, or name another place: kiln overwrites nothing
     ");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
     std::fs::write(&file, first).unwrap();

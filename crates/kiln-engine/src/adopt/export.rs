@@ -10,6 +10,7 @@ use kiln_store::{CloneChoice, CopyOut, Disk, DiskLock, SPACE_MARGIN, StoreError}
 use kiln_sys::commit::{Existing, aside, commit_dir, write_file};
 use kiln_sys::lock::Share;
 use kiln_sys::{IoResultExt as _, copy, fs};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -124,27 +125,32 @@ impl Engine {
         Ok(exported)
     }
 
+    /// Returns what is to be written: every template's latest where nothing is named.
+    pub(in crate::adopt) fn or_every_latest<'a>(
+        &self,
+        named: &'a [Reference],
+    ) -> EngineResult<Cow<'a, [Reference]>> {
+        if !named.is_empty() {
+            return Ok(named.into());
+        }
+        let mut names: Vec<_> = self.store.tags()?.into_iter().map(|entry| entry.template).collect();
+        names.dedup();
+        let latest = |template| Reference {
+            revision: RevisionSelector::Tagged { template, tag: Tag::latest(), digest: None },
+            variant: None,
+        };
+        Ok(names.into_iter().map(latest).collect())
+    }
+
     fn plan_stacks(
         &self,
         request: &ExportRegistry<'_>,
         problems: &mut Problems,
     ) -> EngineResult<BTreeMap<TemplateName, PlannedStack>> {
-        let latest = |template: TemplateName| Reference {
-            revision: RevisionSelector::Tagged { template, tag: Tag::latest(), digest: None },
-            variant: None,
-        };
-        let all: Vec<Reference>;
-        let references = if request.references.is_empty() {
-            let mut names: Vec<_> = self.store.tags()?.into_iter().map(|entry| entry.template).collect();
-            names.dedup();
-            all = names.into_iter().map(latest).collect();
-            &all
-        } else {
-            request.references
-        };
+        let references = self.or_every_latest(request.references)?;
         let disks = self.store.disks(&self.cancel);
         let mut stacks: BTreeMap<TemplateName, PlannedStack> = BTreeMap::new();
-        for reference in references {
+        for reference in references.iter() {
             self.cancel.check()?;
             let mut refuse = |reason: String| {
                 problems.push(RegistryProblem { name: reference.to_string(), reason });

@@ -14,7 +14,7 @@ use crate::{Engine, EngineError, EngineResult, RegistryProblem};
 use kiln_core::revision::{ArtifactFormat, Manifest};
 use kiln_core::text::chain;
 use kiln_core::variant::MachineShape;
-use kiln_core::{ByteSize, Digest, Reference, RevisionSelector, Tag};
+use kiln_core::{ByteSize, Digest, Reference};
 use kiln_store::{CloneChoice, CopyOut, Revision};
 use kiln_sys::commit::{aside, commit_dir, write_staged};
 use kiln_sys::lock::Share;
@@ -92,19 +92,9 @@ impl Engine {
     }
 
     fn plan_mvm(&self, request: &ExportMvm<'_>) -> EngineResult<Vec<Planned>> {
-        let latest = |template| Reference {
-            revision: RevisionSelector::Tagged { template, tag: Tag::latest(), digest: None },
-            variant: None,
-        };
-        let mut references = request.references.to_vec();
-        if references.is_empty() {
-            let mut names: Vec<_> = self.store.tags()?.into_iter().map(|entry| entry.template).collect();
-            names.dedup();
-            references = names.into_iter().map(latest).collect();
-        }
         let mut problems = Vec::new();
         let mut all: BTreeMap<String, Planned> = BTreeMap::new();
-        for reference in &references {
+        for reference in self.or_every_latest(request.references)?.iter() {
             self.cancel.check().map_err(EngineError::from)?;
             match self.plan_one(request.dir, reference) {
                 Ok(planned) if all.contains_key(&planned.id) => {
@@ -142,7 +132,7 @@ impl Engine {
             )));
         }
         let (revision, rootfs) = match self.store.disks(&self.cancel).template(reference) {
-            Ok((_, rootfs)) => (self.store.resolve(reference).map_err(EngineError::from)?, rootfs),
+            Ok((id, rootfs)) => (self.store.revision(&id).map_err(EngineError::from)?, rootfs),
             Err(error) => match EngineError::from(error) {
                 EngineError::Cancelled => return Err(Planning::Stop(EngineError::Cancelled)),
                 error => return Err(Planning::Because(chain(&error))),
@@ -230,7 +220,8 @@ impl Engine {
     ) -> EngineResult<()> {
         let manifest = &planned.revision.manifest;
         let machine = shape(manifest, planned);
-        let record = self.store.build_record(&planned.revision.id)?;
+        // What is not known of a revision keeps it from nothing.
+        let record = self.store.build_record(&planned.revision.id).ok().flatten();
         let facts = record.as_ref().map(|record| &record.facts);
         let fact = |name: &str| facts?.get(name).filter(|text| !text.is_empty()).cloned();
         let built_at = time(record.as_ref().map_or_else(clock::now_unix_ms, |record| record.built_unix_ms));

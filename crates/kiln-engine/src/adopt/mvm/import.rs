@@ -1,18 +1,19 @@
 //! Reading the layout into the store: each template by itself, so that a damaged one keeps no other from coming.
 
+use super::MANIFEST_FILE;
 use super::find::{self, Found};
 use super::read::{self, ReadRevision};
 use crate::adopt::scan::{Refusal, refuse, shown};
-use crate::build::{Forward, elapsed_ms};
+use crate::build::Forward;
 use crate::progress::{Progress, Reporter, step, waiting};
 use crate::{Engine, EngineError, EngineResult, RegistryProblem};
 use kiln_build::{BuildContext, HostFacts};
 use kiln_core::recipe::AgentOptions;
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
 use kiln_core::{ArtifactRole, ByteSize, Digest, Tag, TemplateName};
-use kiln_store::{BuildRecord, IngestFrom, Staging, StoreError};
+use kiln_store::{IngestFrom, Staging, StoreError};
+use kiln_sys::fs;
 use kiln_sys::lock::Share;
-use kiln_sys::{clock, fs};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
@@ -110,16 +111,7 @@ impl Engine {
         let mut revisions = Vec::new();
         let mut current = None;
         for (name, manifest, facts) in taken {
-            let record = BuildRecord {
-                version: 1,
-                template: template.clone(),
-                key: manifest.id(),
-                built_unix_ms: clock::now_unix_ms(),
-                elapsed_ms: elapsed_ms(work.begun),
-                facts,
-            };
-            self.cancel.check().map_err(EngineError::from)?;
-            let id = self.store.commit_revision(&manifest, &record)?;
+            let id = self.commit_imported(&manifest, &template, facts, work.begun)?;
             let tag: Tag = name.parse().map_err(|error| Refusal::Because(format!("{error}")))?;
             self.store.set_tag(&template, &tag, &id, "import")?;
             if found.current.as_ref() == Some(&name) {
@@ -179,6 +171,9 @@ impl Engine {
             EngineResult::Ok((rootfs, text))
         })?;
         let mut facts = revision.facts.clone();
+        if let Err(error) = &revision.manifest {
+            note(format!("{label}: its {MANIFEST_FILE} is not read: {error}"));
+        }
         if let Some(manifest) = self.own_manifest(work, revision, &rootfs)? {
             return Ok((manifest, facts));
         }
@@ -231,7 +226,9 @@ impl Engine {
         revision: &ReadRevision,
         rootfs: &Artifact,
     ) -> Result<Option<Manifest>, Refusal> {
-        let (Some(manifest), Some(initrd)) = (&revision.manifest, &revision.initrd) else { return Ok(None) };
+        let (Ok(Some(manifest)), Some(initrd)) = (&revision.manifest, &revision.initrd) else {
+            return Ok(None);
+        };
         for artifact in &manifest.artifacts {
             let taken = match artifact.role.as_str() {
                 "rootfs" => rootfs.clone(),

@@ -7,7 +7,7 @@ use super::record::{
 use super::{CHECKSUMS_FILE, CONFIG_FILE, MANIFEST_FILE, REVISION_FILE, TEMPLATE_FILE, boot_args, is_plain};
 use crate::adopt::scan::{Refusal, check_ext4, refuse};
 use kiln_core::recipe::FLAKE_BYTES_MAX;
-use kiln_core::revision::{MANIFEST_BYTES_MAX, Manifest};
+use kiln_core::revision::{InvalidManifest, MANIFEST_BYTES_MAX, Manifest};
 use kiln_core::text::clip;
 use kiln_core::variant::{BOOT_ARGS_BYTES_MAX, DISK_MIB_MAX, MachineShape, boot_args_bytes};
 use kiln_core::{ByteSize, Digest};
@@ -30,7 +30,7 @@ pub(super) struct ReadRevision {
     pub(super) compared: Option<Digest>,
     pub(super) initrd: Option<PathBuf>,
     /// What kiln wrote beside the layout's files, where it did.
-    pub(super) manifest: Option<Manifest>,
+    pub(super) manifest: Result<Option<Manifest>, InvalidManifest>,
     pub(super) machine: MachineShape,
     pub(super) boot_args: Vec<String>,
     /// Whether Firecracker's memory of a running machine is there, which nothing else can use.
@@ -87,8 +87,8 @@ pub(super) fn revision(
         ));
     }
     let manifest = match inside(home, &dir.join(MANIFEST_FILE))? {
-        Some(path) => Manifest::parse(&fs::read_limited(&path, MANIFEST_BYTES_MAX)?).ok(),
-        None => None,
+        Some(path) => Manifest::parse(&fs::read_limited(&path, MANIFEST_BYTES_MAX)?).map(Some),
+        None => Ok(None),
     };
     Ok(ReadRevision {
         name: name.to_owned(),
