@@ -129,6 +129,21 @@ pub enum BuildError {
         /// The path in the image.
         path: String,
     },
+    /// User data that is no text.
+    #[error("{} is not text in UTF-8", path.display())]
+    UserDataText {
+        /// The file.
+        path: PathBuf,
+    },
+    /// User data that cloud-init would not take.
+    #[error("{} cannot be user data", path.display())]
+    UserData {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kiln_core::seed::InvalidSeed,
+    },
     /// A package that the archive does not have.
     #[error("package `{package}` is not in the archive of suite `{suite}`")]
     PackageUnknown {

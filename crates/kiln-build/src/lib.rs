@@ -26,6 +26,7 @@ mod packed;
 mod plan;
 mod report;
 mod run;
+mod seed;
 mod source;
 mod steps;
 mod tree;
@@ -43,6 +44,7 @@ pub use run::{
     BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, builder_pins, resolve,
     run,
 };
+pub use seed::PlannedSeed;
 pub use source::{NixError, PlannedStep, legacy_key};
 pub use tree::TreeSize;
 pub use unpack::Ownership;

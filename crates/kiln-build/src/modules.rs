@@ -99,7 +99,7 @@ const fn optional(name: &'static str, when: When) -> Wanted<'static> {
 }
 
 /// What kiln needs of every kernel, in load order.
-pub const GUEST_DRIVERS: [Wanted<'static>; 12] = [
+pub const GUEST_DRIVERS: [Wanted<'static>; 13] = [
     needed("virtio_ring", When::Always),
     needed("virtio", When::Always),
     optional("virtio_pci_modern_dev", When::Bus(Bus::Pci)),
@@ -112,6 +112,7 @@ pub const GUEST_DRIVERS: [Wanted<'static>; 12] = [
     optional("virtio_rng", When::Device(4)),
     optional("vmw_vsock_virtio_transport", When::Device(19)),
     needed("ext4", When::Always),
+    optional("isofs", When::Seed),
 ];
 
 /// A module to load.

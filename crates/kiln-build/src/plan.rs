@@ -4,6 +4,7 @@ use crate::error::BuildError;
 use crate::host::HostFacts;
 use crate::key::{KeyPart, Parts};
 use crate::packed::Packed;
+use crate::seed::PlannedSeed;
 use crate::source::{PlannedSource, PlannedStep};
 use crate::{ext4, initramfs};
 use kiln_core::arch::Arch;
@@ -27,13 +28,15 @@ pub struct BuildPlan {
     pub pins: Pins,
     /// What the files are built for.
     pub arch: Arch,
+    /// What machines tell the guest's cloud-init.
+    pub seed: PlannedSeed,
     pub(crate) source: PlannedSource,
     pub(crate) agent: AgentOptions,
     pub(crate) disk_min: Option<ByteSize>,
 }
 
 /// Grows with every change that gives other files for the same inputs.
-const LAYOUT_VERSION: u32 = 1;
+const LAYOUT_VERSION: u32 = 2;
 
 impl BuildPlan {
     /// Returns the steps that a machine has to do, where the source is another template.
@@ -105,6 +108,8 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
     if let Some(plan) = recipe.snapshot.of_revision() {
         parts.add_record("snapshot", plan);
     }
+    let seed = PlannedSeed::plan(&recipe.seed, cx)?;
+    parts.add_record("seed", &seed);
     parts.add_record("variants", &recipe.variants);
     parts.add_record("profile", &recipe.profile);
     Ok(BuildPlan {
@@ -113,6 +118,7 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
         explanation: parts.list,
         pins: parts.pins,
         arch: host.arch,
+        seed,
         source,
         agent,
         disk_min: recipe.disk_size_min,

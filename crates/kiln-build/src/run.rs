@@ -62,6 +62,8 @@ pub struct BuildOutput {
     pub artifacts: Vec<OutputFile>,
     /// What is known of them, to stand beside the revision: names and values.
     pub facts: Vec<(String, String)>,
+    /// Whether the root file system has cloud-init, and has it on.
+    pub cloud_init: bool,
 }
 
 /// Looks up what the names of the outside world stand for, in the plan and beyond it, and builds nothing. The scratch

@@ -11,6 +11,7 @@ use crate::packed;
 use crate::plan::BuildPlan;
 use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput, OutputFile, SPACE_RESERVE};
+use crate::seed::{CLOUD_INIT, CLOUD_INIT_OFF};
 use crate::tree::{self, TreeSize};
 use crate::unpack::{self, Ownership};
 use kiln_core::digest::Digest;
@@ -118,6 +119,8 @@ pub(crate) fn disk(
     {
         return Err(BuildError::InitMissing { path: program.clone() });
     }
+    output.cloud_init =
+        tree::find_file(tree, CLOUD_INIT).is_some() && tree::find_file(tree, CLOUD_INIT_OFF).is_none();
     need_space(cx, size.bytes())?;
     let step = Running::start(cx.reporter, Step::Disk, count(size.inodes, "file"));
     let Some(format) = packed::Packed::of(plan.agent.root) else {
@@ -181,6 +184,8 @@ pub(crate) fn write<E: Into<BuildError>>(
 pub(crate) struct Output {
     artifacts: Vec<OutputFile>,
     facts: Vec<(String, String)>,
+    /// Whether the root file system has cloud-init, and has it on.
+    pub(crate) cloud_init: bool,
 }
 
 impl Output {
@@ -213,7 +218,7 @@ impl Output {
         self.facts.sort();
         let text = format!("{} built", count(self.artifacts.len(), "file"));
         cx.reporter.event(BuildEvent::Note { text });
-        BuildOutput { artifacts: self.artifacts, facts: self.facts }
+        BuildOutput { artifacts: self.artifacts, facts: self.facts, cloud_init: self.cloud_init }
     }
 }
 

@@ -138,7 +138,12 @@ fn kind_number(kind: FileType) -> u64 {
 /// Returns the path on the host of a program in a tree, with links followed as a process within the tree would; none
 /// when there is no such program.
 pub(crate) fn find_program(root: &Path, program: &str) -> Option<PathBuf> {
-    let mut rest: Vec<std::ffi::OsString> = parts(Path::new(program));
+    find_file(root, program).filter(|path| fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o111 != 0))
+}
+
+/// The same of any regular file.
+pub(crate) fn find_file(root: &Path, file: &str) -> Option<PathBuf> {
+    let mut rest: Vec<std::ffi::OsString> = parts(Path::new(file));
     let mut found = PathBuf::new();
     let mut links = 0;
     while let Some(part) = rest.pop() {
@@ -162,7 +167,7 @@ pub(crate) fn find_program(root: &Path, program: &str) -> Option<PathBuf> {
         }
     }
     let path = root.join(found);
-    fs::metadata(&path).ok().filter(|meta| meta.is_file() && meta.mode() & 0o111 != 0).map(|_| path)
+    fs::metadata(&path).ok().filter(std::fs::Metadata::is_file).map(|_| path)
 }
 
 /// Returns the components of a path from the last to the first, `..` among them.

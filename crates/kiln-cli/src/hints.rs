@@ -340,6 +340,11 @@ fn tool(error: &ToolError) -> Vec<String> {
 fn image(error: &BuildError) -> Option<&'static str> {
     let image = match error {
         BuildError::NoImageInput => return Some("docker save NAME | kiln build"),
+        BuildError::UserData { .. } => {
+            return Some(
+                "begin it with #cloud-config, #! or another word that cloud-init knows; `type = \"none\"` in [seed] is for guests without it",
+            );
+        }
         BuildError::NoCommand => return Some("add `command` to [entrypoint]"),
         BuildError::Platform { .. } => {
             return Some("leave `platform` out of [source], or choose one of this host's");

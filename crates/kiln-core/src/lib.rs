@@ -15,6 +15,7 @@ pub mod recipe;
 pub mod reference;
 pub mod restart;
 pub mod revision;
+pub mod seed;
 pub mod size;
 pub mod snapshot;
 pub mod span;

@@ -57,6 +57,9 @@ pub struct MachineRecord {
     /// The root file system that it only reads, which others read too; its own disk then holds what it writes over it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Digest>,
+    /// Whether it has a disk with a seed for the guest's cloud-init.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub seed: bool,
     /// The snapshot it began as, whose disk and memory it continues; none for one that was booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Digest>,

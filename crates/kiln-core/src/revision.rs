@@ -6,6 +6,7 @@ use crate::capture::{CapturePlan, InvalidCapturePlan};
 use crate::digest::Digest;
 use crate::name::{ArtifactRole, VariantName};
 use crate::ready::ReadyProbe;
+use crate::seed::{InvalidSeed, Seed};
 use crate::size::ByteSize;
 use crate::variant::{BOOT_ARGS_BYTES_MAX, InvalidShape, MachineShape, Variant, boot_args_bytes};
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,9 @@ pub struct Manifest {
     /// What happens to a ready machine before it is captured; none means nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<CapturePlan>,
+    /// What a machine's disk of the seed tells the guest's cloud-init; none means that there is no such disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<Seed>,
     /// The variants, sorted by name.
     pub variants: Vec<Variant>,
 }
@@ -133,6 +137,9 @@ pub enum InvalidManifest {
     /// A plan of captures that says nothing or too much.
     #[error("manifest has a bad plan of captures")]
     Capture(#[from] InvalidCapturePlan),
+    /// A seed that cloud-init would not take.
+    #[error("manifest has a bad seed")]
+    Seed(#[from] InvalidSeed),
     /// More kernel arguments than [`BOOT_ARGS_BYTES_MAX`].
     #[error(
         "manifest has {bytes} bytes of boot arguments{}, more than {BOOT_ARGS_BYTES_MAX}",
@@ -227,6 +234,9 @@ impl Manifest {
             }
             plan.check()?;
         }
+        if let Some(seed) = &self.seed {
+            seed.check()?;
+        }
         Ok(self)
     }
 
@@ -273,6 +283,7 @@ mod tests {
             boot_args: vec!["quiet".to_owned()],
             ready: None,
             snapshot: None,
+            seed: None,
             variants: Vec::new(),
         }
     }
@@ -310,6 +321,22 @@ mod tests {
             Manifest::parse(&with(many).to_bytes()),
             Err(InvalidManifest::Capture(InvalidCapturePlan::TooMany(17)))
         ));
+    }
+
+    #[test]
+    fn a_seed_is_there_only_where_a_guest_wants_one() {
+        let with = |user_data: Option<&str>| {
+            let seed = Seed { user_data: user_data.map(str::to_owned), ..Seed::identity() };
+            Manifest { seed: Some(seed), ..manifest() }.to_bytes()
+        };
+        let bytes = with(None);
+        assert!(
+            String::from_utf8_lossy(&bytes)
+                .contains(r#""boot_args":["quiet"],"seed":{"type":"nocloud"},"variants""#)
+        );
+        Manifest::parse(&bytes).unwrap();
+        let refused = Manifest::parse(&with(Some("packages: []")));
+        assert!(matches!(refused, Err(InvalidManifest::Seed(InvalidSeed::Format(_)))));
     }
 
     #[test]
@@ -430,6 +457,7 @@ mod tests {
         full.ready = Some(probe(vec!["true".to_owned()]));
         full.variants = vec![variant(1)];
         full.snapshot = Some(CapturePlan { warm_up: Vec::new(), drop_caches: true });
+        full.seed = Some(Seed::identity());
         let bytes = String::from_utf8(full.to_bytes()).unwrap();
         for object in [
             "\"arch\":",
@@ -438,6 +466,7 @@ mod tests {
             "\"interval_ms\":",
             "\"name\":",
             "\"drop_caches\":",
+            "\"type\":",
         ] {
             assert!(bytes.contains(object));
             let with = bytes.replacen(object, &format!("\"surprise\":1,{object}"), 1);

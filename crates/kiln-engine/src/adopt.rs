@@ -241,6 +241,7 @@ fn manifest(boot: &[Artifact], rootfs: &Artifact) -> EngineResult<Manifest> {
         boot_args: Vec::new(),
         ready: None,
         snapshot: None,
+        seed: None,
         variants: Vec::new(),
     };
     let id = manifest.id();

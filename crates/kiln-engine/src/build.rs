@@ -6,10 +6,11 @@ use crate::progress::{Progress, Reporter, step, waiting};
 use crate::steps::Derived;
 use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts, PlanContext};
+use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts, PlanContext, PlannedSeed};
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe, Source, TemplateSource};
 use kiln_core::revision::{Artifact, MANIFEST_VERSION, Manifest};
+use kiln_core::seed::Seed;
 use kiln_core::{Arch, ByteSize, Digest, Tag, TemplateName};
 use kiln_store::{BuildRecord, IngestFrom, Staging, StoreError};
 use kiln_sys::lock::Share;
@@ -269,7 +270,7 @@ impl Engine {
             host,
         };
         let output = kiln_build::run(plan, &context)?;
-        let manifest = self.take_in(&found.recipe, host, &output, &staging, reporter)?;
+        let manifest = self.take_in(&found.recipe, &plan.seed, host, &output, &staging, reporter)?;
         let facts = output.facts.into_iter().chain([recipe_fact(found)]).collect();
         self.publish_build(&manifest, &found.recipe.name, &plan.key, begun, facts)
     }
@@ -310,6 +311,7 @@ impl Engine {
     fn take_in(
         &self,
         recipe: &Recipe,
+        seed: &PlannedSeed,
         host: &HostFacts,
         output: &BuildOutput,
         staging: &Staging,
@@ -320,7 +322,8 @@ impl Engine {
             let apparent = ByteSize::from_bytes(artifacts.iter().map(|artifact| artifact.size.bytes()).sum());
             EngineResult::Ok((artifacts, format!("{} of data in {}", data.human(), apparent.human())))
         })?;
-        manifest_of(recipe, host.arch, artifacts)
+        let seed = seed.or(|| output.cloud_init.then(Seed::identity));
+        manifest_of(recipe, host.arch, artifacts, seed)
     }
 
     /// Moves what a build made into the store; returns it with the bytes of data in it.
@@ -355,6 +358,7 @@ pub(crate) fn manifest_of(
     recipe: &Recipe,
     arch: Arch,
     mut artifacts: Vec<Artifact>,
+    seed: Option<Seed>,
 ) -> EngineResult<Manifest> {
     artifacts.sort_by(|a, b| a.role.cmp(&b.role));
     let manifest = Manifest {
@@ -365,6 +369,7 @@ pub(crate) fn manifest_of(
         boot_args: recipe.boot_args.clone(),
         ready: recipe.ready.clone(),
         snapshot: recipe.snapshot.of_revision().cloned(),
+        seed,
         variants: recipe.variants.clone(),
     };
     let id = manifest.id();

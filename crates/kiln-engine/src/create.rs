@@ -2,7 +2,7 @@
 
 use crate::progress::{Progress, Reporter, waiting};
 use crate::restore::RestoreChoice;
-use crate::{Engine, EngineError, EngineResult, private};
+use crate::{Engine, EngineError, EngineResult, private, seed};
 use kiln_core::machine::{
     CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX,
     RECORD_VERSION,
@@ -131,6 +131,9 @@ impl Engine {
             Some(name) => self.refuse_taken(name)?,
             None => record.name = self.free_name(request.reference.template())?,
         }
+        if let Some(seed) = &revision.manifest.seed {
+            seed::write(&dir, &record, seed)?;
+        }
         write_json(&dir, "machine.json", &record)?;
         self.cancel.check()?;
         let home = self.store.machine_dir(&record.id);
@@ -224,6 +227,7 @@ impl Engine {
             accelerator: request.accelerator.clone(),
             clone: CloneRecord { artifact: disk.digest, size: disk.size, method: CloneMethod::Copy },
             base: shared.map(|artifact| artifact.digest),
+            seed: manifest.seed.is_some(),
             snapshot: None,
             must_restore: matches!(request.restore, RestoreChoice::Require | RestoreChoice::Exactly(_)),
             put_back: false,
@@ -242,6 +246,7 @@ impl Engine {
     /// Writes the record of a machine that was not started since it was made.
     pub(crate) fn write_machine(&self, dir: &Path, record: &MachineRecord) -> EngineResult<()> {
         write_json(dir, "status.json", &MachineStatus::created())?;
+        self.write_seed(dir, record)?;
         write_json(dir, "machine.json", record)
     }
 

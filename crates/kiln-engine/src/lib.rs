@@ -29,6 +29,7 @@ pub mod progress;
 pub mod ready;
 pub mod restore;
 pub mod rewarm;
+mod seed;
 pub mod snapshots;
 mod spec;
 pub mod start;

@@ -196,6 +196,7 @@ impl Engine {
         Ok(MachineRecord {
             version: RECORD_VERSION,
             base: revision.manifest.base().map(|artifact| artifact.digest),
+            seed: revision.manifest.seed.is_some(),
             id: MachineId::from_random(clock::random()),
             name: "captured".parse().map_err(StoreError::from)?,
             reference: subject.to_string(),

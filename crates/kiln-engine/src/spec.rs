@@ -1,9 +1,11 @@
 //! Machine records as what a machine monitor is asked for.
 
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
+use crate::seed::SEED_FILE;
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::{CloneMethod, CloneRecord, MachineRecord};
 use kiln_core::text::chain;
+use kiln_guest::config::SEED_SERIAL;
 use kiln_guest::transport;
 use kiln_vmm::{
     AcceleratorChoice, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, MachineSpec, MemoryBacking,
@@ -18,6 +20,8 @@ pub(crate) const MEMORY_FILE: &str = "memory";
 #[derive(Debug, Clone)]
 pub(crate) struct SpecFiles {
     pub(crate) disks: Vec<Disk>,
+    /// The disk with its seed, where it has one: the guest's last.
+    pub(crate) seed: Option<PathBuf>,
     pub(crate) memory: MemoryBacking,
     /// Whether there is a network device although it is connected to nothing.
     pub(crate) unplugged_nic: bool,
@@ -50,6 +54,7 @@ impl SpecFiles {
         };
         Ok(Self {
             disks: disks.map_err(|error| bad(record, chain(&error)))?,
+            seed: record.seed.then(|| dir.join(SEED_FILE)),
             memory,
             unplugged_nic: record.capturable,
             restore: None,
@@ -76,13 +81,14 @@ impl SpecFiles {
         }
     }
 
-    /// Returns raw disks at these paths.
+    /// Returns raw disks at these paths, for a machine that is not started: any file stands for its seed.
     pub(crate) fn of_raw(record: &MachineRecord, root: PathBuf, data: Option<PathBuf>) -> EngineResult<Self> {
+        let seed = record.seed.then(|| root.clone());
         let root = disk(root, DiskFormat::Raw, "root");
         let data = data.map(|path| disk(path, DiskFormat::Raw, "data"));
         let disks = std::iter::once(root).chain(data).collect::<Result<_, _>>();
         let disks = disks.map_err(|error| bad(record, chain(&error)))?;
-        Ok(Self { disks, memory: MemoryBacking::Anonymous, unplugged_nic: false, restore: None })
+        Ok(Self { disks, seed, memory: MemoryBacking::Anonymous, unplugged_nic: false, restore: None })
     }
 }
 
@@ -108,6 +114,12 @@ impl Engine {
                 .map_err(|error| bad(record, chain(&error)))?;
             base.read_only = true;
             disks.insert(disks.len().min(1), base);
+        }
+        if let Some(seed) = files.seed {
+            let mut seed =
+                disk(seed, DiskFormat::Raw, SEED_SERIAL).map_err(|error| bad(record, chain(&error)))?;
+            seed.read_only = true;
+            disks.push(seed);
         }
         Ok(MachineSpec {
             shape: record.shape.clone(),

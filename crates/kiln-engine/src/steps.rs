@@ -151,7 +151,8 @@ impl Engine {
         };
         let initrd = self.derived_initrd(found, &base, &contexts[derived.steps.len()], &staging)?;
         let kernel = artifact(&base, &ArtifactRole::kernel())?.clone();
-        let manifest = manifest_of(recipe, base.manifest.arch, vec![kernel, initrd, disk])?;
+        let seed = plan.seed.or(|| base.manifest.seed.clone());
+        let manifest = manifest_of(recipe, base.manifest.arch, vec![kernel, initrd, disk], seed)?;
         let facts = vec![
             ("from".to_owned(), format!("{from} {}", base.id)),
             ("steps".to_owned(), derived.steps.len().to_string()),
@@ -270,6 +271,7 @@ impl Engine {
             artifacts,
             ready: None,
             snapshot: None,
+            seed: None,
             variants: Vec::new(),
             ..base.manifest.clone()
         };

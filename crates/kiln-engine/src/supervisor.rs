@@ -10,6 +10,8 @@ mod backoff;
 mod clients;
 mod desk;
 mod life;
+#[cfg(test)]
+pub(crate) use life::tests::record as record_for_tests;
 mod probe;
 mod save;
 mod suspend;

@@ -48,6 +48,9 @@ pub struct Module {
     pub when: When,
 }
 
+/// The serial number of a disk with a seed for the image's cloud-init.
+pub const SEED_SERIAL: &str = "seed";
+
 /// When a module is loaded. Each costs time, most of it for its signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,6 +62,8 @@ pub enum When {
     Bus(Bus),
     /// When a virtio device of this type exists: 1 net, 2 block, 3 console, 4 rng, 19 vsock.
     Device(u32),
+    /// When a disk has the serial [`SEED_SERIAL`]; after the driver of disks.
+    Seed,
 }
 
 /// A bus of virtio devices.

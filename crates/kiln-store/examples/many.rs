@@ -99,6 +99,7 @@ fn manifest(
         boot_args: vec![format!("number={number}")],
         ready: None,
         snapshot: None,
+        seed: None,
         variants: Vec::new(),
     })
 }

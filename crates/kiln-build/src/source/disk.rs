@@ -14,6 +14,7 @@ use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput};
+use crate::seed::PlannedSeed;
 use crate::steps::{Output, boot_files, file_system, lengthen, need_space};
 use contents::Contents;
 use kiln_core::lock::Pins;
@@ -21,6 +22,7 @@ use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::{BackingFiles, DiskFormat, DiskSource, Init};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
+use kiln_core::text::chain;
 use kiln_core::variant::DISK_MIB_MAX;
 use kiln_source::disk::partition::{self, Partition};
 use kiln_source::disk::{DiskError, FileSystem, Image, Reading};
@@ -197,9 +199,21 @@ impl DiskPlan {
             Init::Image(program) => Some(program),
             _ => None,
         };
-        // The kernel may come from elsewhere, and then the root need not be read.
+        // The kernel may come from elsewhere, and then the root need not be readable.
+        if self.kernel.is_some() && init.is_none() && plan.seed == PlannedSeed::Auto {
+            match Contents::open(root, cx.cancel).and_then(|contents| contents.has_cloud_init()) {
+                Ok(has) => output.cloud_init = has,
+                Err(error @ BuildError::Contents { .. }) => {
+                    let text =
+                        format!("not known whether the image has cloud-init: {}", chain(&self.named(error)));
+                    cx.reporter.event(BuildEvent::Note { text });
+                }
+                Err(error) => return Err(error),
+            }
+        }
         if self.kernel.is_none() || init.is_some() {
             let contents = Contents::open(root, cx.cancel)?;
+            output.cloud_init = contents.has_cloud_init()?;
             if let Some(program) = init
                 && !contents.has_program(program)?
             {

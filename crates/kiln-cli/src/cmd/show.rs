@@ -159,6 +159,13 @@ fn render(shown: &Shown) {
             rows.push(vec!["warm-up".to_owned(), "drop caches".to_owned()]);
         }
     }
+    if let Some(seed) = &manifest.seed {
+        let user_data = seed.user_data.as_ref().map(|text| format!(", {} bytes of user data", text.len()));
+        rows.push(vec![
+            "seed".to_owned(),
+            format!("{}{}", seed.kind.as_str(), user_data.unwrap_or_default()),
+        ]);
+    }
     for artifact in &manifest.artifacts {
         let text = format!("{}  {} {}", artifact.digest, artifact.size.human(), artifact.format.as_str());
         rows.push(vec![artifact.role.to_string(), text]);

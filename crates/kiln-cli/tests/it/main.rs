@@ -31,6 +31,7 @@ mod ready;
 mod registry;
 mod restore;
 mod roots;
+mod seed;
 mod snapshot;
 mod space;
 mod steps;

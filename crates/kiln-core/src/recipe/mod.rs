@@ -20,6 +20,7 @@ use crate::ready::ReadyProbe;
 use crate::size::ByteSize;
 use crate::variant::{MachineShape, Variant};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// The name of the file that holds a recipe.
 pub const FILE_NAME: &str = "kiln.toml";
@@ -53,6 +54,8 @@ pub struct Recipe {
     pub ready: Option<ReadyProbe>,
     /// How snapshots are made of it.
     pub snapshot: SnapshotOptions,
+    /// What machines tell the guest's cloud-init.
+    pub seed: SeedOptions,
     /// How the guest starts.
     pub agent: AgentOptions,
     /// The variants, sorted by name.
@@ -73,6 +76,22 @@ impl SnapshotOptions {
     pub fn of_revision(&self) -> Option<&CapturePlan> {
         Some(&self.plan).filter(|plan| !plan.is_empty())
     }
+}
+
+/// Whether machines have a disk with a seed for the guest's cloud-init.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum SeedOptions {
+    /// Where the root file system has cloud-init, or where the template has one that this one is made of.
+    #[default]
+    Auto,
+    /// None.
+    Never,
+    /// In the form of `NoCloud`.
+    NoCloud {
+        /// The file of the user data.
+        user_data: Option<PathBuf>,
+    },
 }
 
 /// How the guest starts.

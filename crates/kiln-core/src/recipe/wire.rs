@@ -5,8 +5,8 @@ mod step;
 
 use self::source::{SourceTable, words};
 use super::{
-    AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, RootFormat, SnapshotOptions,
-    Source,
+    AgentOptions, BOOT_ARGS_BYTES_MAX, Entrypoint, Init, Recipe, RecipeError, RootFormat, SeedOptions,
+    SnapshotOptions, Source,
 };
 use crate::capture::CapturePlan;
 use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
@@ -19,6 +19,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::num::{NonZeroU16, NonZeroU32};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A kiln recipe: bakes one template.
@@ -43,6 +44,8 @@ pub(super) struct RecipeFile {
     /// How snapshots are made.
     #[serde(default)]
     snapshot: SnapshotTable,
+    /// What machines tell the guest's cloud-init, on a small disk that it looks for. Without this table: who they are, where the root file system has cloud-init.
+    seed: Option<SeedTable>,
     /// How the guest starts.
     #[serde(default)]
     agent: AgentTable,
@@ -154,6 +157,24 @@ struct SnapshotTable {
     drop_caches: bool,
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SeedTable {
+    /// `nocloud` (default), or `none`: machines have no such disk.
+    #[serde(default, rename = "type")]
+    kind: SeedWord,
+    /// A file with what cloud-init is to do, such as a `#cloud-config`; at most 64 KiB.
+    user_data: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum SeedWord {
+    #[default]
+    NoCloud,
+    None,
+}
+
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AgentTable {
@@ -249,6 +270,7 @@ impl TryFrom<RecipeFile> for Recipe {
             boot_args: boot_args("boot.args", file.boot.args)?,
             ready: file.ready.map(ready).transpose()?,
             snapshot: snapshot(file.snapshot)?,
+            seed: seed(file.seed)?,
             agent: AgentOptions {
                 root: match file.machine.root {
                     RootWord::Ext4 => RootFormat::Ext4,
@@ -336,6 +358,17 @@ fn snapshot(table: SnapshotTable) -> Result<SnapshotOptions, RecipeError> {
     let plan = CapturePlan { warm_up: table.warm_up, drop_caches: table.drop_caches };
     plan.check().map_err(|error| value("snapshot.warm_up", error))?;
     Ok(SnapshotOptions { auto: table.auto, plan })
+}
+
+fn seed(table: Option<SeedTable>) -> Result<SeedOptions, RecipeError> {
+    match table {
+        None => Ok(SeedOptions::Auto),
+        Some(SeedTable { kind: SeedWord::None, user_data: Some(_) }) => {
+            Err(value("seed.user_data", "a seed of type `none` has no user data"))
+        }
+        Some(SeedTable { kind: SeedWord::None, .. }) => Ok(SeedOptions::Never),
+        Some(SeedTable { kind: SeedWord::NoCloud, user_data }) => Ok(SeedOptions::NoCloud { user_data }),
+    }
 }
 
 fn agent(

@@ -78,6 +78,7 @@ impl Material {
             boot_args: Vec::new(),
             ready: None,
             snapshot: None,
+            seed: None,
             variants: Vec::new(),
         };
         #[expect(clippy::unwrap_used, reason = "a constant that is a name")]

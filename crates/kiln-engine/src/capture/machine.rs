@@ -4,6 +4,7 @@ use super::{CAPTURE_SPACE, Taken, millis};
 use crate::control::ask_save;
 use crate::create::{DATA_DISK_FILE, DISK_STEM, START_LOCK, disk_files};
 use crate::progress::{Progress, Reporter};
+use crate::seed::{SEED_BYTES, SEED_FILE};
 use crate::spec::{MEMORY_FILE, SpecFiles};
 use crate::supervisor::{STATE_FILE, SUPERVISOR_LOCK, copy_disk, whole_file};
 use crate::{Engine, EngineError, EngineResult, private};
@@ -210,14 +211,17 @@ impl Engine {
         // Disks of the same length: nothing is read from them, and nothing written.
         let blank = |file: PathBuf| -> EngineResult<PathBuf> {
             let len = fs::metadata(&staging.path().join(&file))?.len();
-            let path = dir.join(file);
-            fs::create_new(&path)?.set_len(len).at("set the length of", &path)?;
-            Ok(path)
+            blank_of(&dir.join(file), len)
         };
         let root = blank(Path::new(DISK_STEM).with_extension(CloneMethod::Copy.extension()))?;
         let data = record.shape.data_disk.map(|_| blank(DATA_DISK_FILE.into())).transpose()?;
         let whole = whole_file(staging.path());
-        let files = SpecFiles::of_raw(record, root, data)?.loaded(memory, whole.clone(), unplugged_nic);
+        let seed = record.seed.then(|| blank_of(&dir.join(SEED_FILE), SEED_BYTES as u64)).transpose()?;
+        let files = SpecFiles { seed, ..SpecFiles::of_raw(record, root, data)? }.loaded(
+            memory,
+            whole.clone(),
+            unplugged_nic,
+        );
         // It has no guest to reach: ports of the host stay with the machine that has them.
         let network = match &record.network {
             Network::User { .. } => Network::User { forwards: Vec::new(), outbound: false },
@@ -239,4 +243,10 @@ impl Engine {
         fs::remove_tree(&dir)?;
         Ok(())
     }
+}
+
+/// Makes a file of zeros.
+fn blank_of(path: &Path, len: u64) -> EngineResult<PathBuf> {
+    fs::create_new(path)?.set_len(len).at("set the length of", path)?;
+    Ok(path.to_owned())
 }

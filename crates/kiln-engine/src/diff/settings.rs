@@ -1,6 +1,7 @@
 //! Settings of two manifests, as text.
 
 use super::report::SettingChange;
+use kiln_core::Digest;
 use kiln_core::VariantName;
 use kiln_core::capture::CapturePlan;
 use kiln_core::ready::{ReadyCheck, ReadyProbe};
@@ -32,6 +33,15 @@ pub(super) fn compare(chosen_a: Chosen<'_>, chosen_b: Chosen<'_>) -> Vec<Setting
     compare("ready", a.ready.as_ref().map(ready), b.ready.as_ref().map(ready));
     let captures = |manifest: &Manifest| manifest.snapshot.as_ref().map(capture);
     compare("snapshot", captures(a), captures(b));
+    let seed = |manifest: &Manifest| {
+        let seed = manifest.seed.as_ref()?;
+        let user_data = seed
+            .user_data
+            .as_deref()
+            .map(|text| format!(" with user data {}", Digest::of(text.as_bytes()).short()));
+        Some(format!("{}{}", seed.kind.as_str(), user_data.unwrap_or_default()))
+    };
+    compare("seed", seed(a), seed(b));
     let names: BTreeSet<_> = a.variants.iter().chain(&b.variants).map(|variant| &variant.name).collect();
     for name in names {
         let (before, after) = (a.variant(name).map(variant), b.variant(name).map(variant));

@@ -476,4 +476,4 @@ pub(crate) fn last_lines(console: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

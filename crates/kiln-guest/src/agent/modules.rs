@@ -7,9 +7,10 @@ use rustix::io::Errno;
 use rustix::system::finit_module;
 
 use super::boot::{list, read_attribute};
-use crate::config::{Bus, Module, When};
+use crate::config::{Bus, Module, SEED_SERIAL, When};
 
 const VIRTIO_DEVICES: &str = "/sys/bus/virtio/devices";
+const BLOCK_DEVICES: &str = "/sys/block";
 const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 const ACPI_DEVICES: &str = "/sys/bus/acpi/devices";
 /// The nodes of a device tree, on boards that have one.
@@ -37,6 +38,7 @@ pub(super) fn load(modules: &[Module]) -> Result<(), String> {
             When::Always => true,
             When::Bus(bus) => bus_has_virtio(bus),
             When::Device(device) => device_exists(device),
+            When::Seed => seed_exists(),
         };
         if !wanted {
             continue;
@@ -56,6 +58,12 @@ pub(super) fn device_exists(wanted: u32) -> bool {
         let text = read_attribute(&path).unwrap_or_default();
         u32::from_str_radix(text.trim_start_matches("0x"), 16) == Ok(wanted)
     })
+}
+
+/// Returns whether there is a disk with a seed for the image's cloud-init.
+fn seed_exists() -> bool {
+    let serial = |name: &String| read_attribute(&Path::new(BLOCK_DEVICES).join(name).join("serial"));
+    list(BLOCK_DEVICES).iter().any(|name| serial(name).as_deref() == Some(SEED_SERIAL))
 }
 
 /// Returns whether a bus has virtio devices, seen without their drivers.

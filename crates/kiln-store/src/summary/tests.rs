@@ -124,6 +124,7 @@ impl Many {
             boot_args: vec![number.to_string()],
             ready: None,
             snapshot: None,
+            seed: None,
             variants: Vec::new(),
         };
         let id = manifest.id();

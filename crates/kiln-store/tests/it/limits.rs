@@ -66,6 +66,7 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         accelerator: "auto".to_owned(),
         clone: CloneRecord { artifact: digest, size: ByteSize::from_mib(1), method: CloneMethod::Copy },
         base: None,
+        seed: false,
         snapshot: None,
         must_restore: false,
         boots: false,

@@ -66,6 +66,7 @@ impl Fixture {
             boot_args: Vec::new(),
             ready: None,
             snapshot: None,
+            seed: None,
             variants: Vec::new(),
         };
         self.store.commit_revision(&manifest, &record()).unwrap()

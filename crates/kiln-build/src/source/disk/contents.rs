@@ -3,6 +3,7 @@
 use crate::error::BuildError;
 use crate::kernel;
 use crate::modules::{BUILTIN_BYTES_MAX, FILES_MAX, GUEST_DRIVERS, MODULE_BYTES_MAX, ModuleError};
+use crate::seed::{CLOUD_INIT, CLOUD_INIT_OFF};
 use crate::steps::write;
 use kiln_core::recipe::AgentOptions;
 use kiln_source::disk::boot;
@@ -43,6 +44,15 @@ impl Contents {
     pub(super) fn has_program(&self, path: &str) -> Result<bool, BuildError> {
         let inode = self.image.follow(path).map_err(|source| self.refused(source))?;
         Ok(inode.is_some_and(|inode| inode.kind == Kind::File && inode.mode & 0o111 != 0))
+    }
+
+    /// Whether it has cloud-init, and has it on.
+    pub(super) fn has_cloud_init(&self) -> Result<bool, BuildError> {
+        let has = |path| {
+            let inode = self.image.follow(path).map_err(|source| self.refused(source))?;
+            Ok::<_, BuildError>(inode.is_some_and(|inode| inode.kind == Kind::File))
+        };
+        Ok(has(CLOUD_INIT)? && !has(CLOUD_INIT_OFF)?)
     }
 
     /// Writes the kernel that the image would start to a new file and returns its path in the image; none where there

@@ -63,6 +63,7 @@ impl Shop {
             boot_args: Vec::new(),
             ready: None,
             snapshot: None,
+            seed: None,
             variants: Vec::new(),
         };
         let record = BuildRecord {
@@ -143,6 +144,7 @@ impl Shop {
             identity: kiln_core::machine::IdentityPolicy::default(),
             capturable: false,
             base: None,
+            seed: false,
             snapshot: Some(of),
             remove_on_exit: false,
             ttl_ms: None,

@@ -211,6 +211,7 @@ impl Engine {
             boot_args: revision.boot_args.clone(),
             ready: None,
             snapshot: None,
+            seed: None,
             variants: Vec::new(),
         };
         let id = manifest.id();

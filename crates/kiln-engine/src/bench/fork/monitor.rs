@@ -113,6 +113,7 @@ impl Lab<'_> {
         let Some(ram) = memory.ram else { return Err(self.failed("its memory is a part of its state")) };
         let clone = self.engine.clone_snapshot(&found.manifest, &dir, CloneChoice::Auto)?;
         let record = MachineRecord { clone, ..self.record.clone() };
+        self.engine.write_seed(&dir, &record)?;
         let files = SpecFiles::of_boot(self.engine, &record, &dir)?;
         let nic = has_nic(&memory.compatibility);
         let files = match form {

@@ -273,7 +273,7 @@ fn shape() -> MachineShape {
     MachineShape { vcpus: 1, memory: ByteSize::from_mib(128), data_disk: None, board: Board::Pc }
 }
 
-fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
+pub(crate) fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
     MachineRecord {
         version: RECORD_VERSION,
         id: MachineId::from_random([1; 6]),
@@ -296,6 +296,7 @@ fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
             method: CloneMethod::Copy,
         },
         base: None,
+        seed: false,
         snapshot: None,
         must_restore: false,
         boots: false,

@@ -200,6 +200,7 @@ fn manifest(content: u8) -> Manifest {
         boot_args: Vec::new(),
         ready: None,
         snapshot: None,
+        seed: None,
         variants: Vec::new(),
     }
 }
@@ -399,6 +400,7 @@ fn machine(
         accelerator: "auto".to_owned(),
         clone: store.clone_grown(&request, grown, cancel)?,
         base: None,
+        seed: false,
         snapshot: None,
         must_restore: false,
         boots: false,
