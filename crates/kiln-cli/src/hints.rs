@@ -344,7 +344,7 @@ fn image(error: &BuildError) -> Option<&'static str> {
         BuildError::Platform { .. } => {
             return Some("leave `platform` out of [source], or choose one of this host's");
         }
-        BuildError::Image(image) => image,
+        BuildError::Image { source, .. } => source,
         _ => return None,
     };
     Some(match image {

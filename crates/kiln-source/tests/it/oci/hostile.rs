@@ -169,7 +169,10 @@ fn all_layers_together_stay_within_the_room_there_is() {
     let (image, dir, cancel) = (layout.open().unwrap(), scratch(), Cancel::new().unwrap());
     let options = UncompressOptions { directory: dir.path(), bytes_max: 3 << 19, cancel: &cancel };
     let error = uncompress(&image.layers, &options).unwrap_err();
-    assert_eq!(error.to_string(), "the image has more bytes uncompressed than 1572864");
+    assert_eq!(
+        error.to_string(),
+        "its layers, uncompressed, take up more than the 1.5 MiB there is room for"
+    );
 }
 
 #[test]
