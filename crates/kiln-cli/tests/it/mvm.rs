@@ -200,7 +200,11 @@ fn what_is_exported_comes_back_as_the_same_revision() {
     let rootfs = std::fs::metadata(revision.join("rootfs.ext4")).unwrap();
     assert!(rootfs.blocks() * 512 < rootfs.len(), "holes stay holes");
     let json = |path: PathBuf| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    for (file, sum) in json(revision.join("checksums.json"))["files"].as_object().unwrap() {
+    let sums = json(revision.join("checksums.json"))["files"].clone();
+    let listed: Vec<&String> = sums.as_object().unwrap().keys().collect();
+    let want = ["fc-base.json", "initrd", "revision.json", "rootfs.ext4", "template.json", "vmlinux"];
+    assert_eq!(listed, want, "every file is listed, the initrd too");
+    for (file, sum) in sums.as_object().unwrap() {
         let dir = if file == "template.json" { &home } else { &revision };
         // The disk's is compared by the import below.
         if file != "rootfs.ext4" {

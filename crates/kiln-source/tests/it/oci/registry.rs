@@ -216,6 +216,21 @@ fn a_broken_connection_is_gone_on_with_where_it_broke() {
 }
 
 #[test]
+fn two_that_pull_at_once_fetch_each_layer_once() {
+    let (made, layer) = large();
+    let fake = Fake::start(&made, Faults::default());
+    let puller = Puller::new();
+    std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| puller.pull(&fake.name()).map(|image| merged(&image))));
+        for pulled in both {
+            pulled.join().unwrap().unwrap().unwrap();
+        }
+    });
+    let asked = format!("/blobs/{} ", digest(&layer));
+    assert_eq!(fake.seen.lock().unwrap().iter().filter(|line| line.contains(&asked)).count(), 1);
+}
+
+#[test]
 fn what_a_registry_lies_about_is_not_kept() {
     let (made, layer) = large();
     let id = digest(&layer);
