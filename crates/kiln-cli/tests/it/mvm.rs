@@ -105,6 +105,20 @@ fn templates_come_from_every_place_and_spelling() {
 }
 
 #[test]
+fn two_imports_at_once_come_to_the_same() {
+    let context = context();
+    for revision in ["r1", "r2"] {
+        template(&context, "web", "artifacts", revision);
+    }
+    current(&context, "web", "r2");
+    let both = [(); 2].map(|()| context.start(["import", "mvm", "mvm", "--json"]));
+    let [one, two] = both.map(|import| import.finish().json()["templates"].clone());
+    assert_eq!(one, two);
+    assert_eq!(context.kiln(["ls", "-a", "-q"]).ok(), "web:latest\nweb:r1\nweb:r2\n");
+    assert_eq!(context.staged(), Vec::<String>::new());
+}
+
+#[test]
 fn a_damaged_template_stops_no_other_and_leaves_nothing() {
     let context = context();
     template(&context, "good", "artifacts", "r1");

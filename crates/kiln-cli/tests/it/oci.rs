@@ -1,5 +1,6 @@
 //! Templates of OCI images, made by umoci and moved by skopeo.
 
+use crate::build::in_namespace;
 use crate::context;
 use kiln_core::Digest;
 use kiln_testing::{Registry, TestContext, busybox_rootfs, fixtures};
@@ -247,6 +248,31 @@ fn images_of_who_means_harm_are_refused_by_name_and_leave_nothing() {
     let layout = Layout::new(&context);
     layout.image(&vec![layout.blob(&plain); 10_000], &vec![id; 10_000], "amd64");
     refused("the image has more layers than 1024");
+}
+
+#[test]
+fn layers_larger_than_the_free_space_are_told_as_that_and_leave_nothing() {
+    let context = context();
+    let layout = Layout::new(&context);
+    let layer = zstd::encode_all(std::io::repeat(0).take(100 << 20), 1).unwrap();
+    layout.image(&[layout.blob(&layer)], &[Digest::of(b"")], "amd64");
+    recipe(&context, "oci-layout:bad", "");
+    let script = "mkdir small && mount -t tmpfs -o size=100m tmpfs small && KILN_HOME=$PWD/small/home $KILN build; \
+                  code=$?; ls -A small/home/staging small/home/artifacts small/home/revisions; exit $code";
+    let (code, said) = in_namespace(&context, script);
+    assert_eq!(code, 1, "{said}");
+    for want in [
+        "small/home/staging",
+        "became full",
+        "image `oci-layout:bad` cannot be used",
+        "take up more than the",
+        "try: kiln rm",
+    ] {
+        assert!(said.contains(want), "{want}: {said}");
+    }
+    let left: Vec<&str> =
+        said.lines().filter(|line| line.len() >= 16 && !line.contains([' ', '/'])).collect();
+    assert!(left.is_empty(), "nothing is staged or published: {said}");
 }
 
 #[test]

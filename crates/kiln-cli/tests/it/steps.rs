@@ -115,6 +115,7 @@ fn boot_a_step_that_fails_leaves_nothing_unless_it_is_to() {
     assert!(error.contains("step 2 failed; this is "), "{error}");
     assert_eq!(context.machine_dirs(), Vec::<String>::new());
     assert_eq!(context.staged(), Vec::<String>::new());
+    assert_eq!(context.kiln(["show", "web", "--json"]).json()["revision"], before.trim(), "the tag stays");
 }
 
 #[test]

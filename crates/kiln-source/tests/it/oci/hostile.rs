@@ -117,6 +117,9 @@ fn a_layer_that_lies_about_digest_size_or_content_is_refused() {
     // Its size is another.
     std::fs::write(lying.path().join("blobs/sha256").join(id.hex()), &plain[..512]).unwrap();
     assert!(matches!(lying.open(), Err(OciError::Size { expected: 2048, actual: 512, .. })));
+    // It is not there.
+    std::fs::remove_file(lying.path().join("blobs/sha256").join(id.hex())).unwrap();
+    assert!(matches!(lying.open(), Err(OciError::BlobMissing { digest, .. }) if digest == id));
     // It uncompresses to something else than the configuration says.
     let diff = Layout::new();
     diff.index(&[diff.manifest(&[(plain.clone(), digest(&other))], "amd64")]);
