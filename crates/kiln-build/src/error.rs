@@ -79,11 +79,19 @@ pub enum BuildError {
         source: ArchiveError,
     },
     /// An image that cannot be used.
-    #[error("the image cannot be used")]
-    Image(#[source] OciError),
+    #[error("image {image} cannot be used")]
+    Image {
+        /// As the recipe names it, in back quotes, or which Dockerfile it is of.
+        image: String,
+        /// Why.
+        #[source]
+        source: OciError,
+    },
     /// What the layers of an image come to cannot be unpacked.
-    #[error("what the layers of the image come to cannot be used")]
+    #[error("what the layers of image {image} come to cannot be used")]
     ImageTree {
+        /// As [`BuildError::Image`] has it.
+        image: String,
         /// Why.
         #[source]
         source: ArchiveError,
@@ -291,12 +299,13 @@ impl From<ToolError> for BuildError {
     }
 }
 
-impl From<OciError> for BuildError {
-    fn from(error: OciError) -> Self {
+impl BuildError {
+    /// An error with the image that it is of; see [`BuildError::Image`].
+    pub(crate) fn image(image: &str, error: OciError) -> Self {
         match error {
             OciError::Cancelled => Self::Cancelled,
             OciError::Io(error) => Self::Io(error),
-            other => Self::Image(other),
+            source => Self::Image { image: image.to_owned(), source },
         }
     }
 }

@@ -11,6 +11,7 @@ use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::AgentOptions;
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
+use kiln_source::oci::OciError;
 use kiln_sys::{Cancel, ToolError, Toolbox};
 use std::path::{Path, PathBuf};
 
@@ -107,6 +108,7 @@ fn space_error(error: BuildError, cx: &BuildContext<'_>) -> BuildError {
     let full = match &error {
         BuildError::Io(error) | BuildError::Ext4(ext4::Ext4Error::Io(error)) => error.is_no_space(),
         BuildError::Nix(error) => error.tool().is_some_and(by_tool),
+        BuildError::Image { source, .. } => matches!(source, OciError::NoRoom { .. }),
         BuildError::Tool(error) | BuildError::Ext4(ext4::Ext4Error::Tool(error)) => by_tool(error),
         _ => false,
     };

@@ -3,7 +3,7 @@
 use crate::error::BuildError;
 use crate::fingerprint::Hasher;
 use kiln_core::digest::Digest;
-use kiln_sys::{Cancel, IoResultExt, fs};
+use kiln_sys::{Cancel, IoResultExt, copy, fs};
 use std::fs::FileType;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -111,7 +111,7 @@ pub(crate) fn walk(root: &Path, cancel: Option<&Cancel>, readable: bool) -> Resu
             size.add_name(name_len);
         } else if kind.is_file() {
             listing.numbers(&[meta.len()]);
-            size.add_file(meta.len().min(meta.blocks() * 512), name_len);
+            size.add_file(data_bytes(&path, meta.len(), meta.blocks() * 512)?, name_len);
             if readable {
                 fs::open(&path)?;
             }
@@ -120,6 +120,18 @@ pub(crate) fn walk(root: &Path, cancel: Option<&Cancel>, readable: bool) -> Resu
         }
     }
     Ok(Walked { size, listing: listing.finish(), identity: identity.finish() })
+}
+
+/// Returns the bytes of a file's data, holes left out. The bytes that are allocated for it say of most files that they have
+/// no holes, and nothing else: a file system that compresses has fewer, and the disk that is made does not compress.
+fn data_bytes(path: &Path, len: u64, allocated: u64) -> Result<u64, BuildError> {
+    if allocated >= len {
+        return Ok(len);
+    }
+    // What cannot be read is refused elsewhere, where it is to be.
+    let Ok(file) = fs::open(path) else { return Ok(len) };
+    let ranges = copy::DataExtents::new(&file, len).map(|range| range.map(|(start, end)| end - start));
+    Ok(ranges.sum::<std::io::Result<u64>>().at("read", path)?)
 }
 
 /// Checks that a tree that has so many files already may have another.
@@ -186,6 +198,7 @@ fn parts(path: &Path) -> Vec<std::ffi::OsString> {
 mod tests {
     use super::*;
     use kiln_sys::tool::ScratchDir;
+    use std::os::unix::fs::FileExt as _;
 
     #[test]
     fn the_files_of_a_tree_are_limited() {
@@ -193,6 +206,20 @@ mod tests {
         check_files(FILES_MAX - 1, root).unwrap();
         let error = check_files(FILES_MAX, root).unwrap_err().to_string();
         assert!(error.contains("/tree") && error.contains("4000000"), "{error}");
+    }
+
+    #[test]
+    fn holes_are_left_out_and_compressed_data_counts_whole() {
+        let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = scratch.path().join("file");
+        let file = fs::create_new(&path).unwrap();
+        file.write_all_at(&[7; 256 << 10], 0).unwrap();
+        // As a file system tells it that packed these into one block.
+        assert_eq!(data_bytes(&path, 256 << 10, 4096).unwrap(), 256 << 10);
+        file.set_len(1 << 30).unwrap();
+        let size = walk(scratch.path(), None, true).unwrap().size;
+        assert!((256 << 10..1 << 20).contains(&size.data_bytes), "{size:?}");
+        assert_eq!(data_bytes(&scratch.path().join("gone"), 5, 0).unwrap(), 5);
     }
 
     #[test]

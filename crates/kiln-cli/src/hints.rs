@@ -3,6 +3,7 @@
 use crate::cmd::private::PrivateError;
 use crate::error::CliError;
 use kiln_build::disk::{DiskError, ImageError, Qcow2Error};
+use kiln_build::ext4::Ext4Error;
 use kiln_build::{BuildError, NixError, OciError};
 use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
@@ -349,7 +350,7 @@ fn image(error: &BuildError) -> Option<&'static str> {
         BuildError::Platform { .. } => {
             return Some("leave `platform` out of [source], or choose one of this host's");
         }
-        BuildError::Image(image) => image,
+        BuildError::Image { source, .. } => source,
         _ => return None,
     };
     Some(match image {
@@ -398,6 +399,9 @@ fn build(error: &BuildError) -> Vec<String> {
         BuildError::Offline { .. } => return one("build it once without --offline"),
         BuildError::NoBuilder => return one("apt-get install buildah: it needs no daemon and no root"),
         BuildError::NoArchive { .. } => return one("name `kernel` and `modules` in [source]"),
+        // Errors that say the same as their cause are no link of the chain that is followed below.
+        BuildError::Tool(error) | BuildError::Ext4(Ext4Error::Tool(error)) => return tool(error),
+        BuildError::Io(error) if error.is_no_space() => return space(),
         _ => {}
     }
     if let BuildError::Nix(error) = error {

@@ -64,3 +64,18 @@ impl FromStr for Arch {
 }
 
 use crate::text;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_architecture_that_is_not_known_is_an_error() {
+        for text in ["riscv64", "s390x", "x86_64/../arm64", "X86_64", ""] {
+            assert_eq!(text.parse::<Arch>(), Err(UnknownArch(text.to_owned())), "{text}");
+        }
+        for arch in [Arch::X86_64, Arch::Aarch64] {
+            assert_eq!((arch.as_str().parse(), arch.debian().parse()), (Ok(arch), Ok(arch)));
+        }
+    }
+}

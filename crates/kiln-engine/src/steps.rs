@@ -29,7 +29,7 @@ const LAYERS_KEPT: Duration = Duration::from_secs(14 * 24 * 3600);
 /// The largest initramfs that is read, in bytes.
 const INITRAMFS_BYTES_MAX: usize = 1 << 30;
 /// Grows with every change that gives another disk for the same steps.
-const STEPS_VERSION: u32 = 1;
+const STEPS_VERSION: u32 = 2;
 
 /// What a template made of another comes from.
 pub(crate) struct Derived<'a> {

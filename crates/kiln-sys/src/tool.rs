@@ -232,6 +232,11 @@ impl Tool {
         self
     }
 
+    /// Returns how long it may run, and how many bytes of its standard output are taken.
+    pub fn limits(&self) -> (Duration, usize) {
+        (self.deadline, self.stdout_max)
+    }
+
     /// Returns the program's file.
     pub fn program(&self) -> &Path {
         &self.program

@@ -30,9 +30,6 @@ use kiln_sys::{IoResultExt as _, copy, fs};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// The largest partition that is looked into for a kernel.
-pub(crate) const BOOT_PARTITION_MAX: ByteSize = ByteSize::from_mib(8 << 10);
-
 /// A disk image, and the kernel for what it holds.
 #[derive(Debug, Clone)]
 pub(crate) struct DiskPlan {
@@ -154,15 +151,8 @@ impl DiskPlan {
             };
         };
         let root = partition::choose_root(&all, self.partition, plan.arch, &self.path)?.clone();
-        let is_boot = |other: &&Partition| {
-            other.number != root.number
-                && other.content == Some(FileSystem::Ext4)
-                && other.len <= BOOT_PARTITION_MAX.bytes()
-        };
-        // One other ext4 may be what is mounted at `/boot`; of several none is known to be.
-        let others: Vec<&Partition> = all.iter().filter(is_boot).collect();
-        let boot = match (others.as_slice(), &self.kernel) {
-            ([boot], None) => {
+        let boot = match (partition::choose_boot(&all, &root), &self.kernel) {
+            (Some(boot), None) => {
                 let path = cx.scratch.join("boot.ext4");
                 let to = fs::create_new(&path)?;
                 copy::copy_out(disk, boot.start, boot.len, &to, &path, Some(cx.cancel))?;

@@ -10,11 +10,9 @@ use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput};
 use crate::tree;
-use kiln_core::image::{ImageName, Platform};
 use kiln_core::lock::Pins;
 use kiln_core::recipe::{AgentOptions, DockerfileSource};
 use kiln_core::size::ByteSize;
-use kiln_source::oci::Image;
 use kiln_sys::{Cancel, IoResultExt as _, Tool, Toolbox, clock, fs};
 use std::path::{Path, PathBuf};
 
@@ -69,8 +67,8 @@ impl DockerfilePlan {
 
     pub(super) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
         let archive = self.image(cx)?;
-        let image = Image::archive(&archive, None, None, &Platform::of(plan.arch))?;
-        let image = OciPlan::of(ImageName::OciArchive(archive, None), image, self.kernel.clone());
+        let shown = format!("of {}", self.file.display());
+        let image = OciPlan::made(archive, shown, self.kernel.clone(), plan.arch)?;
         // Who the guest's command is, the image tells only now.
         let plan = BuildPlan { agent: image.agent(&self.agent)?, ..plan.clone() };
         image.run(&plan, cx)

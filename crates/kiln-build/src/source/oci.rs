@@ -11,6 +11,7 @@ use crate::report::{BuildEvent, Running, Step};
 use crate::run::{BuildContext, BuildOutput, SPACE_RESERVE};
 use crate::steps::{Output, Root, disk, need_space, need_space_in, ownership};
 use crate::unpack;
+use kiln_core::arch::Arch;
 use kiln_core::image::{ContentDigest, ImageName, Platform};
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::{AgentOptions, Entrypoint, Init, OciSource};
@@ -36,6 +37,8 @@ pub(crate) struct OciPlan {
     name: ImageName,
     /// How the recipe names it; none for one that was made on the way.
     named: Option<String>,
+    /// What errors call it.
+    shown: String,
     image: Image,
     kernel: KernelPlan,
 }
@@ -50,6 +53,8 @@ impl OciPlan {
         if !platform.runs_on(cx.host.arch) {
             return Err(BuildError::Platform { platform, arch: cx.host.arch });
         }
+        let shown = format!("`{}`", clip(&source.image.to_string()));
+        let refuse = |error| BuildError::image(&shown, error);
         let image = match &source.image {
             ImageName::Layout(path, name) => Image::layout(&cx.base.join(path), name.as_deref(), &platform),
             ImageName::OciArchive(path, name) => {
@@ -63,18 +68,18 @@ impl OciPlan {
                 if stdin.is_terminal() {
                     return Err(BuildError::NoImageInput);
                 }
-                let cache = BlobCache::open(cx.cache)?;
-                let digest = cache.take(stdin.lock(), cx.cancel)?;
+                let cache = BlobCache::open(cx.cache).map_err(refuse)?;
+                let digest = cache.take(stdin.lock(), cx.cancel).map_err(refuse)?;
                 Image::archive(&cache.path(&digest), None, None, &platform)
             }
             ImageName::Registry(reference) => {
-                let docker = docker_config(cx.toolbox)?;
+                let docker = docker_config(cx.toolbox).map_err(refuse)?;
                 let (toolbox, cancel) = (cx.toolbox, cx.cancel);
                 let options = RegistryOptions { offline: cx.offline, docker: &docker, toolbox, cancel };
                 let name = reference.to_string();
                 // A pin that is none is as good as missing.
                 let pinned = cx.pins.get(PinKind::Oci, &name).and_then(|pin| pin.parse().ok());
-                let cache = BlobCache::open(cx.cache)?;
+                let cache = BlobCache::open(cx.cache).map_err(refuse)?;
                 let found = oci::resolve(reference, pinned.as_ref(), &platform, &cache, &options);
                 found.map(|(top, image)| {
                     parts.pin(PinKind::Oci, &name, &top.to_string());
@@ -82,7 +87,8 @@ impl OciPlan {
                 })
             }
             other => return Err(BuildError::ImageName(other.to_string())),
-        }?;
+        }
+        .map_err(refuse)?;
         parts.ask("source", "oci");
         if let ImageName::Registry(reference) = &source.image {
             parts.ask("reference", reference.to_string());
@@ -92,14 +98,22 @@ impl OciPlan {
         Ok(Self {
             name: source.image.clone(),
             named: Some(source.image.to_string()),
+            shown,
             image,
             kernel: KernelPlan::plan(&source.kernel, cx, parts)?,
         })
     }
 
-    /// An image that lies in an archive.
-    pub(super) fn of(name: ImageName, image: Image, kernel: KernelPlan) -> Self {
-        Self { name, named: None, image, kernel }
+    /// An image that a build made, in an archive. Errors call it `shown`.
+    pub(super) fn made(
+        archive: PathBuf,
+        shown: String,
+        kernel: KernelPlan,
+        arch: Arch,
+    ) -> Result<Self, BuildError> {
+        let image = Image::archive(&archive, None, None, &Platform::of(arch));
+        let image = image.map_err(|error| BuildError::image(&shown, error))?;
+        Ok(Self { name: ImageName::OciArchive(archive, None), named: None, shown, image, kernel })
     }
 
     /// Returns how the guest starts: what the recipe says, field by field, and what the image says where it says nothing.
@@ -125,12 +139,13 @@ impl OciPlan {
         let mut output = Output::default();
         let root = match self.fetch(cx).and_then(|()| self.unpacked(cx)) {
             // What lies in the cache is not what was put there: fetched anew, it either is, or the error stays.
-            Err(BuildError::Image(OciError::Digest { expected, .. }))
+            Err(BuildError::Image { source: OciError::Digest { expected, .. }, .. })
                 if matches!(self.name, ImageName::Registry(_))
                     && !cx.offline
                     && self.has_layer(&expected) =>
             {
-                BlobCache::open(cx.cache)?.forget(&expected)?;
+                let forgotten = BlobCache::open(cx.cache).and_then(|cache| cache.forget(&expected));
+                forgotten.map_err(|error| self.refused(error))?;
                 fs::remove_tree(&cx.scratch.join(LAYERS))?;
                 self.fetch(cx).and_then(|()| self.unpacked(cx))
             }
@@ -146,6 +161,10 @@ impl OciPlan {
         Ok(output.sorted(cx))
     }
 
+    fn refused(&self, error: OciError) -> BuildError {
+        BuildError::image(&self.shown, error)
+    }
+
     fn has_layer(&self, digest: &ContentDigest) -> bool {
         self.image.layers.iter().any(|layer| layer.blob.digest.as_ref() == Some(digest))
     }
@@ -153,20 +172,21 @@ impl OciPlan {
     /// Brings the layers of a registry's image into the cache.
     fn fetch(&self, cx: &BuildContext<'_>) -> Result<(), BuildError> {
         let ImageName::Registry(reference) = &self.name else { return Ok(()) };
-        let cache = BlobCache::open(cx.cache)?;
+        let refuse = |error| self.refused(error);
+        let cache = BlobCache::open(cx.cache).map_err(refuse)?;
         let lacks = |layer: &&oci::Layer| {
             layer.blob.digest.as_ref().is_some_and(|digest| !fs::exists(&cache.path(digest)).unwrap_or(false))
         };
         let missing = self.image.layers.iter().filter(lacks).map(|layer| layer.blob.place.len);
         need_space_in(cx.cache, missing.fold(0, u64::saturating_add))?;
         let step = Running::start(cx.reporter, Step::Fetch, clip(&self.name.to_string()));
-        let docker = docker_config(cx.toolbox)?;
+        let docker = docker_config(cx.toolbox).map_err(refuse)?;
         let options =
             RegistryOptions { offline: cx.offline, docker: &docker, toolbox: cx.toolbox, cancel: cx.cancel };
         let tell = |line: &str| {
             cx.reporter.event(BuildEvent::StepOutput { step: Step::Fetch, line: line.to_owned() });
         };
-        oci::fetch_layers(reference, &self.image.layers, &cache, &options, &tell)?;
+        oci::fetch_layers(reference, &self.image.layers, &cache, &options, &tell).map_err(refuse)?;
         step.done(count(self.image.layers.len(), "layer"));
         Ok(())
     }
@@ -181,14 +201,16 @@ impl OciPlan {
         fs::create_dir(&layers)?;
         let room = fs::space(cx.scratch)?.available.saturating_sub(SPACE_RESERVE.bytes());
         let options = UncompressOptions { directory: &layers, bytes_max: room, cancel: cx.cancel };
-        let merged = oci::merge(oci::uncompress(&self.image.layers, &options)?, cx.cancel)?;
+        let plain = oci::uncompress(&self.image.layers, &options);
+        let merged = plain.and_then(|layers| oci::merge(layers, cx.cancel));
+        let merged = merged.map_err(|error| self.refused(error))?;
         step.done(count(merged.names(), "name"));
 
         let check = Running::start(cx.reporter, Step::Check, clip(&self.name.to_string()));
         let checked =
             archive::check(merged.reader(), &|| !cx.cancel.is_cancelled()).map_err(|error| match error {
                 ArchiveError::Read(_) if cx.cancel.is_cancelled() => BuildError::Cancelled,
-                source => BuildError::ImageTree { source },
+                source => BuildError::ImageTree { image: self.shown.clone(), source },
             })?;
         let (size, listing) = (checked.size, checked.listing);
         check.done(count(size.inodes, "file"));
@@ -242,7 +264,7 @@ fn make_workdir(root: &Path, dir: &Path) -> Result<(), BuildError> {
 }
 
 /// Reads docker's configuration, where the environment of programs says that it is.
-fn docker_config(toolbox: &Toolbox) -> Result<DockerConfig, BuildError> {
+fn docker_config(toolbox: &Toolbox) -> Result<DockerConfig, OciError> {
     let variable =
         |name: &str| toolbox.env().iter().find(|(key, _)| key == name).map(|(_, value)| PathBuf::from(value));
     let directory = variable("DOCKER_CONFIG").or_else(|| Some(variable("HOME")?.join(".docker")));

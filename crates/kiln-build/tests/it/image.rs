@@ -185,6 +185,36 @@ fn a_kernel_on_a_partition_of_its_own_is_found_and_its_modules_are_taken() {
 }
 
 #[test]
+fn modules_of_an_image_and_their_list_are_limited() {
+    let dir = scratch();
+    let kernel = named_kernel("6.1.0-test");
+    // Long files of holes, which take up nothing in the image.
+    let image = |name: &str, files: &[(&str, u64)]| {
+        let tree = dir.path().join(format!("{name}.tree"));
+        let modules = tree.join("lib/modules/6.1.0-test");
+        fs::create_dir_all(&modules).unwrap();
+        fs::create_dir(&tree.join("boot")).unwrap();
+        write(&tree.join("boot/vmlinuz-6.1.0-test"), &kernel);
+        for (file, bytes) in files {
+            fs::create_new(&modules.join(file)).unwrap().set_len(*bytes).unwrap();
+        }
+        let image = dir.path().join(name);
+        let (from, to) = (tree.to_str().unwrap(), image.to_str().unwrap());
+        output("mke2fs", &["-q", "-F", "-t", "ext4", "-d", from, to, "16M"]);
+        whole(&build(&image, "").unwrap_err())
+    };
+    let names: Vec<String> = (0..17).map(|n| format!("m{n:02}.ko")).collect();
+    let all: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 64 << 20)).collect();
+    let error = image("many", &all);
+    assert!(error.ends_with("m16.ko has 1140850688 bytes, more than 1073741824"), "{error}");
+    // Sixteen are within the limit; they are no modules.
+    let error = image("fewer", &all[..16]);
+    assert!(!error.contains("more than 1073741824"), "{error}");
+    let error = image("list", &[("modules.dep", (16 << 20) + 1)]);
+    assert!(error.ends_with("modules.dep has 16777217 bytes, more than 16777216"), "{error}");
+}
+
+#[test]
 fn a_disk_is_as_long_as_the_recipe_wants_it() {
     let dir = scratch();
     let root = file_system(dir.path(), "root", &[("boot/vmlinuz", &kernel())]);

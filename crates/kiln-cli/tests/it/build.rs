@@ -103,8 +103,26 @@ fn two_builds_at_once_wait_for_each_other() {
     assert!(said.contains("cache hit"), "the second found the first's work: {said}");
 }
 
+#[test]
+fn a_variant_that_no_machine_can_have_is_refused_and_leaves_nothing() {
+    let context = context();
+    let dir = recipe(&context, "web", "[[variant]]\nname = \"high\"\nmemory = \"1024G\"");
+    let id = last_line(&context.kiln(["build".as_ref(), dir.as_os_str()]).ok());
+    let told = context.kiln(["run", "--rm", "web/high", "--", "true"]).fails(1);
+    assert!(told.contains("memory") && told.contains("try: "), "{told}");
+    assert_eq!(context.machine_dirs(), Vec::<String>::new());
+    assert_eq!(context.processes(), []);
+    for (field, want) in [("vcpus = 65", "vcpus is 65: 1 to 64"), ("memory = \"1025G\"", "memory is 1025G")] {
+        recipe(&context, "web", &format!("[[variant]]\nname = \"more\"\n{field}"));
+        let told = context.kiln(["build".as_ref(), dir.as_os_str()]).fails(2);
+        assert!(told.contains("variant.more") && told.contains(want), "{told}");
+    }
+    assert_eq!(context.staged(), Vec::<String>::new());
+    assert_eq!(context.kiln(["show", "web", "--json"]).json()["revision"], id);
+}
+
 /// Runs a shell line in a namespace of its own, where a small file system can be mounted.
-fn in_namespace(context: &TestContext, script: &str) -> (i32, String) {
+pub(crate) fn in_namespace(context: &TestContext, script: &str) -> (i32, String) {
     let output = Command::new("unshare")
         .args(["--mount", "--user", "--map-root-user", "sh", "-c", script])
         .current_dir(context.work())

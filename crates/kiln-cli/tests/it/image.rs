@@ -1,7 +1,9 @@
 //! Disk images of others: one from a package registry, with its own kernel.
 
+use crate::build::in_namespace;
 use crate::context;
-use kiln_testing::{TestContext, fixtures};
+use kiln_testing::{TestContext, fixtures, recipe};
+use std::process::Command;
 
 /// Writes a recipe of the image that `scripts/fixtures` fetches, and builds it.
 fn build(context: &TestContext) -> String {
@@ -54,4 +56,68 @@ fn what_is_wrong_with_an_image_is_told_with_what_to_try() {
         .write("bad/kiln.toml", "name = \"bad\"\n[source]\ntype = \"disk\"\npath = \"x\"\npartition = 0\n");
     let told = context.kiln(["build", "bad"]).fails(2);
     assert!(told.contains("partitions are counted from 1"), "{told}");
+}
+
+#[test]
+fn images_that_lie_are_refused_by_name_and_the_tag_stays() {
+    let context = context();
+    let dir = recipe(&context, "web", "");
+    let good = context.kiln(["build".as_ref(), "-q".as_ref(), dir.as_os_str()]).ok();
+    context.write("web/kiln.toml", "name = \"web\"\n[source]\ntype = \"disk\"\npath = \"bad.qcow2\"\n");
+    let bad = dir.join("bad.qcow2");
+    let make = |args: &[&str]| {
+        let _ = std::fs::remove_file(&bad);
+        let output = Command::new("qemu-img").args(args).current_dir(&dir).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let refused = |want: &str| {
+        let told = context.kiln(["build", "web"]).fails(1);
+        assert!(told.contains("/web/bad.qcow2 cannot be used") && told.contains(want), "{want}: {told}");
+        assert!(told.contains("try: "), "{told}");
+        assert_eq!(context.staged(), Vec::<String>::new());
+        assert_eq!(context.kiln(["show", "web", "--json"]).json()["revision"], good.trim());
+    };
+    for (backing, format) in [("/etc/passwd", "raw"), ("json:{\"driver\":\"nbd\",\"host\":\"h\"}", "raw")] {
+        make(&["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b", backing, "bad.qcow2", "1M"]);
+        refused("a backing file");
+    }
+    context.write("web/raw", vec![7; 1 << 20]);
+    make(&["convert", "-f", "raw", "-O", "qcow2", "raw", "bad.qcow2"]);
+    let whole = std::fs::read(&bad).unwrap();
+    let patched = |at: usize, value: u64| {
+        let mut bytes = whole.clone();
+        bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+        std::fs::write(&bad, bytes).unwrap();
+    };
+    patched(24, 1 << 50);
+    refused("its virtual size is 1125899906842624, more than 70368744177664");
+    let l1 = usize::try_from(u64::from_be_bytes(whole[40..48].try_into().unwrap())).unwrap();
+    patched(l1, 1 << 50);
+    refused("its second-level table at 1125899906842624");
+    std::fs::write(&bad, &whole[..whole.len() - (64 << 10)]).unwrap();
+    refused("the file is cut off or damaged");
+}
+
+#[test]
+fn an_image_larger_than_the_free_space_is_told_and_leaves_nothing() {
+    let context = context();
+    context.write("web/raw", vec![7; 60 << 20]);
+    context.write("web/kiln.toml", "name = \"web\"\n[source]\ntype = \"disk\"\npath = \"big.qcow2\"\n");
+    let convert = ["convert", "-f", "raw", "-O", "qcow2", "raw", "big.qcow2"];
+    assert!(
+        Command::new("qemu-img")
+            .args(convert)
+            .current_dir(context.work().join("web"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let script = "mkdir small && mount -t tmpfs -o size=100m tmpfs small && KILN_HOME=$PWD/small/home $KILN build web; \
+                  code=$?; ls -A small/home/staging small/home/artifacts small/home/revisions; exit $code";
+    let (code, said) = in_namespace(&context, script);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains(" free, the build needs ") && said.contains("try: kiln rm"), "{said}");
+    let left: Vec<&str> =
+        said.lines().filter(|line| line.len() >= 16 && !line.contains([' ', '/'])).collect();
+    assert!(left.is_empty(), "nothing is staged or published: {said}");
 }

@@ -105,6 +105,20 @@ fn templates_come_from_every_place_and_spelling() {
 }
 
 #[test]
+fn two_imports_at_once_come_to_the_same() {
+    let context = context();
+    for revision in ["r1", "r2"] {
+        template(&context, "web", "artifacts", revision);
+    }
+    current(&context, "web", "r2");
+    let both = [(); 2].map(|()| context.start(["import", "mvm", "mvm", "--json"]));
+    let [one, two] = both.map(|import| import.finish().json()["templates"].clone());
+    assert_eq!(one, two);
+    assert_eq!(context.kiln(["ls", "-a", "-q"]).ok(), "web:latest\nweb:r1\nweb:r2\n");
+    assert_eq!(context.staged(), Vec::<String>::new());
+}
+
+#[test]
 fn a_damaged_template_stops_no_other_and_leaves_nothing() {
     let context = context();
     template(&context, "good", "artifacts", "r1");
@@ -200,7 +214,11 @@ fn what_is_exported_comes_back_as_the_same_revision() {
     let rootfs = std::fs::metadata(revision.join("rootfs.ext4")).unwrap();
     assert!(rootfs.blocks() * 512 < rootfs.len(), "holes stay holes");
     let json = |path: PathBuf| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    for (file, sum) in json(revision.join("checksums.json"))["files"].as_object().unwrap() {
+    let sums = json(revision.join("checksums.json"))["files"].clone();
+    let listed: Vec<&String> = sums.as_object().unwrap().keys().collect();
+    let want = ["fc-base.json", "initrd", "revision.json", "rootfs.ext4", "template.json", "vmlinux"];
+    assert_eq!(listed, want, "every file is listed, the initrd too");
+    for (file, sum) in sums.as_object().unwrap() {
         let dir = if file == "template.json" { &home } else { &revision };
         // The disk's is compared by the import below.
         if file != "rootfs.ext4" {

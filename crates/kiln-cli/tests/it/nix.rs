@@ -35,6 +35,9 @@ const FLAKE: &str = r#"{
         E2FSPROGS_FAKE_TIME=1 debugfs -w -f times $disk >/dev/null
       '';
       fails = image "echo no luck today >&2; exit 3";
+      rootless = image "mkdir $out; cp $src/vmlinuz $out/bzImage";
+      two = image "mkdir $out; cp $src/vmlinuz $out/bzImage; echo other > $out/vmlinux; echo > $out/rootfs.ext4";
+      impure = image "echo ${builtins.getEnv "HOME"}${toString builtins.currentTime} > $out";
     };
   };
 }
@@ -107,9 +110,74 @@ fn a_flake_that_fails_leaves_the_tag_and_no_staging() {
     let told = context.kiln(["build", &dir]).fails(1);
     assert!(told.contains("`packages.x86_64-linux.fails` of flake"), "{told}");
     assert!(told.contains("no luck today"), "{told}");
+    let as_it_was = || {
+        assert_eq!(context.staged(), Vec::<String>::new());
+        let id = context.kiln(["show", "image", "--json"]).json()["revision"].clone();
+        assert_eq!(before.trim(), id.as_str().unwrap());
+    };
+    as_it_was();
+    for (attribute, want) in [
+        ("rootless", "has no root file system"),
+        ("two", "two files could be the kernel: "),
+        ("impure", "`packages.x86_64-linux.impure` of flake"),
+    ] {
+        recipe(&context, &format!("attribute = \"{attribute}\""));
+        let told = context.kiln(["build", &dir]).fails(1);
+        assert!(told.contains(want), "{attribute}: {told}");
+        as_it_was();
+    }
+    recipe(&context, "attribute = \"--impure\"");
+    assert!(context.kiln(["build", &dir]).fails(2).contains("`--impure` begins with `-`"));
+    for flake in [". --impure", "path:a'b", "path:$(touch MARK)", "--impure", ".#x"] {
+        context.write(
+            "image/kiln.toml",
+            format!("name = \"image\"\n[source]\ntype = \"nix\"\nflake = \"{flake}\"\n"),
+        );
+        let told = context.kiln(["build", &dir]).fails(2);
+        assert!(told.contains("source.flake"), "{flake}: {told}");
+        assert!(!context.work().join("MARK").exists() && !context.work().join("image/MARK").exists());
+    }
+    as_it_was();
+}
+
+#[test]
+fn a_host_without_nix_is_told_and_the_tag_stays() {
+    let context = context();
+    let dir = kiln_testing::recipe(&context, "image", "");
+    let before = context.kiln(["build".as_ref(), "-q".as_ref(), dir.as_os_str()]).ok();
+    context.write("image/flake.nix", FLAKE);
+    recipe(&context, "");
+    // In a namespace of its own, where something else lies over the program.
+    let hide = "for dir in $(echo $PATH:/usr/local/bin:/usr/bin:/bin | tr : ' '); do [ ! -e $dir/nix ] || mount --bind /dev/null $dir/nix; done";
+    let output = Command::new("unshare")
+        .args(["--mount", "--user", "--map-root-user", "sh", "-c"])
+        .arg(format!("{hide}; exec {} build image", context.program().display()))
+        .current_dir(context.work())
+        .env("KILN_HOME", context.home())
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("program `nix` is not installed") && told.contains("try: kiln doctor"), "{told}");
     assert_eq!(context.staged(), Vec::<String>::new());
     let id = context.kiln(["show", "image", "--json"]).json()["revision"].clone();
     assert_eq!(before.trim(), id.as_str().unwrap());
-    recipe(&context, "attribute = \"--impure\"");
-    assert!(context.kiln(["build", &dir]).fails(2).contains("`--impure` begins with `-`"));
+}
+
+/// A flake's own wishes run nothing: neither a script that lies beside it nor a hook in its settings, and it is read purely.
+#[test]
+fn nothing_of_a_flake_runs_but_its_build() {
+    let context = context();
+    let dir = image(&context, "", false);
+    let mark = context.work().join("MARK");
+    let script = format!("#!/bin/sh\necho ran >> {}\n", mark.display());
+    for name in ["pre-build.sh", "hook.sh"] {
+        let path = context.write(&format!("image/{name}"), &script);
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let hook = context.work().join("image/hook.sh");
+    let settings = format!("{{\n  nixConfig.post-build-hook = \"{}\";\n", hook.display());
+    context.write("image/flake.nix", FLAKE.replacen("{\n", &settings, 1));
+    context.kiln(["build", &dir]).ok();
+    assert!(!mark.exists(), "{:?}", std::fs::read_to_string(&mark));
 }

@@ -1,7 +1,11 @@
 //! Templates of OCI images, made by umoci and moved by skopeo.
 
+use crate::build::in_namespace;
 use crate::context;
+use kiln_core::Digest;
 use kiln_testing::{Registry, TestContext, busybox_rootfs, fixtures};
+use serde_json::{Value, json};
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -144,6 +148,131 @@ fn what_is_wrong_with_an_image_is_told_and_the_tag_stays() {
     assert!(said.contains("layer 1 of the image"), "{said}");
     assert_eq!(context.staged(), Vec::<String>::new());
     assert_eq!(context.kiln(["show", "box", "--json"]).json()["revision"], good.as_str());
+}
+
+/// A layout made by hand, of one image.
+struct Layout(PathBuf);
+
+impl Layout {
+    fn new(context: &TestContext) -> Self {
+        let dir = context.work().join("bad");
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
+        std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+        Self(dir)
+    }
+
+    fn blob(&self, bytes: &[u8]) -> Value {
+        let digest = Digest::of(bytes);
+        std::fs::write(self.path(&digest), bytes).unwrap();
+        json!({"mediaType": "application/x", "digest": digest.to_string(), "size": bytes.len()})
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.0.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Adds the image of these layers, for a platform.
+    fn image(&self, layers: &[Value], ids: &[Digest], arch: &str) {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let config = json!({"architecture": arch, "os": "linux", "rootfs": {"diff_ids": ids}, "config": {}});
+        let config = self.blob(&serde_json::to_vec(&config).unwrap());
+        let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
+        let mut manifest = self.blob(&serde_json::to_vec(&manifest).unwrap());
+        manifest["mediaType"] = "application/vnd.oci.image.manifest.v1+json".into();
+        let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+        std::fs::write(self.0.join("index.json"), index.to_string()).unwrap();
+    }
+}
+
+/// A tar file of an empty file of this name.
+fn tar(name: &str) -> Vec<u8> {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    for (at, number) in
+        [(100, "0000644"), (108, "0000000"), (116, "0000000"), (124, "00000000000"), (136, "00000000000")]
+    {
+        header[at..at + number.len()].copy_from_slice(number.as_bytes());
+    }
+    header[148..156].fill(b' ');
+    header[156] = b'0';
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    [&header[..], &[0; 1024]].concat()
+}
+
+#[test]
+fn images_of_who_means_harm_are_refused_by_name_and_leave_nothing() {
+    let context = context();
+    image(&context);
+    let good = built(&context, "oci-layout:img:v1", "");
+    let good_recipe = std::fs::read_to_string(context.work().join("kiln.toml")).unwrap();
+    context.write("kiln.toml", good_recipe.replace("oci-layout:img:v1", "oci-layout:bad"));
+    let victim = context.write("victim", "kept");
+    let refused = |want: &str| {
+        let told = context.kiln(["build"]).fails(1);
+        let told: Vec<&str> = told.lines().collect();
+        assert!(told.iter().any(|line| line.contains("image `oci-layout:bad` cannot be used")), "{told:?}");
+        assert!(told.iter().any(|line| line.contains(want)), "{want}: {told:?}");
+        assert_eq!(context.staged(), Vec::<String>::new());
+        assert_eq!(context.kiln(["show", "box", "--json"]).json()["revision"], good.as_str());
+    };
+    let plain = tar("a");
+    let id = Digest::of(&plain);
+
+    let layout = Layout::new(&context);
+    layout.image(&[layout.blob(&plain)], &[id], "s390x");
+    refused("the image is not for linux/amd64; it is for linux/s390x");
+
+    let layout = Layout::new(&context);
+    layout.image(&[layout.blob(&plain)], &[id], "amd64");
+    std::fs::write(layout.path(&id), tar("b")).unwrap();
+    refused(&format!("{id} has the digest {}", Digest::of(&tar("b"))));
+    std::fs::write(layout.path(&id), &plain[..512]).unwrap();
+    refused("has 512 bytes and not the 1536 it is said to have");
+
+    let layout = Layout::new(&context);
+    let bomb = zstd::encode_all(std::io::repeat(0).take(400 << 20), 1).unwrap();
+    layout.image(&[layout.blob(&bomb)], &[id], "amd64");
+    refused("bytes and becomes more than");
+
+    for name in ["../victim/.wh.keep", "../../.wh.victim", ".wh..."] {
+        let layout = Layout::new(&context);
+        let plain = tar(name);
+        layout.image(&[layout.blob(&plain)], &[Digest::of(&plain)], "amd64");
+        refused("layer 1 of the image cannot be used");
+    }
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+
+    let layout = Layout::new(&context);
+    layout.image(&vec![layout.blob(&plain); 10_000], &vec![id; 10_000], "amd64");
+    refused("the image has more layers than 1024");
+}
+
+#[test]
+fn layers_larger_than_the_free_space_are_told_as_that_and_leave_nothing() {
+    let context = context();
+    let layout = Layout::new(&context);
+    let layer = zstd::encode_all(std::io::repeat(0).take(100 << 20), 1).unwrap();
+    layout.image(&[layout.blob(&layer)], &[Digest::of(b"")], "amd64");
+    recipe(&context, "oci-layout:bad", "");
+    let script = "mkdir small && mount -t tmpfs -o size=100m tmpfs small && KILN_HOME=$PWD/small/home $KILN build; \
+                  code=$?; ls -A small/home/staging small/home/artifacts small/home/revisions; exit $code";
+    let (code, said) = in_namespace(&context, script);
+    assert_eq!(code, 1, "{said}");
+    for want in [
+        "small/home/staging",
+        "became full",
+        "image `oci-layout:bad` cannot be used",
+        "take up more than the",
+        "try: kiln rm",
+    ] {
+        assert!(said.contains(want), "{want}: {said}");
+    }
+    let left: Vec<&str> =
+        said.lines().filter(|line| line.len() >= 16 && !line.contains([' ', '/'])).collect();
+    assert!(left.is_empty(), "nothing is staged or published: {said}");
 }
 
 #[test]

@@ -115,6 +115,7 @@ fn boot_a_step_that_fails_leaves_nothing_unless_it_is_to() {
     assert!(error.contains("step 2 failed; this is "), "{error}");
     assert_eq!(context.machine_dirs(), Vec::<String>::new());
     assert_eq!(context.staged(), Vec::<String>::new());
+    assert_eq!(context.kiln(["show", "web", "--json"]).json()["revision"], before.trim(), "the tag stays");
 }
 
 #[test]
@@ -127,4 +128,19 @@ fn a_base_that_is_not_there_is_named() {
     assert!(error.contains("`step.copy` is ") && error.contains("does not exist"), "{error}");
     let error = build(&context, &[], "[agent]\nmodules = [\"loop\"]", &[]).fails(1);
     assert!(error.contains("module `loop` is asked for"), "{error}");
+}
+
+#[test]
+fn boot_a_step_that_forks_away_ends_and_leaves_no_process_to_the_next() {
+    let context = context();
+    base(&context);
+    let steps = [
+        // One that keeps the step's output open, and one that is of another session.
+        "run = \"sleep 1000 & echo $! > /one; /bin/busybox setsid sleep 1000 > /dev/null 2>&1 & echo $! > /two\"\ntimeout = \"100s\"",
+        "run = \"for name in one two; do [ ! -e /proc/$(cat /$name) ] || { echo $name is left; exit 9; }; done\"",
+    ];
+    build(&context, &steps, "", &["-q"]).ok();
+    assert_eq!(context.machine_dirs(), Vec::<String>::new());
+    assert_eq!(context.staged(), Vec::<String>::new());
+    assert_eq!(context.processes(), []);
 }

@@ -14,8 +14,8 @@ use kiln_core::recipe::{BuildStep, Recipe};
 use kiln_core::revision::{Artifact, ArtifactFormat};
 use kiln_core::text::chain;
 use kiln_core::{ArtifactRole, Reference};
-use kiln_guest::GuestPath;
 use kiln_guest::message::ExecRequest;
+use kiln_guest::{GuestPath, Session};
 use kiln_store::{IngestFrom, MachineEntry, Revision, Staging};
 use kiln_sys::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 /// The most bytes of what a command says that are told as one line.
 const LINE_BYTES_MAX: usize = 4096;
-/// Time the cleaning may take.
+/// Time that cleaning may take, or ending what is left of a step.
 const CLEAN_WITHIN: Duration = Duration::from_secs(300);
 
 /// Removes what belongs to one machine or to the building of it: identity, keys, caches, logs.
@@ -36,6 +36,9 @@ rm -rf /var/cache/apt/archives/*.deb /var/cache/apt/*.bin /var/lib/apt/lists/* /
 rm -rf /tmp/* /tmp/.[!.]* /var/tmp/* /var/tmp/.[!.]*
 [ ! -d /var/log ] || find /var/log -type f | while IFS= read -r log; do : > \"$log\"; done
 ";
+
+/// Ends every process but the agent, which is process 1, and this one.
+const END_REST: &str = "kill -9 -1; :";
 
 /// A machine that does steps. It ends with this, unless it is to be kept when a step fails.
 pub(super) struct Workshop {
@@ -120,7 +123,10 @@ impl Workshop {
                 let within = Duration::from_millis(*timeout_ms);
                 let mut listener = Listener { log, line: Vec::new(), reporter };
                 let ended = command::run(&session, request, within, &mut |bytes| listener.hear(bytes))?;
-                ended.failure().map_or(Ok(()), |how| Err(failed(format!("it {how}"), log)))
+                match ended.failure() {
+                    Some(how) => Err(failed(format!("it {how}"), log)),
+                    None => end_rest(&session),
+                }
             }
             BuildStep::Copy { from, to } => {
                 match engine.copy_in(&session, from, self.name(), to, &mut |_| {}) {
@@ -137,8 +143,7 @@ impl Workshop {
     /// Removes from the guest what no template should have.
     pub(super) fn clean(&self, engine: &Engine, reporter: &dyn Reporter) -> EngineResult<()> {
         let session = engine.session(self.name())?;
-        let shell = GuestPath::new("/bin/sh").is_ok_and(|path| session.stat(path).is_ok());
-        if !shell {
+        if !has_shell(&session) {
             let text = "the guest has no /bin/sh: its machine id, keys, caches and logs stay".to_owned();
             reporter.progress(Progress::Note { text });
             return Ok(());
@@ -190,6 +195,19 @@ impl Workshop {
         engine.wait_ended_always(&self.entry)?;
         if self.keep_failed { engine.remove_machine(self.entry.record.id.as_str(), true) } else { Ok(()) }
     }
+}
+
+fn has_shell(session: &Session) -> bool {
+    GuestPath::new("/bin/sh").is_ok_and(|path| session.stat(path).is_ok())
+}
+
+/// Ends what a step left running. A build that begins with the step's layer has none of it, and must not come to another
+/// result than one that did the step.
+fn end_rest(session: &Session) -> EngineResult<()> {
+    if has_shell(session) {
+        command::run(session, ExecRequest::new(["/bin/sh", "-c", END_REST]), CLEAN_WITHIN, &mut |_| Ok(()))?;
+    }
+    Ok(())
 }
 
 /// Hands what a command says on to the log and, a line at a time, to whoever looks.

@@ -60,12 +60,22 @@ fn tool(path: &Path, format: DiskFormat, reading: &Reading<'_>) -> DiskResult<To
     reading.toolbox.find("qemu-img").map_err(missing)
 }
 
+/// Returns the program as it tells of an image.
+fn teller(path: &Path, format: DiskFormat, reading: &Reading<'_>) -> DiskResult<Tool> {
+    let tool = tool(path, format, reading)?.stdout_max(INFO_BYTES_MAX);
+    Ok(tool.args(["info", "--output=json", "-f", format.as_str(), "--"]).arg(path))
+}
+
+/// Returns the program as it converts an image.
+fn converter(path: &Path, format: DiskFormat, to: &Path, reading: &Reading<'_>) -> DiskResult<Tool> {
+    let tool = tool(path, format, reading)?.deadline(DEADLINE);
+    Ok(tool.args(["convert", "-f", format.as_str(), "-O", "raw", "--"]).arg(path).arg(to))
+}
+
 /// Checks an image with the program, and returns its virtual size.
 pub(super) fn info(path: &Path, format: DiskFormat, reading: &Reading<'_>) -> DiskResult<u64> {
     let path = fs::canonicalize(path)?;
-    let tool = tool(&path, format, reading)?.stdout_max(INFO_BYTES_MAX);
-    let tool = tool.args(["info", "--output=json", "-f", format.as_str(), "--"]).arg(&path);
-    let said = tool.run(reading.cancel, &mut |_| ())?.stdout;
+    let said = teller(&path, format, reading)?.run(reading.cancel, &mut |_| ())?.stdout;
     let info: Info =
         serde_json::from_slice(&said).map_err(|error| refused(&path, format, error.to_string()))?;
     if let Some(backing) = info.backing {
@@ -88,8 +98,22 @@ pub(super) fn info(path: &Path, format: DiskFormat, reading: &Reading<'_>) -> Di
 pub(super) fn convert(path: &Path, format: DiskFormat, to: &Path, reading: &Reading<'_>) -> DiskResult<()> {
     info(path, format, reading)?;
     let path = fs::canonicalize(path)?;
-    let tool = tool(&path, format, reading)?.deadline(DEADLINE);
-    let tool = tool.args(["convert", "-f", format.as_str(), "-O", "raw", "--"]).arg(&path).arg(to);
-    tool.run(reading.cancel, &mut |_| ())?;
+    converter(&path, format, to, reading)?.run(reading.cancel, &mut |_| ())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_sys::{Cancel, Toolbox};
+
+    #[test]
+    fn the_program_has_so_much_time_and_may_say_so_much() {
+        let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
+        let reading = Reading { toolbox: &toolbox, threads: 1, cancel: &cancel };
+        let (image, to) = (Path::new("/image"), Path::new("/raw"));
+        assert_eq!(teller(image, DiskFormat::Vmdk, &reading).unwrap().limits().1, 1 << 20);
+        let hour = Duration::from_secs(3600);
+        assert_eq!(converter(image, DiskFormat::Vmdk, to, &reading).unwrap().limits().0, hour);
+    }
 }

@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// The most entries that a GUID partition table may have.
 pub const GPT_ENTRIES_MAX: u32 = 1024;
+/// The largest partition that is looked into for a kernel, in bytes.
+pub const BOOT_BYTES_MAX: u64 = 8 << 30;
 /// The most logical partitions of an MBR.
 pub const LOGICAL_MAX: u32 = 60;
 
@@ -72,7 +74,7 @@ pub fn partitions(disk: &File, path: &Path) -> DiskResult<Option<Vec<Partition>>
 }
 
 /// Chooses the root: the partition asked for, else the one typed as root for this architecture, else the only ext4
-/// file system.
+/// file system where nothing else on the disk could be the root, of which it would be what is mounted at `/boot`.
 ///
 /// # Errors
 /// When there is no such partition, and when it cannot be told.
@@ -93,12 +95,22 @@ pub fn choose_root<'a>(
     if let [root] = typed.as_slice() {
         return Ok(root);
     }
-    let ext4: Vec<&Partition> =
-        all.iter().filter(|partition| partition.content == Some(FileSystem::Ext4)).collect();
-    match ext4.as_slice() {
-        [root] => Ok(root),
+    let other = |content| matches!(content, None | Some(FileSystem::Fat | FileSystem::Swap));
+    let roots: Vec<&Partition> = all.iter().filter(|partition| !other(partition.content)).collect();
+    match roots.as_slice() {
+        [root] if root.content == Some(FileSystem::Ext4) => Ok(root),
         _ => Err(DiskError::WhichPartition { path, there: describe(all) }),
     }
+}
+
+/// Returns the partition that may be what is mounted at `/boot`: the only other ext4, of at most [`BOOT_BYTES_MAX`]. Of
+/// several none is known to be.
+pub fn choose_boot<'a>(all: &'a [Partition], root: &Partition) -> Option<&'a Partition> {
+    let is_boot = |other: &&Partition| {
+        other.number != root.number && other.content == Some(FileSystem::Ext4) && other.len <= BOOT_BYTES_MAX
+    };
+    let mut others = all.iter().filter(is_boot);
+    others.next().filter(|_| others.next().is_none())
 }
 
 /// Returns a list of partitions for people.

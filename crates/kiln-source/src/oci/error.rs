@@ -1,6 +1,7 @@
 //! Why an image cannot be used.
 
 use kiln_core::image::{ContentDigest, Platform};
+use kiln_core::size::ByteSize;
 use kiln_sys::cancel::Cancelled;
 use kiln_sys::lock::LockError;
 use kiln_sys::{IoError, ToolError};
@@ -45,6 +46,12 @@ pub enum OciError {
         what: &'static str,
         /// The limit.
         max: u64,
+    },
+    /// The layers are more than there is room for.
+    #[error("its layers, uncompressed, take up more than the {} there is room for", ByteSize::from_bytes(*room).human())]
+    NoRoom {
+        /// The bytes they may take up.
+        room: u64,
     },
     /// The image's files lack a part that it names.
     #[error("the image names the {what} {digest}, which is not there")]

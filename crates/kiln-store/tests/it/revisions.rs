@@ -146,9 +146,14 @@ fn a_manifest_that_was_changed_is_damaged() {
     let fixture = Fixture::new();
     let id = fixture.revision(b"kernel", b"root");
     let path = fixture.store.root().join("revisions").join(format!("{}.json", id.hex()));
-    std::fs::remove_file(&path).unwrap();
-    std::fs::write(&path, b"{}").unwrap();
-    assert!(matches!(fixture.store.revision(&id), Err(StoreError::Damaged { .. })));
+    // A manifest that is whole, and not the one it is called by.
+    let other = fixture.revision(b"kernel", b"another root");
+    let other = path.with_file_name(format!("{}.json", other.hex()));
+    for bytes in [b"{}".to_vec(), std::fs::read(other).unwrap()] {
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        assert!(matches!(fixture.store.revision(&id), Err(StoreError::Damaged { .. })));
+    }
 }
 
 #[test]

@@ -79,6 +79,12 @@ impl<'a> Nix<'a> {
         Ok(if self.offline { tool.arg("--offline") } else { tool })
     }
 
+    /// Returns Nix as it builds: it may have a whole system to make.
+    fn builder(&self) -> Result<Tool, ToolError> {
+        let args = ["build", "--no-link", "--json", "--print-build-logs", "--no-update-lock-file"];
+        Ok(self.tool()?.deadline(BUILD_WITHIN).args(args))
+    }
+
     /// Asks what a reference stands for: the same reference at a revision.
     pub(super) fn locked(&self, flake: &FlakeRef, cancel: &Cancel) -> Result<String, BuildError> {
         let tool = self.tool()?.args(["flake", "metadata", "--json", "--no-update-lock-file", "--"]);
@@ -102,8 +108,7 @@ impl<'a> Nix<'a> {
         cancel: &Cancel,
         line: &mut (dyn FnMut(&str) + Send),
     ) -> Result<Built, BuildError> {
-        let args = ["build", "--no-link", "--json", "--print-build-logs", "--no-update-lock-file"];
-        let mut tool = self.tool()?.deadline(BUILD_WITHIN).args(args);
+        let mut tool = self.builder()?;
         if impure {
             tool = tool.arg("--impure");
         }
@@ -284,6 +289,14 @@ mod tests {
         for answer in ["", "{", "17", r#"[{"outputs":{"out":7}}]"#, r#"[{"drvPath":"a"}]"#] {
             assert!(built(answer).unwrap_err().contains("is not understood"), "{answer}");
         }
+    }
+
+    #[test]
+    fn a_build_has_so_much_time_and_an_answer_so_many_bytes() {
+        let toolbox = Toolbox::default();
+        let nix = Nix { toolbox: &toolbox, private: None, offline: true };
+        assert_eq!(nix.builder().unwrap().limits(), (Duration::from_secs(24 * 3600), ANSWER_BYTES_MAX));
+        assert_eq!(nix.tool().unwrap().limits().1, 16 << 20);
     }
 
     #[test]

@@ -164,7 +164,7 @@ impl Engine {
             let rootfs =
                 self.take_file(&revision.rootfs, ArtifactRole::rootfs(), ArtifactFormat::Ext4, work)?;
             // Checksums were compared with the bytes of then.
-            if revision.compared.is_some_and(|digest| digest != rootfs.digest) {
+            if revision.compared.is_some_and(|compared| compared.rootfs != rootfs.digest) {
                 return Err(StoreError::Changed { path: revision.rootfs.clone() }.into());
             }
             let text = rootfs.size.human();
@@ -199,6 +199,11 @@ impl Engine {
         let agent = AgentOptions::default();
         let output = kiln_build::boot(&agent, &revision.kernel, work.request.modules, &context)
             .map_err(EngineError::from)?;
+        if let Some(compared) = revision.compared
+            && self.store.disks(&self.cancel).hash(&revision.kernel)?.sha256 != compared.kernel
+        {
+            return Err(StoreError::Changed { path: revision.kernel.clone() }.into());
+        }
         let (mut artifacts, _) = self.ingest_output(&output, work.staging)?;
         artifacts.push(rootfs);
         artifacts.sort_by(|a, b| a.role.cmp(&b.role));
@@ -253,5 +258,99 @@ impl Engine {
     ) -> EngineResult<Artifact> {
         let taken = self.store.ingest(path, IngestFrom::Outside, work.staging, &self.cancel)?;
         Ok(Artifact { role, digest: taken.digest, size: taken.size, format })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Settings;
+    use kiln_sys::commit::{Existing, write_file};
+    use kiln_sys::tool::ScratchDir;
+    use kiln_sys::{Cancel, Toolbox};
+    use std::path::PathBuf;
+
+    /// An ELF file that passes for a kernel: one note segment with the PVH entry, and a last byte of its own.
+    fn kernel(last: u8) -> Vec<u8> {
+        let mut bytes = vec![0; 120];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[18] = 62;
+        for (at, value) in [(32, 64), (54, 56), (56, 1), (64, 4), (72, 120), (96, 20)] {
+            bytes[at] = value;
+        }
+        bytes.extend([4, 0, 0, 0, 4, 0, 0, 0, 18, 0, 0, 0]);
+        bytes.extend(b"Xen\0\0\0\0\0");
+        bytes.push(last);
+        bytes
+    }
+
+    fn put(path: &Path, bytes: &[u8]) {
+        write_file(path, bytes, 0o644, Existing::Replace).unwrap();
+    }
+
+    /// Writes a file anew once a step begins.
+    struct Rewrite {
+        step: &'static str,
+        path: PathBuf,
+        bytes: Vec<u8>,
+    }
+
+    impl Reporter for Rewrite {
+        fn progress(&self, event: Progress) {
+            if matches!(event, Progress::Started { step } if step == self.step) {
+                put(&self.path, &self.bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn files_that_change_after_they_were_compared_are_refused() {
+        let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let settings = Settings {
+            home: scratch.path().join("home"),
+            toolbox: Toolbox::default(),
+            own_program: PathBuf::from("/bin/false"),
+        };
+        let engine = Engine::open(settings, Cancel::new().unwrap()).unwrap();
+        let home = scratch.path().join("web");
+        let dir = home.join("artifacts/r1");
+        fs::create_dir_all(&dir).unwrap();
+        let mut disk = vec![0; 64 << 10];
+        disk[1024 + 0x38..][..2].copy_from_slice(&[0x53, 0xef]);
+        let paths = r#"{"vmlinux":"vmlinux","rootfs":"rootfs.ext4"}"#;
+        put(&home.join("template.json"), br#"{"template_id":"web"}"#);
+        put(&home.join("current"), b"r1");
+        put(
+            &dir.join("revision.json"),
+            format!(r#"{{"revision_hash":"r1","artifact_paths":{paths}}}"#).as_bytes(),
+        );
+        let lay = || {
+            put(&dir.join("vmlinux"), &kernel(1));
+            put(&dir.join("rootfs.ext4"), &disk);
+        };
+        lay();
+        let sums: Vec<String> = ["revision.json", "vmlinux", "rootfs.ext4"]
+            .iter()
+            .map(|name| {
+                let bytes = fs::read_limited(&dir.join(name), 1 << 20).unwrap();
+                format!("\"{name}\":\"{}\"", Digest::of(&bytes).hex())
+            })
+            .collect();
+        let sums = format!(r#"{{"template_id":"web","revision_hash":"r1","files":{{{}}}}}"#, sums.join(","));
+        put(&dir.join("checksums.json"), sums.as_bytes());
+        let request = ImportMvm { dir: &home, modules: None };
+        let mut changed = disk.clone();
+        changed[9000] = 1;
+        // Everything was compared when the first file is taken.
+        for (name, bytes) in [("vmlinux", kernel(2)), ("rootfs.ext4", changed)] {
+            lay();
+            let rewrite = Rewrite { step: "rootfs of web r1", path: dir.join(name), bytes };
+            let imported = engine.import_mvm(&request, &rewrite).unwrap();
+            assert_eq!(imported.templates, [], "{name}");
+            assert!(imported.failed[0].reason.contains(name), "{:?}", imported.failed);
+        }
+        lay();
+        let imported = engine.import_mvm(&request, &crate::progress::Silent).unwrap();
+        assert_eq!((imported.templates.len(), imported.failed.as_slice()), (1, &[][..]));
     }
 }

@@ -26,8 +26,8 @@ pub(super) struct ReadRevision {
     pub(super) name: String,
     pub(super) kernel: PathBuf,
     pub(super) rootfs: PathBuf,
-    /// The digest by which the store will know the bytes of the root file system that were compared.
-    pub(super) compared: Option<Digest>,
+    /// What was compared with checksums, where there are some.
+    pub(super) compared: Option<Compared>,
     pub(super) initrd: Option<PathBuf>,
     /// What kiln wrote beside the layout's files, where it did.
     pub(super) manifest: Result<Option<Manifest>, InvalidManifest>,
@@ -36,6 +36,15 @@ pub(super) struct ReadRevision {
     /// Whether Firecracker's memory of a running machine is there, which nothing else can use.
     pub(super) has_snapshot: bool,
     pub(super) facts: BTreeMap<String, String>,
+}
+
+/// The bytes that were compared with checksums, which may be others by the time they are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Compared {
+    /// The digest by which the store will know the root file system.
+    pub(super) rootfs: Digest,
+    /// The kernel's SHA-256.
+    pub(super) kernel: Digest,
 }
 
 /// Reads the record of a template.
@@ -74,7 +83,7 @@ pub(super) fn revision(
     let mut compared = None;
     if let Some(sums) = optional_json::<Checksums>(home, &dir.join(CHECKSUMS_FILE), CHECKSUMS_FILE)? {
         check_sums_listed(&sums, template, &record)?;
-        compared = check_sums(home, dir, &sums, &rootfs, disks)?;
+        compared = check_sums(home, dir, &sums, (&rootfs, &kernel), disks)?;
     }
     let config = if paths.fc_base_config.is_empty() { CONFIG_FILE } else { &paths.fc_base_config };
     plain_name(config)?;
@@ -170,16 +179,15 @@ fn check_sums_listed(
     Ok(())
 }
 
-/// Compares the files of a revision with their checksums. The template's record, which is listed too, lies above. Returns
-/// the digest by which the store will know the root file system.
+/// Compares the files of a revision with their checksums. The template's record, which is listed too, lies above.
 fn check_sums(
     home: &Path,
     dir: &Path,
     sums: &Checksums,
-    rootfs: &Path,
+    (rootfs, kernel): (&Path, &Path),
     disks: &Disks<'_>,
-) -> Result<Option<Digest>, Refusal> {
-    let mut compared = None;
+) -> Result<Option<Compared>, Refusal> {
+    let mut compared = (None, None);
     for (name, want) in &sums.files {
         let path = file(home, if name == TEMPLATE_FILE { home } else { dir }, name)?;
         let Ok(want) = Digest::from_hex(want) else {
@@ -191,10 +199,13 @@ fn check_sums(
             return refuse(format!("{name} has SHA-256 {have}, its {CHECKSUMS_FILE} says {want}"));
         }
         if path == rootfs {
-            compared = Some(hash.artifact);
+            compared.0 = Some(hash.artifact);
+        }
+        if path == kernel {
+            compared.1 = Some(hash.sha256);
         }
     }
-    Ok(compared)
+    Ok(compared.0.zip(compared.1).map(|(rootfs, kernel)| Compared { rootfs, kernel }))
 }
 
 fn check_version(file: &str, version: u32) -> Result<(), Refusal> {

@@ -54,6 +54,27 @@ fn the_only_ext4_is_the_root() {
     let (_scratch, path) = disk("label: gpt\nsize=4096\nsize=8192\n", &[(3 * MIB + 1080, EXT4)]);
     let all = read_all(&path).unwrap().unwrap();
     assert_eq!(choose_root(&all, None, Arch::X86_64, &path).unwrap().number, 2);
+    // Beside a root of another kind it is what is mounted at /boot.
+    let (_scratch, path) =
+        disk("label: gpt\nsize=4096\nsize=8192\n", &[(MIB + 1080, EXT4), (3 * MIB, b"XFSB")]);
+    let all = read_all(&path).unwrap().unwrap();
+    let error = choose_root(&all, None, Arch::X86_64, &path).unwrap_err().to_string();
+    assert!(error.ends_with("it has 1 (ext4, 2.0 MiB), 2 (XFS, 4.0 MiB)"), "{error}");
+}
+
+#[test]
+fn one_other_ext4_is_looked_into_for_a_kernel_up_to_a_largest_size() {
+    let part = |number, len, content| Partition { number, start: MIB, len, content, kind: None };
+    let ext4 = Some(FileSystem::Ext4);
+    let root = part(3, MIB, ext4);
+    let chosen = |others: &[Partition]| {
+        let all: Vec<Partition> = others.iter().chain([&root]).cloned().collect();
+        choose_boot(&all, &root).map(|boot| boot.number)
+    };
+    assert_eq!(chosen(&[]), None);
+    assert_eq!(chosen(&[part(1, MIB, None), part(2, BOOT_BYTES_MAX, ext4)]), Some(2));
+    assert_eq!(chosen(&[part(2, BOOT_BYTES_MAX + 1, ext4)]), None);
+    assert_eq!(chosen(&[part(1, MIB, ext4), part(2, MIB, ext4)]), None);
 }
 
 #[test]

@@ -32,6 +32,8 @@ enum Node {
 pub(super) struct Tree {
     nodes: Vec<Node>,
     pub(super) inodes: Vec<Inode>,
+    /// How many nodes there may yet be.
+    room: usize,
 }
 
 const ROOT: NodeId = 0;
@@ -62,7 +64,7 @@ pub(super) fn parts(path: &[u8]) -> Result<Vec<&[u8]>, LayerError> {
 
 impl Tree {
     pub(super) fn new() -> Self {
-        Self { nodes: vec![empty()], inodes: Vec::new() }
+        Self { nodes: vec![empty()], inodes: Vec::new(), room: NODES_MAX }
     }
 
     fn child(&self, node: NodeId, name: &[u8]) -> Option<NodeId> {
@@ -73,9 +75,7 @@ impl Tree {
     }
 
     fn set_child(&mut self, node: NodeId, name: &[u8], child: Node) -> Result<NodeId, LayerError> {
-        if self.nodes.len() >= NODES_MAX {
-            return Err(LayerError::TooManyNames(NODES_MAX));
-        }
+        self.room = self.room.checked_sub(1).ok_or(LayerError::TooManyNames(NODES_MAX))?;
         #[expect(clippy::cast_possible_truncation, reason = "they are limited to far fewer")]
         let id = self.nodes.len() as NodeId;
         self.nodes.push(child);
@@ -256,4 +256,42 @@ impl Tree {
 
 fn empty() -> Node {
     Node::Directory { children: BTreeMap::new(), inode: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::TarReader;
+    use super::*;
+
+    /// A file whose name says nothing of the directories above it.
+    fn entry(path: &str) -> Entry {
+        let mut header = tar::Header::new_ustar();
+        header.set_path(path).unwrap();
+        for set in [tar::Header::set_size, tar::Header::set_uid, tar::Header::set_gid, tar::Header::set_mtime]
+        {
+            set(&mut header, 0);
+        }
+        header.set_mode(0o644);
+        header.set_cksum();
+        let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let path = scratch.path().join("layer");
+        std::io::Write::write_all(&mut kiln_sys::fs::create_new(&path).unwrap(), header.as_bytes()).unwrap();
+        TarReader::new(&kiln_sys::fs::open(&path).unwrap(), 0, 512).next().unwrap().unwrap()
+    }
+
+    #[test]
+    fn the_names_of_a_tree_are_limited_with_directories_that_nothing_is_said_of() {
+        assert_eq!(Tree::new().room, NODES_MAX);
+        let with_room = |room| Tree { room, ..Tree::new() };
+        with_room(5).place(0, entry("a/b/c/d/file")).unwrap();
+        let error = with_room(4).place(0, entry("a/b/c/d/file")).unwrap_err();
+        assert_eq!(error.to_string(), "with it, the image has more than 8000000 names");
+        // What was hidden counts, or a layer could add and hide names without end.
+        let mut tree = with_room(2);
+        for _ in 0..2 {
+            tree.place(0, entry("file")).unwrap();
+            tree.remove(&[], b"file", b"file").unwrap();
+        }
+        assert!(matches!(tree.place(0, entry("file")), Err(LayerError::TooManyNames(NODES_MAX))));
+    }
 }

@@ -87,7 +87,7 @@ fn one(
     let plain = plain(&mut stored, layer, index, options, used);
     // Whatever is wrong with what it becomes: other bytes than the image names are the reason, if that is what they are.
     let what = || format!("layer {} of the image,", index + 1);
-    if !matches!(plain, Err(OciError::Cancelled | OciError::Io(_) | OciError::TooLarge { .. })) {
+    if !matches!(plain, Err(OciError::Cancelled | OciError::Io(_) | OciError::NoRoom { .. })) {
         drain(&mut stored, path, options.cancel)?;
         let stored = stored.into_inner();
         if stored.count != *len {
@@ -165,7 +165,7 @@ fn plain(
         if let Some((file, path)) = &mut sink {
             let all = used.fetch_add(read as u64, Ordering::Relaxed) + read as u64;
             if all > options.bytes_max {
-                return Err(OciError::TooLarge { what: "bytes uncompressed", max: options.bytes_max });
+                return Err(OciError::NoRoom { room: options.bytes_max });
             }
             file.write_all(&buffer[..read]).at("write", path)?;
         }

@@ -6,7 +6,7 @@ use super::client::RegistryOptions;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_core::image::{DOCKER_HUB, RegistryReference};
-use kiln_sys::{ToolError, fs};
+use kiln_sys::{Tool, ToolError, fs};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -119,9 +119,9 @@ fn ask(helper: &str, host: &str, options: &RegistryOptions<'_>) -> Result<Option
         });
     }
     let name = format!("docker-credential-{helper}");
-    let tool = options.toolbox.find(&name).map_err(|source| OciError::HelperFailed { source })?;
+    let tool = getter(&name, options).map_err(|source| OciError::HelperFailed { source })?;
     let asked = host.to_owned();
-    let output = tool.arg("get").deadline(HELPER_DEADLINE).stdout_max(ANSWER_BYTES_MAX).run_fed(
+    let output = tool.run_fed(
         options.cancel,
         &mut |_| (),
         Some(Box::new(move |stdin| stdin.write_all(asked.as_bytes()))),
@@ -138,6 +138,11 @@ fn ask(helper: &str, host: &str, options: &RegistryOptions<'_>) -> Result<Option
         Err(ToolError::Failed { .. }) => Ok(None),
         Err(source) => Err(OciError::HelperFailed { source }),
     }
+}
+
+/// Returns a helper as it is asked for credentials.
+fn getter(name: &str, options: &RegistryOptions<'_>) -> Result<Tool, ToolError> {
+    Ok(options.toolbox.find(name)?.arg("get").deadline(HELPER_DEADLINE).stdout_max(ANSWER_BYTES_MAX))
 }
 
 /// What a repository is asked with.
@@ -224,8 +229,12 @@ impl<'a> Authority<'a> {
             };
         }
         let mut bytes = Vec::new();
-        let limited = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX as u64).read_to_end(&mut bytes);
+        let limited = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
         limited.map_err(|error| failed(Unreachable::Read(error)))?;
+        if bytes.len() > ANSWER_BYTES_MAX {
+            let (what, max) = ("bytes in the answer of its token server", ANSWER_BYTES_MAX as u64);
+            return Err(OciError::TooLarge { what, max });
+        }
         let token: Token = parse("answer of the token server", &bytes)?;
         let token =
             token.token.or(token.access_token).filter(|token| token.bytes().all(|b| b.is_ascii_graphic()));
@@ -265,6 +274,25 @@ fn parameters(text: &str) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiln_sys::commit::{Existing, write_file};
+
+    #[test]
+    fn dockers_configuration_and_a_helpers_answer_are_limited() {
+        let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let put = |bytes: usize| {
+            let text = format!("{{}}{}", " ".repeat(bytes - 2));
+            let path = scratch.path().join("config.json");
+            write_file(&path, text.as_bytes(), 0o600, Existing::Replace).unwrap();
+            DockerConfig::read(scratch.path())
+        };
+        put(ANSWER_BYTES_MAX).unwrap();
+        assert!(matches!(put(ANSWER_BYTES_MAX + 1), Err(OciError::Io(_))));
+        // Any program stands for a helper.
+        let toolbox = kiln_sys::Toolbox::default();
+        let (docker, cancel) = (DockerConfig::default(), kiln_sys::Cancel::new().unwrap());
+        let options = RegistryOptions { offline: false, docker: &docker, toolbox: &toolbox, cancel: &cancel };
+        assert_eq!(getter("sh", &options).unwrap().limits(), (Duration::from_secs(60), 1 << 20));
+    }
 
     #[test]
     fn only_this_host_is_asked_in_clear() {

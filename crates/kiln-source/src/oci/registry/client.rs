@@ -210,3 +210,23 @@ fn roots(toolbox: &Toolbox) -> Result<RootCerts, OciError> {
     }
     Ok(RootCerts::Specific(Arc::new(Vec::new())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_host_is_asked_where_it_answers() {
+        let (docker, toolbox, cancel) = (DockerConfig::default(), Toolbox::default(), Cancel::new().unwrap());
+        let options = RegistryOptions { offline: true, docker: &docker, toolbox: &toolbox, cancel: &cancel };
+        for (name, base) in [
+            ("docker.io/library/x", "https://registry-1.docker.io/v2/library/x"),
+            ("x", "https://registry-1.docker.io/v2/library/x"),
+            ("ghcr.io/a/b:v1", "https://ghcr.io/v2/a/b"),
+            ("quay.io/a/b:v1", "https://quay.io/v2/a/b"),
+            ("localhost/x", "http://localhost/v2/x"),
+        ] {
+            assert_eq!(Client::new(&name.parse().unwrap(), &options).base, base);
+        }
+    }
+}

@@ -117,6 +117,9 @@ fn a_layer_that_lies_about_digest_size_or_content_is_refused() {
     // Its size is another.
     std::fs::write(lying.path().join("blobs/sha256").join(id.hex()), &plain[..512]).unwrap();
     assert!(matches!(lying.open(), Err(OciError::Size { expected: 2048, actual: 512, .. })));
+    // It is not there.
+    std::fs::remove_file(lying.path().join("blobs/sha256").join(id.hex())).unwrap();
+    assert!(matches!(lying.open(), Err(OciError::BlobMissing { digest, .. }) if digest == id));
     // It uncompresses to something else than the configuration says.
     let diff = Layout::new();
     diff.index(&[diff.manifest(&[(plain.clone(), digest(&other))], "amd64")]);
@@ -169,7 +172,10 @@ fn all_layers_together_stay_within_the_room_there_is() {
     let (image, dir, cancel) = (layout.open().unwrap(), scratch(), Cancel::new().unwrap());
     let options = UncompressOptions { directory: dir.path(), bytes_max: 3 << 19, cancel: &cancel };
     let error = uncompress(&image.layers, &options).unwrap_err();
-    assert_eq!(error.to_string(), "the image has more bytes uncompressed than 1572864");
+    assert_eq!(
+        error.to_string(),
+        "its layers, uncompressed, take up more than the 1.5 MiB there is room for"
+    );
 }
 
 #[test]

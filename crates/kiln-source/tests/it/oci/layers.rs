@@ -1,6 +1,9 @@
 //! What layers come to.
 
 use super::make::{Layout, Tar, digest, listing, merged, scratch, union, union_listing, unpack};
+use kiln_core::image::{Algorithm, ContentDigest};
+use kiln_source::oci::OciError;
+use sha2::Digest as _;
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
@@ -94,6 +97,22 @@ fn gzip_and_zstd_layers_are_uncompressed() {
     let layers = [(gzip.finish().unwrap(), digest(&plain)), (zstd, digest(&other))];
     layout.index(&[layout.manifest(&layers, "amd64")]);
     assert_eq!(listing(&merged(&layout.open().unwrap()).unwrap()), ["a: a", "b: b"]);
+}
+
+#[test]
+fn layers_named_by_sha512_are_read_and_checked() {
+    let plain = Tar::new().file("a", "a").end();
+    let id = ContentDigest::from_bytes(Algorithm::Sha512, &sha2::Sha512::digest(&plain)).unwrap();
+    let layout = Layout::new();
+    std::fs::create_dir(layout.path().join("blobs/sha512")).unwrap();
+    let path = layout.path().join("blobs/sha512").join(id.hex());
+    std::fs::write(&path, &plain).unwrap();
+    let layer = serde_json::json!({"digest": id.to_string(), "size": plain.len()});
+    let config = layout.config(std::slice::from_ref(&id), "amd64");
+    layout.index(&[layout.json(&serde_json::json!({"config": config, "layers": [layer]}))]);
+    assert_eq!(listing(&merged(&layout.open().unwrap()).unwrap()), ["a: a"]);
+    std::fs::write(&path, Tar::new().file("a", "b").end()).unwrap();
+    assert!(matches!(merged(&layout.open().unwrap()), Err(OciError::Digest { .. })));
 }
 
 #[test]

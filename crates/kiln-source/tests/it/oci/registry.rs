@@ -88,8 +88,10 @@ struct Faults {
     cut: Option<usize>,
     /// Knows no ranges.
     no_ranges: bool,
-    /// Wants a token of this user.
-    user: Option<&'static str>,
+    /// Wants a token, which it gives to whoever comes with this, or to nobody in particular.
+    token: Option<Option<&'static str>>,
+    /// Gives more bytes with a token than any needs.
+    endless_token: bool,
     /// Serves these bytes in place of a blob's.
     lies: HashMap<String, Vec<u8>>,
 }
@@ -148,11 +150,16 @@ fn serve(stream: TcpStream, root: &Path, own: &str, log: &Mutex<Vec<String>>, fa
         };
         if path.starts_with("/token") {
             let known = headers.get("authorization").map(String::as_str);
-            let body = if known == faults.user { r#"{"token":"good"}"# } else { r#"{"token":"bad"}"# };
+            if faults.endless_token {
+                let body = vec![b' '; 2 << 20];
+                answer("200 OK", "", &body, body.len())?;
+                continue;
+            }
+            let body = if Some(known) == faults.token { r#"{"token":"good"}"# } else { r#"{"token":"bad"}"# };
             answer("200 OK", "", body.as_bytes(), body.len())?;
             continue;
         }
-        if faults.user.is_some() && headers.get("authorization").map(String::as_str) != Some("Bearer good") {
+        if faults.token.is_some() && headers.get("authorization").map(String::as_str) != Some("Bearer good") {
             let extra = format!("WWW-Authenticate: Bearer realm=\"http://{own}/token\",service=\"own\"\r\n");
             answer("401 Unauthorized", &extra, b"", 0)?;
             continue;
@@ -209,6 +216,21 @@ fn a_broken_connection_is_gone_on_with_where_it_broke() {
 }
 
 #[test]
+fn two_that_pull_at_once_fetch_each_layer_once() {
+    let (made, layer) = large();
+    let fake = Fake::start(&made, Faults::default());
+    let puller = Puller::new();
+    std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| puller.pull(&fake.name()).map(|image| merged(&image))));
+        for pulled in both {
+            pulled.join().unwrap().unwrap().unwrap();
+        }
+    });
+    let asked = format!("/blobs/{} ", digest(&layer));
+    assert_eq!(fake.seen.lock().unwrap().iter().filter(|line| line.contains(&asked)).count(), 1);
+}
+
+#[test]
 fn what_a_registry_lies_about_is_not_kept() {
     let (made, layer) = large();
     let id = digest(&layer);
@@ -246,10 +268,25 @@ fn a_document_that_is_damaged_in_the_cache_is_fetched_anew() {
 }
 
 #[test]
+fn what_is_public_is_had_with_a_token_for_nobody() {
+    let (made, _) = large();
+    let fake = Fake::start(&made, Faults { token: Some(None), ..Faults::default() });
+    let puller = Puller::new();
+    merged(&puller.pull(&fake.name()).unwrap()).unwrap();
+    let seen = fake.seen.lock().unwrap();
+    let asked = seen.iter().find(|line| line.starts_with("/token")).unwrap();
+    assert!(asked.contains("service=own") && asked.contains("scope=repository"), "{asked}");
+    // No token is as long as what this one says.
+    let fake = Fake::start(&made, Faults { token: Some(None), endless_token: true, ..Faults::default() });
+    let error = Puller::new().pull(&fake.name()).unwrap_err().to_string();
+    assert_eq!(error, "the image has more bytes in the answer of its token server than 1048576");
+}
+
+#[test]
 fn credentials_come_from_the_configuration_of_docker_or_a_helper() {
     let (made, _) = large();
     // "me:secret"
-    let faults = Faults { user: Some("Basic bWU6c2VjcmV0"), ..Faults::default() };
+    let faults = Faults { token: Some(Some("Basic bWU6c2VjcmV0")), ..Faults::default() };
     let fake = Fake::start(&made, faults);
     let mut puller = Puller::new();
     assert!(matches!(puller.pull(&fake.name()), Err(OciError::Denied { .. })));
