@@ -85,6 +85,9 @@ pub(crate) struct DiskArgs {
     from: PathBuf,
     /// The raw file, which must not exist
     to: PathBuf,
+    /// End only when the file is kept
+    #[arg(long)]
+    sync: bool,
 }
 
 #[derive(Serialize)]
@@ -243,7 +246,7 @@ pub(crate) fn ingest(args: &IngestArgs) -> CliResult {
 
 pub(crate) fn disk(args: &DiskArgs) -> CliResult {
     let cancel = Cancel::new().at("make", "an event")?;
-    raw_of_image(&env::settings(None)?.toolbox, &args.from, &args.to, &cancel)?;
+    raw_of_image(&env::settings(None)?.toolbox, &args.from, &args.to, args.sync, &cancel)?;
     Ok(ExitCode::SUCCESS)
 }
 

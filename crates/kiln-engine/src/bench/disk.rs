@@ -12,7 +12,7 @@ use kiln_core::ByteSize;
 use kiln_core::recipe::BackingFiles;
 use kiln_source::disk::{Image, Reading};
 use kiln_sys::tool::ScratchDir;
-use kiln_sys::{Cancel, Toolbox, copy, fs};
+use kiln_sys::{Cancel, IoResultExt as _, Toolbox, copy, fs};
 use std::path::{Path, PathBuf};
 
 /// The verb by which kiln runs itself to make an image raw, and does nothing else.
@@ -30,16 +30,26 @@ const SHARED_TARGET: f64 = 25.0;
 /// Wanted: time of the peer over kiln's, where blocks are copied.
 const COPIED_TARGET: f64 = 0.9;
 
-/// Makes an image raw: kiln's part of a comparison of programs.
+/// Makes an image raw, and has the file system keep it where `sync` says so: kiln's part of a comparison of programs.
 ///
 /// # Errors
 /// When the image cannot be read, when the file exists.
-pub fn raw_of_image(toolbox: &Toolbox, from: &Path, to: &Path, cancel: &Cancel) -> EngineResult<()> {
+pub fn raw_of_image(
+    toolbox: &Toolbox,
+    from: &Path,
+    to: &Path,
+    sync: bool,
+    cancel: &Cancel,
+) -> EngineResult<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let reading = Reading { toolbox, threads, cancel };
     let written =
         Image::open(from, None, BackingFiles::Refuse).and_then(|image| image.write_raw(to, &reading));
-    written.map_err(|error| BuildError::from(error).into())
+    written.map_err(BuildError::from)?;
+    if sync {
+        fs::open(to)?.sync_all().at("sync", to)?;
+    }
+    Ok(())
 }
 
 /// Measures how disk images become raw beside `qemu-img`, which has to be installed: it makes the images too.
@@ -61,10 +71,14 @@ pub fn bench_disk(
     let raw = file_system(&arena)?;
     let plain = if host.reflink { SHARED_TARGET } else { COPIED_TARGET };
     let mut rows = Vec::new();
+    let many: &[&str] = &["-m", "16", "-W"];
+    let zstd: &[&str] = &["-c", "-o", "compression_type=zstd"];
     for (name, options, best, target) in [
-        ("zlib qcow2 to raw", &["-c"][..], &["-m", "16", "-W"][..], Target::Cpu(CPU_TARGET)),
-        ("zstd qcow2 to raw", &["-c", "-o", "compression_type=zstd"], &["-m", "16", "-W"], Target::Cpu(1.0)),
+        ("zlib qcow2 to raw", &["-c"][..], many, Target::Cpu(CPU_TARGET)),
+        ("zstd qcow2 to raw", zstd, many, Target::Cpu(1.0)),
         ("plain qcow2 to raw", &[], &[], Target::Wall(plain)),
+        // By default `qemu-img` has nothing kept.
+        ("plain qcow2 to raw, synced", &[], &["-t", "writeback"], Target::Wall(plain)),
     ] {
         let image = material.work.join("image.qcow2");
         let make = ["convert", "-f", "raw", "-O", "qcow2"].into_iter().chain(options.iter().copied());
@@ -91,7 +105,11 @@ fn row(
         Ok(Sample { usage, allocated })
     };
     let (ours, theirs) = (material.work.join("ours.raw"), material.work.join("theirs.raw"));
-    let kiln = || arena.kiln([DISK_COMMAND.as_ref(), image.as_os_str(), ours.as_os_str()]);
+    let synced = best.contains(&"-t");
+    let kiln = || {
+        let tool = arena.kiln([DISK_COMMAND.as_ref(), image.as_os_str(), ours.as_os_str()]);
+        if synced { tool.arg("--sync") } else { tool }
+    };
     let convert = ["convert"].into_iter().chain(best.iter().copied()).chain(["-f", "qcow2", "-O", "raw"]);
     let convert: Vec<&str> = convert.collect();
     // What is faster and wrong is no result.
@@ -111,7 +129,11 @@ fn row(
             let args = ["--sparse=always".as_ref(), raw.as_os_str(), copy.as_os_str()];
             done(arena.run("cp", args)?, &copy)
         })
-        .note("the same bytes by qemu-img compare; neither syncs what it writes")
+        .note(if synced {
+            "the same bytes by qemu-img compare; both end when what they wrote is kept"
+        } else {
+            "the same bytes by qemu-img compare; neither syncs what it writes"
+        })
         .hold()
 }
 

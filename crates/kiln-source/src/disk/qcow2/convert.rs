@@ -67,16 +67,19 @@ impl Qcow2 {
         let receiver = Mutex::new(Some(receiver));
         let failed: Mutex<Option<DiskError>> = Mutex::new(None);
         let walked = std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    if let Err(error) = job.serve(&receiver) {
-                        lock(&failed).get_or_insert(error);
-                        // Whoever sends learns of it.
-                        lock(&receiver).take();
-                    }
-                });
-            }
-            let mut desk = Desk { job: &job, sender, run: None, batch: None, shares: true };
+            let crew = || {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        if let Err(error) = job.serve(&receiver) {
+                            lock(&failed).get_or_insert(error);
+                            // Whoever sends learns of it.
+                            lock(&receiver).take();
+                        }
+                    });
+                }
+            };
+            let mut desk =
+                Desk { job: &job, crew: Some(&crew), sender, run: None, batch: None, shares: true };
             self.pieces(cancel, &mut |piece| desk.take(piece)).and_then(|()| desk.flush())
         });
         match lock(&failed).take() {
@@ -104,6 +107,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Turns pieces into work: neighbours are put together.
 struct Desk<'a> {
     job: &'a Job<'a>,
+    /// Starts the threads. Where all blocks are shared there is nothing for them to do.
+    crew: Option<&'a dyn Fn()>,
     sender: SyncSender<Work>,
     /// Guest offset, file offset and length of what lies in one piece in both.
     run: Option<(u64, u64, u64)>,
@@ -186,7 +191,10 @@ impl Desk<'_> {
     }
 
     /// Hands work over. When nobody takes it any more, a thread has an error to tell.
-    fn send(&self, work: Work) -> DiskResult<()> {
+    fn send(&mut self, work: Work) -> DiskResult<()> {
+        if let Some(start) = self.crew.take() {
+            start();
+        }
         self.sender.send(work).map_err(|_| DiskError::Cancelled)
     }
 }
