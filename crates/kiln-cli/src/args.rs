@@ -128,17 +128,17 @@ pub(crate) enum Command {
     Completion(cmd::completion::CompletionArgs),
     /// Print the JSON Schema of kiln.toml
     Schema(cmd::schema::SchemaArgs),
-    #[command(name = kiln_engine::start::SUPERVISE_COMMAND, hide = true)]
+    #[command(skip)]
     Supervise(cmd::supervise::SuperviseArgs),
-    #[command(name = kiln_engine::bench::INGEST_COMMAND, hide = true)]
+    #[command(skip)]
     Ingest(cmd::bench::IngestArgs),
-    #[command(name = kiln_engine::bench::DISK_COMMAND, hide = true)]
+    #[command(skip)]
     Disk(cmd::bench::DiskArgs),
-    #[command(name = kiln_engine::PROBE_COMMAND, hide = true)]
-    ProbeKvm,
+    #[command(skip)]
+    ProbeKvm(cmd::supervise::ProbeArgs),
 }
 
-/// A verb that is started so often that the description of all the others would be what its users wait for.
+/// A verb that is started so often, or so hidden, that the description of all the others would be what its users wait for.
 #[derive(Debug, Parser)]
 #[command(name = "kiln", disable_version_flag = true)]
 struct Alone<A: Args> {
@@ -151,10 +151,35 @@ struct Alone<A: Args> {
 /// Parses the process's command line.
 pub(crate) fn parse() -> Result<Cli, clap::Error> {
     let line: Vec<OsString> = std::env::args_os().collect();
+    if let Some(parsed) = parse_own(&line) {
+        return parsed;
+    }
     match parse_alone(&line) {
         Some(cli) => Ok(cli),
         None => Cli::try_parse_from(line),
     }
+}
+
+/// Parses what kiln runs itself as, which no user is to meet. None for a verb.
+fn parse_own(line: &[OsString]) -> Option<Result<Cli, clap::Error>> {
+    let at = verb(line)?;
+    let rest = line.iter().take(at).chain(&line[at + 1..]);
+    Some(match line[at].to_str()? {
+        kiln_engine::start::SUPERVISE_COMMAND => alone(rest, Command::Supervise),
+        kiln_engine::PROBE_COMMAND => alone(rest, Command::ProbeKvm),
+        kiln_engine::bench::INGEST_COMMAND => alone(rest, Command::Ingest),
+        kiln_engine::bench::DISK_COMMAND => alone(rest, Command::Disk),
+        _ => return None,
+    })
+}
+
+/// Parses a line without its verb.
+fn alone<'a, A: Args>(
+    line: impl Iterator<Item = &'a OsString>,
+    command: impl FnOnce(A) -> Command,
+) -> Result<Cli, clap::Error> {
+    let Alone { global, args } = Alone::try_parse_from(line)?;
+    Ok(Cli { global, command: command(args) })
 }
 
 /// Parses the line of a frequent verb by itself. None for any other, and for a line that is not right: the whole
@@ -163,10 +188,7 @@ fn parse_alone(line: &[OsString]) -> Option<Cli> {
     let at = verb(line)?;
     let rest = line.iter().take(at).chain(&line[at + 1..]);
     match line[at].to_str()? {
-        "clone" => {
-            let Alone { global, args } = Alone::try_parse_from(rest).ok()?;
-            Some(Cli { global, command: Command::Clone(args) })
-        }
+        "clone" => alone(rest, Command::Clone).ok(),
         _ => None,
     }
 }
@@ -223,6 +245,21 @@ mod tests {
                 format!("{:?}", Cli::try_parse_from(line(text)).unwrap()),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn what_kiln_runs_itself_as_is_no_verb() {
+        let own = parse_own(&line("kiln --home h __disk a b --sync")).unwrap().unwrap();
+        assert!(matches!(own.command, Command::Disk(_)));
+        assert!(parse_own(&line("kiln __supervise")).unwrap().is_err());
+        for text in ["kiln", "kiln ls", "kiln __nothing", "kiln --home __disk ls"] {
+            assert!(parse_own(&line(text)).is_none(), "{text}");
+        }
+        // Nor is it suggested to who mistypes one.
+        for text in ["kiln __disk a b", "kiln disk a b", "kiln ingest a", "kiln supervise"] {
+            let error = Cli::try_parse_from(line(text)).unwrap_err().to_string();
+            assert!(!error.lines().skip(1).any(|line| line.contains("__")), "{error}");
         }
     }
 

@@ -9,9 +9,13 @@ use kiln_sys::{Cancel, IoResultExt as _, kvm};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// The probe takes nothing.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {}
+
 #[derive(Debug, Args)]
 pub(crate) struct SuperviseArgs {
-    home: PathBuf,
+    store: PathBuf,
     machine: MachineId,
     #[arg(long)]
     owned: bool,
@@ -19,7 +23,7 @@ pub(crate) struct SuperviseArgs {
 
 pub(crate) fn run(args: &SuperviseArgs) -> CliResult {
     let cancel = Cancel::new().at("make", "an event")?;
-    let engine = Engine::open(env::settings(Some(args.home.clone()))?, cancel)?;
+    let engine = Engine::open(env::settings(Some(args.store.clone()))?, cancel)?;
     kiln_engine::supervisor::run(&engine, &args.machine, args.owned)?;
     Ok(ExitCode::SUCCESS)
 }
