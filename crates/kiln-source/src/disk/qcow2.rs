@@ -28,6 +28,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use table::{Content, Piece};
 
+/// What a file takes up room in: the block size of most file systems.
+const BLOCK_BYTES: u64 = 4096;
+
 type Qcow2Result<T> = Result<T, Qcow2Error>;
 
 /// An image whose header was checked.
@@ -56,12 +59,17 @@ impl Qcow2 {
 
     /// Returns the most bytes that the image's own data takes up in a raw file.
     pub(crate) fn data_bytes(&self, cancel: &Cancel) -> DiskResult<u64> {
-        let mut bytes = 0_u64;
-        self.pieces(cancel, &mut |Piece { len, content, .. }| {
-            bytes += if content == Content::Zeros { 0 } else { len };
+        let (mut blocks, mut next) = (0_u64, 0_u64);
+        self.pieces(cancel, &mut |Piece { guest, len, content }| {
+            if content != Content::Zeros {
+                // A file has whole blocks, also where a cluster is a part of one. Pieces come in the guest's order.
+                let first = (guest / BLOCK_BYTES).max(next);
+                next = (guest + len).div_ceil(BLOCK_BYTES).max(next);
+                blocks += next.saturating_sub(first);
+            }
             Ok(())
         })?;
-        Ok(bytes)
+        Ok(blocks.saturating_mul(BLOCK_BYTES))
     }
 
     fn refused(&self, source: Qcow2Error) -> DiskError {

@@ -71,8 +71,12 @@ impl Bench {
 pub(super) fn convert(image: &Path, raw: &Path, backing: BackingFiles) -> DiskResult<()> {
     let cancel = Cancel::new().unwrap();
     let chain = Chain::open(image, backing)?;
-    chain.data_bytes(&cancel)?;
-    chain.write(&fs::create_new(raw)?, raw, 2, &cancel)
+    let most = chain.data_bytes(&cancel)?;
+    chain.write(&fs::create_new(raw)?, raw, 2, &cancel)?;
+    // What a file system needs to find many pieces again comes on top.
+    let took = copy::allocated_bytes(raw)?;
+    assert!(took <= most + most / 8 + (64 << 10), "{took} bytes where {most} were told");
+    Ok(())
 }
 
 /// Returns why an image is not read.
