@@ -5,7 +5,7 @@ use crate::{Engine, EngineError, EngineResult};
 use kiln_guest::message::{FileKind, FileStat, WriteFile};
 use kiln_guest::{GuestPath, Session};
 use kiln_sys::tool::ScratchDir;
-use kiln_sys::{IoResultExt as _, fs};
+use kiln_sys::{IoResultExt as _, clock, fs};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -128,6 +128,46 @@ impl Engine {
             (_, Err(error)) => Err(error.into()),
             (Err(error), Ok(_)) => Err(error),
         }
+    }
+
+    /// Makes a directory in the guest, and those above it, where they are not there: of root, and with mode 0755.
+    pub(crate) fn make_directories(&self, session: &Session, machine: &str, dir: &str) -> EngineResult<()> {
+        let bad = |reason: &dyn std::fmt::Display| guest_path(machine, dir, reason);
+        let names: Vec<&str> = dir.split('/').filter(|name| !name.is_empty()).collect();
+        let mut there = 0;
+        while there < names.len() {
+            // The end follows a link.
+            let path =
+                GuestPath::new(format!("/{}/.", names[..=there].join("/"))).map_err(|error| bad(&error))?;
+            match session.stat(path) {
+                Ok(_) => there += 1,
+                Err(error) if error.is_not_found() => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if there == names.len() {
+            return Ok(());
+        }
+        let above = format!("/{}", names[..there].join("/"));
+        let mut stream = session.unpack(GuestPath::new(above).map_err(|error| bad(&error))?)?;
+        let sent = {
+            let mut archive = tar::Builder::new(&mut stream);
+            let mut sent = Ok(());
+            for last in there..names.len() {
+                let mut header = tar::Header::new_gnu();
+                header.set_entry_type(tar::EntryType::Directory);
+                header.set_uid(0);
+                header.set_gid(0);
+                header.set_mode(0o755);
+                header.set_mtime(clock::now_unix_ms() / 1000);
+                header.set_size(0);
+                let path = names[there..=last].join("/");
+                sent = sent.and_then(|()| archive.append_data(&mut header, path, io::empty()));
+            }
+            sent.and_then(|()| archive.finish())
+        };
+        stream.finish()?;
+        Ok(sent.at("make", Path::new(dir))?)
     }
 
     fn send_file(

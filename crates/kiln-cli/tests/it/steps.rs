@@ -35,7 +35,7 @@ fn boot_steps_are_layers_and_only_what_changed_is_done_again() {
     context.write("web/app/x", "content");
     let last = "run = \"cat /srv/app/x; echo five >> /order\"";
     let mut steps = vec![
-        "run = \"test ! -e /ran && echo one > /order && mkdir /srv\"",
+        "run = \"test ! -e /ran && echo one > /order\"",
         "copy = \"app\"\nto = \"/srv/\"",
         "env = { COLOUR = \"blue\" }",
         "workdir = \"/srv/app\"",

@@ -129,7 +129,12 @@ impl Workshop {
                 }
             }
             BuildStep::Copy { from, to } => {
-                match engine.copy_in(&session, from, self.name(), to, &mut |_| {}) {
+                // What `to` lies in is made, as with a Dockerfile's `COPY`.
+                let holder = to.rsplit_once('/').map_or("", |(holder, _)| holder);
+                let copied = engine
+                    .make_directories(&session, self.name(), holder)
+                    .and_then(|()| engine.copy_in(&session, from, self.name(), to, &mut |_| {}));
+                match copied {
                     Ok(_) => Ok(()),
                     Err(error @ EngineError::Cancelled) => Err(error),
                     Err(EngineError::Guest(error)) if error.is_lost() => Err(error.into()),
