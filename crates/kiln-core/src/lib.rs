@@ -5,6 +5,7 @@
 
 pub mod arch;
 pub mod capture;
+pub mod catalog;
 pub mod digest;
 pub mod image;
 pub mod lock;

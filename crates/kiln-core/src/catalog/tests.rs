@@ -1,0 +1,180 @@
+use super::*;
+
+const ONE: &str = r#"
+version = 1
+[[distribution]]
+name = "demo"
+title = "Demo"
+aliases = ["d"]
+user = "me"
+arch = { x86_64 = "amd64", aarch64 = "arm64" }
+format = "qcow2"
+url = ["https://one.example/{codename}/", "http://two.example/x"]
+disk = "demo-{release}-{arch}.img"
+checksums = "SHA256SUMS"
+signature = "SHA256SUMS.gpg"
+signers = ["0123 4567 89ab cdef 0123  4567 89ab cdef 0123 4567"]
+keys = ["https://keys.example/k?search={release}", "key.asc"]
+[[distribution.release]]
+name = "2"
+aliases = ["new", "latest"]
+codename = "second"
+end_of_life = "2029-05-31"
+[[distribution.release]]
+name = "1"
+codename = "first"
+arch = { x86_64 = "x86" }
+format = "raw"
+signature = "inline"
+"#;
+
+fn name(text: &str) -> ImageName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn what_comes_with_kiln_is_a_catalog() {
+    for (name, text) in BUILT_IN {
+        let catalog = Catalog::parse(text).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        assert_eq!(catalog.distributions().map(|it| it.name.as_str()).collect::<Vec<_>>(), [name]);
+    }
+    let catalog = Catalog::built_in();
+    assert_eq!(catalog.distributions().count(), BUILT_IN.len());
+    let image = catalog.image(&name("Ubuntu:noble"), Arch::X86_64).unwrap();
+    let base = "https://cloud-images.ubuntu.com/releases/noble/release";
+    assert_eq!(image.urls, [format!("{base}/ubuntu-24.04-server-cloudimg-amd64.img")]);
+    assert_eq!(image.checksums, format!("{base}/SHA256SUMS"));
+    let signature = image.signature.as_ref().unwrap();
+    assert_eq!(signature.place, SignaturePlace::OfChecksums(format!("{base}/SHA256SUMS.gpg")));
+    for distribution in catalog.distributions() {
+        for image in distribution.releases.iter().flat_map(|release| release.images.values()) {
+            let keys = image.signature.iter().flat_map(|signature| &signature.keys);
+            for url in image.urls.iter().chain([&image.checksums]).chain(keys) {
+                assert!(url.starts_with("https://"), "{url}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_release_says_what_it_does_not_share() {
+    let catalog = Catalog::parse(ONE).unwrap();
+    let new = catalog.image(&name("demo"), Arch::Aarch64).unwrap();
+    assert_eq!(
+        new.urls,
+        ["https://one.example/second/demo-2-arm64.img", "http://two.example/x/demo-2-arm64.img"]
+    );
+    assert_eq!(
+        (new.format, new.checksums.as_str()),
+        (DiskFormat::Qcow2, "https://one.example/second/SHA256SUMS")
+    );
+    let signature = new.signature.as_ref().unwrap();
+    assert_eq!(signature.signers[0].as_str(), "0123456789ABCDEF0123456789ABCDEF01234567");
+    assert_eq!(signature.keys, ["https://keys.example/k?search=2", "https://one.example/second/key.asc"]);
+    let old = catalog.image(&name("D:1"), Arch::X86_64).unwrap();
+    assert_eq!(
+        (old.urls[0].as_str(), old.format),
+        ("https://one.example/first/demo-1-x86.img", DiskFormat::Raw)
+    );
+    assert_eq!(old.signature.as_ref().unwrap().place, SignaturePlace::Inline);
+    let (_, release) = catalog.find(&name("demo:NEW")).unwrap();
+    assert!(
+        !release.is_over("2029-05-31".parse().unwrap()) && release.is_over("2029-06-01".parse().unwrap())
+    );
+}
+
+#[test]
+fn what_is_not_listed_is_told_with_what_is() {
+    let catalog = Catalog::parse(ONE).unwrap();
+    let why = |text: &str, arch| catalog.image(&name(text), arch).unwrap_err().to_string();
+    assert_eq!(why("demmo:2", Arch::X86_64), "no distribution `demmo`, did you mean `demo`?; there are demo");
+    assert_eq!(why("demo:3", Arch::X86_64), "demo has no release `3`; there are 2, 1");
+    assert_eq!(why("demo:1", Arch::Aarch64), "demo:1 has no image for aarch64; there are images for x86_64");
+}
+
+#[test]
+fn names_of_images_are_plain_words_in_any_case() {
+    assert_eq!(name("Ubuntu:24.04"), name("ubuntu:24.04"));
+    assert_eq!(name("Ubuntu:24.04").to_string(), "ubuntu:24.04");
+    let long = "a".repeat(WORD_BYTES_MAX + 1);
+    for text in ["", ":1", "a:", "../x", "a:../x", "a/b", "a:b:c", "-a", ".", "a:..", "\u{fc}b", &long] {
+        assert!(text.parse::<ImageName>().is_err(), "{text}");
+    }
+    name(&long[1..]);
+}
+
+#[test]
+fn a_later_catalog_replaces_releases_by_name() {
+    let more = ONE.replace("title = \"Demo\"", "title = \"Mine\"").replace("name = \"1\"", "name = \"3\"");
+    let more = more.replace("one.example", "mirror.example");
+    let catalog = Catalog::parse(ONE).unwrap().extended_by(Catalog::parse(&more).unwrap());
+    let demo = catalog.distributions().next().unwrap();
+    let names: Vec<&str> = demo.releases.iter().map(|release| release.name.as_str()).collect();
+    assert_eq!((demo.title.as_str(), names), ("Mine", vec!["2", "3", "1"]));
+    let urls = |text: &str| catalog.image(&name(text), Arch::X86_64).unwrap().urls[0].clone();
+    assert!(urls("demo:2").starts_with("https://mirror.example"));
+    assert!(urls("demo:1").starts_with("https://one.example"));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_place() {
+    for (from, to, wanted) in [
+        ("version = 1", "version = 2", "catalog has version 2, this kiln reads 1"),
+        ("name = \"demo\"", "name = \"../x\"", "../x: `name`: `../x` is not 1 to 63"),
+        ("\"latest\"]", "\"1\"]", "demo: `release`: `1` means two releases"),
+        (
+            "disk = \"demo-{release}",
+            "disk = \"../{release}",
+            "demo:2: `disk`: `../2-arm64.img` is not a file below `url`",
+        ),
+        ("{codename}/", "{nothing}/", "demo:2: `url`: {nothing} is none of {release}, {codename}, {arch}"),
+        ("https://one", "file://one", "does not begin with https:// or http://"),
+        ("2029-05-31", "2029-02-31", "demo:2: `end_of_life`: `2029-02-31` is not a day"),
+        ("signers = [\"0123", "signers = [\"x", "is not the fingerprint of a key"),
+        ("format = \"qcow2\"", "format = \"iso\"", "demo:2: `format`: raw, qcow2, vmdk or vhdx is wanted"),
+        ("user = \"me\"", "", "demo:2: `user`: is wanted, here or in the distribution"),
+        ("codename = \"second\"", "", "demo:2: `codename`: is wanted"),
+        ("signature = \"SHA256SUMS.gpg\"", "", "`signers`: they sign nothing"),
+        ("aarch64 =", "sparc =", "unknown architecture `sparc`"),
+    ] {
+        assert!(ONE.contains(from), "{from}");
+        let error = Catalog::parse(&ONE.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    let unknown = Catalog::parse(&ONE.replacen("format =", "fromat =", 1)).unwrap_err();
+    assert!(crate::text::chain(&unknown).contains("unknown field `fromat`"));
+}
+
+#[test]
+fn catalogs_are_limited() {
+    let long = format!("{ONE}{}", "#".repeat(CATALOG_BYTES_MAX));
+    assert!(matches!(Catalog::parse(&long), Err(CatalogError::TooLarge(_))));
+    let why = |text: &str| Catalog::parse(text).unwrap_err().to_string();
+    let url = |count: usize| ONE.replacen("url = [", &format!("url = [{}", "\"http://a\",".repeat(count)), 1);
+    Catalog::parse(&url(MIRRORS_MAX - 2)).unwrap();
+    assert!(why(&url(MIRRORS_MAX - 1)).contains("`url`: 17, more than 16"));
+    let releases = |count: usize| {
+        let more: String = (0..count)
+            .map(|n| format!("[[distribution.release]]\nname = \"r{n}\"\ncodename = \"c\"\n"))
+            .collect();
+        format!("{ONE}{more}")
+    };
+    Catalog::parse(&releases(RELEASES_MAX - 2)).unwrap();
+    assert!(why(&releases(RELEASES_MAX - 1)).contains("257, more than 256"));
+    let distribution = |n: usize| {
+        let table = &ONE[ONE.find("[[distribution]]").unwrap()..];
+        table.replacen("\"demo\"", &format!("\"demo{n}\""), 1)
+    };
+    let many = |count: usize| format!("version = 1\n{}", (0..count).map(distribution).collect::<String>());
+    Catalog::parse(&many(DISTRIBUTIONS_MAX)).unwrap();
+    assert!(why(&many(DISTRIBUTIONS_MAX + 1)).contains("257, more than 256"));
+    let signers = |count: usize| {
+        let list = format!("signers = [{}", "\"0123456789abcdef0123456789abcdef01234567\",".repeat(count));
+        ONE.replacen("signers = [", &list, 1)
+    };
+    Catalog::parse(&signers(SIGNERS_MAX - 1)).unwrap();
+    assert!(why(&signers(SIGNERS_MAX)).contains("`signers`: 17, more than 16"));
+    let disk = |len: usize| ONE.replacen("demo-{release}-{arch}.img", &"x".repeat(len), 1);
+    Catalog::parse(&disk(1000)).unwrap();
+    assert!(why(&disk(URL_BYTES_MAX + 1)).contains("1 to 2048 visible ASCII"));
+}

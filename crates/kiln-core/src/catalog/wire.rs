@@ -1,0 +1,342 @@
+//! The catalog as written: what a release leaves out is the distribution's, and words in braces stand for its names.
+
+use super::{
+    CATALOG_VERSION, Catalog, CatalogError, DISTRIBUTIONS_MAX, Date, Distribution, Image, MIRRORS_MAX,
+    RELEASES_MAX, Release, SIGNERS_MAX, Signature, SignaturePlace, URL_BYTES_MAX, WORD_BYTES_MAX, is_word,
+};
+use crate::arch::Arch;
+use crate::recipe::DiskFormat;
+use crate::text::clip;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The word for clear-signed checksums.
+const INLINE: &str = "inline";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    #[serde(default)]
+    distribution: Vec<DistributionTable>,
+}
+
+/// A table that has keys of its own, and those that both kinds have: serde refuses unknown keys of flat tables only.
+macro_rules! table {
+    ($name:ident { $($field:ident: $type:ty $(= $default:ident)?),* $(,)? }) => {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct $name {
+            $($(#[serde($default)])? $field: $type,)*
+            codename: Option<String>,
+            user: Option<String>,
+            arch: Option<BTreeMap<String, String>>,
+            format: Option<String>,
+            url: Option<Urls>,
+            disk: Option<String>,
+            checksums: Option<String>,
+            signature: Option<String>,
+            image_signature: Option<String>,
+            signers: Option<Vec<String>>,
+            keys: Option<Vec<String>>,
+        }
+
+        impl $name {
+            fn common(&mut self) -> Common {
+                Common {
+                    codename: self.codename.take(),
+                    user: self.user.take(),
+                    arch: self.arch.take(),
+                    format: self.format.take(),
+                    url: self.url.take(),
+                    disk: self.disk.take(),
+                    checksums: self.checksums.take(),
+                    signature: self.signature.take(),
+                    image_signature: self.image_signature.take(),
+                    signers: self.signers.take(),
+                    keys: self.keys.take(),
+                }
+            }
+        }
+    };
+}
+
+table!(DistributionTable {
+    name: String,
+    title: String,
+    aliases: Vec<String> = default,
+    release: Vec<ReleaseTable> = default,
+});
+table!(ReleaseTable { name: String, aliases: Vec<String> = default, end_of_life: Option<String> });
+
+/// What both may say.
+#[derive(Clone, Default)]
+struct Common {
+    codename: Option<String>,
+    user: Option<String>,
+    arch: Option<BTreeMap<String, String>>,
+    format: Option<String>,
+    url: Option<Urls>,
+    disk: Option<String>,
+    checksums: Option<String>,
+    signature: Option<String>,
+    image_signature: Option<String>,
+    signers: Option<Vec<String>>,
+    keys: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Clone)]
+#[serde(untagged, expecting = "`url` is an address, or a list of addresses")]
+enum Urls {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Common {
+    /// Returns what a release says, and for the rest what its distribution does.
+    fn over(self, distribution: &Self) -> Self {
+        let common = distribution.clone();
+        Self {
+            codename: self.codename.or(common.codename),
+            user: self.user.or(common.user),
+            arch: self.arch.or(common.arch),
+            format: self.format.or(common.format),
+            url: self.url.or(common.url),
+            disk: self.disk.or(common.disk),
+            checksums: self.checksums.or(common.checksums),
+            signature: self.signature.or(common.signature),
+            image_signature: self.image_signature.or(common.image_signature),
+            signers: self.signers.or(common.signers),
+            keys: self.keys.or(common.keys),
+        }
+    }
+}
+
+/// Where a value stands, for errors.
+struct At<'a>(&'a str);
+
+impl At<'_> {
+    fn bad(&self, field: &'static str, reason: impl ToString) -> CatalogError {
+        CatalogError::Value { at: clip(self.0), field, reason: reason.to_string() }
+    }
+
+    fn word(&self, field: &'static str, text: String) -> Result<String, CatalogError> {
+        if is_word(&text) {
+            return Ok(text);
+        }
+        let reason = format!(
+            "`{}` is not 1 to {WORD_BYTES_MAX} of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or digit",
+            clip(&text)
+        );
+        Err(self.bad(field, reason))
+    }
+
+    fn words(&self, field: &'static str, texts: Vec<String>) -> Result<Vec<String>, CatalogError> {
+        texts.into_iter().map(|text| self.word(field, text)).collect()
+    }
+
+    fn needed<T>(&self, field: &'static str, value: Option<T>) -> Result<T, CatalogError> {
+        value.ok_or_else(|| self.bad(field, "is wanted, here or in the distribution"))
+    }
+
+    fn at_most(&self, field: &'static str, count: usize, max: usize) -> Result<(), CatalogError> {
+        if count > max { Err(self.bad(field, format!("{count}, more than {max}"))) } else { Ok(()) }
+    }
+}
+
+pub(super) fn parse(text: &str) -> Result<Catalog, CatalogError> {
+    let syntax = |error| CatalogError::Syntax(Box::new(error));
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    // First the version: what is unknown here may be known to a newer kiln.
+    let Version { version } = toml::from_str(text).map_err(syntax)?;
+    if version != CATALOG_VERSION {
+        return Err(CatalogError::Version(version));
+    }
+    let file: File = toml::from_str(text).map_err(syntax)?;
+    let _ = file.version;
+    At("the catalog").at_most("distribution", file.distribution.len(), DISTRIBUTIONS_MAX)?;
+    let mut distributions = BTreeMap::new();
+    for table in file.distribution {
+        let distribution = distribution(table)?;
+        let name = distribution.name.clone();
+        if distributions.insert(name.clone(), distribution).is_some() {
+            return Err(At(&name).bad("name", "is given twice"));
+        }
+    }
+    Ok(Catalog { distributions })
+}
+
+fn distribution(mut table: DistributionTable) -> Result<Distribution, CatalogError> {
+    let common = table.common();
+    let DistributionTable { name, title, aliases, release, .. } = table;
+    let at = At(&name);
+    let known = at.word("name", name.clone())?;
+    if title.is_empty() || title.len() > WORD_BYTES_MAX || title.chars().any(char::is_control) {
+        return Err(at.bad("title", format!("1 to {WORD_BYTES_MAX} bytes are wanted")));
+    }
+    at.at_most("release", release.len(), RELEASES_MAX)?;
+    let mut releases = Vec::new();
+    let mut names = BTreeSet::new();
+    for table in release {
+        let release = self::release(&name, table, &common)?;
+        for name in std::iter::once(&release.name).chain(&release.aliases) {
+            if !names.insert(name.clone()) {
+                return Err(at.bad("release", format!("`{name}` means two releases")));
+            }
+        }
+        releases.push(release);
+    }
+    if releases.is_empty() {
+        return Err(at.bad("release", "one is wanted"));
+    }
+    Ok(Distribution { name: known, title, aliases: at.words("aliases", aliases)?, releases })
+}
+
+fn release(distribution: &str, mut table: ReleaseTable, common: &Common) -> Result<Release, CatalogError> {
+    let own = table.common();
+    let ReleaseTable { name, aliases, end_of_life, .. } = table;
+    let place = format!("{distribution}:{name}");
+    let at = At(&place);
+    let name = at.word("name", name)?;
+    let said = own.over(common);
+    let end_of_life = end_of_life.map(|text| text.parse::<Date>()).transpose();
+    let architectures = at.needed("arch", said.arch.clone())?;
+    let mut images = BTreeMap::new();
+    for (arch, word) in architectures {
+        let arch: Arch = arch.parse().map_err(|error| at.bad("arch", error))?;
+        images.insert(arch, image(&at, &name, &word, &said)?);
+    }
+    if images.is_empty() {
+        return Err(at.bad("arch", "one is wanted"));
+    }
+    Ok(Release {
+        aliases: at.words("aliases", aliases)?,
+        end_of_life: end_of_life.map_err(|error| at.bad("end_of_life", error))?,
+        user: at.word("user", at.needed("user", said.user)?)?,
+        name,
+        images,
+    })
+}
+
+fn image(at: &At<'_>, release: &str, arch: &str, said: &Common) -> Result<Image, CatalogError> {
+    let names = Names { at, release, arch, codename: said.codename.as_deref() };
+    let format = at.needed("format", said.format.as_deref())?;
+    let format = DiskFormat::ALL.into_iter().find(|known| known.as_str() == format);
+    let bases = match at.needed("url", said.url.clone())? {
+        Urls::One(url) => vec![url],
+        Urls::Many(urls) => urls,
+    };
+    at.at_most("url", bases.len(), MIRRORS_MAX)?;
+    let bases: Vec<String> = bases.iter().map(|url| names.base(url)).collect::<Result<_, _>>()?;
+    let Some(first) = bases.first() else { return Err(at.bad("url", "one is wanted")) };
+    let disk = names.fill("disk", at.needed("disk", said.disk.as_deref())?)?;
+    let checksums = at.needed("checksums", said.checksums.as_deref())?;
+    Ok(Image {
+        urls: bases.iter().map(|base| names.url("disk", base, &disk)).collect::<Result<_, _>>()?,
+        format: format.ok_or_else(|| at.bad("format", "raw, qcow2, vmdk or vhdx is wanted"))?,
+        checksums: names.beside("checksums", first, checksums)?,
+        signature: signature(&names, first, said)?,
+    })
+}
+
+fn signature(names: &Names<'_>, base: &str, said: &Common) -> Result<Option<Signature>, CatalogError> {
+    let at = names.at;
+    let place = match (said.signature.as_deref(), said.image_signature.as_deref()) {
+        (None, None) => {
+            return match &said.signers {
+                Some(_) => {
+                    Err(at.bad("signers", "they sign nothing: `signature` or `image_signature` is wanted"))
+                }
+                None => Ok(None),
+            };
+        }
+        (Some(_), Some(_)) => return Err(at.bad("image_signature", "it and `signature` exclude each other")),
+        (Some(INLINE), None) => SignaturePlace::Inline,
+        (Some(name), None) => SignaturePlace::OfChecksums(names.beside("signature", base, name)?),
+        (None, Some(name)) => SignaturePlace::OfImage(names.beside("image_signature", base, name)?),
+    };
+    let signers = said.signers.clone().unwrap_or_default();
+    at.at_most("signers", signers.len(), SIGNERS_MAX)?;
+    let signers: Vec<_> = signers
+        .iter()
+        .map(|text| text.parse().map_err(|error| at.bad("signers", error)))
+        .collect::<Result<_, _>>()?;
+    if signers.is_empty() {
+        return Err(at.bad("signers", "the fingerprint of a key is wanted"));
+    }
+    let keys = said.keys.clone().unwrap_or_default();
+    at.at_most("keys", keys.len(), SIGNERS_MAX)?;
+    let keys = keys.iter().map(|key| names.beside("keys", base, key)).collect::<Result<_, _>>()?;
+    Ok(Some(Signature { place, signers, keys }))
+}
+
+/// What words in braces stand for.
+struct Names<'a> {
+    at: &'a At<'a>,
+    release: &'a str,
+    arch: &'a str,
+    codename: Option<&'a str>,
+}
+
+impl Names<'_> {
+    fn fill(&self, field: &'static str, pattern: &str) -> Result<String, CatalogError> {
+        let mut filled = String::new();
+        let mut rest = pattern;
+        while let Some((before, after)) = rest.split_once('{') {
+            let (word, after) =
+                after.split_once('}').ok_or_else(|| self.at.bad(field, "a brace is not closed"))?;
+            filled.push_str(before);
+            filled.push_str(match word {
+                "release" => self.release,
+                "arch" => self.arch,
+                "codename" => self.at.needed("codename", self.codename)?,
+                other => {
+                    let reason =
+                        format!("{{{}}} is none of {{release}}, {{codename}}, {{arch}}", clip(other));
+                    return Err(self.at.bad(field, reason));
+                }
+            });
+            rest = after;
+        }
+        filled.push_str(rest);
+        if filled.is_empty() || filled.len() > URL_BYTES_MAX || !filled.bytes().all(|b| b.is_ascii_graphic())
+        {
+            return Err(self
+                .at
+                .bad(field, format!("1 to {URL_BYTES_MAX} visible ASCII characters are wanted")));
+        }
+        Ok(filled)
+    }
+
+    /// Returns the address of a directory.
+    fn base(&self, pattern: &str) -> Result<String, CatalogError> {
+        let url = self.fill("url", pattern)?;
+        if !is_web(&url) {
+            return Err(self
+                .at
+                .bad("url", format!("`{}` does not begin with https:// or http://", clip(&url))));
+        }
+        Ok(format!("{}/", url.trim_end_matches('/')))
+    }
+
+    /// Returns the address of what an address or a name in a directory means.
+    fn beside(&self, field: &'static str, base: &str, pattern: &str) -> Result<String, CatalogError> {
+        let name = self.fill(field, pattern)?;
+        if is_web(&name) { Ok(name) } else { self.url(field, base, &name) }
+    }
+
+    fn url(&self, field: &'static str, base: &str, name: &str) -> Result<String, CatalogError> {
+        let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+        if name.contains(['?', '#', '\\', ':']) || !name.split('/').all(plain) {
+            return Err(self.at.bad(field, format!("`{}` is not a file below `url`", clip(name))));
+        }
+        Ok(format!("{base}{name}"))
+    }
+}
+
+fn is_web(url: &str) -> bool {
+    ["https://", "http://"].iter().any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+}
