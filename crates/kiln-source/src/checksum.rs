@@ -1,7 +1,7 @@
 //! Checksum manifests: lists of digests of files, as distributions publish them beside their images.
 //!
 //! [`Checksums::parse`] reads a list, [`Checksums::parse_of`] a file that is about one other file and may hold nothing
-//! but its digest. Whether a list is its signer's is settled before: a clear-signed one comes
+//! but its digest. Whether a list is its signer's is settled before (see [`crate::openpgp`]): a clear-signed one comes
 //! here verified, without its armour.
 //!
 //! Each line is understood or the list is refused:
@@ -23,6 +23,7 @@ mod digest;
 mod error;
 mod line;
 
+pub(crate) use digest::bytes as hex_bytes;
 pub use digest::{FileDigest, FileHasher};
 pub use error::{ChecksumError, NotListed};
 

@@ -5,3 +5,4 @@ pub mod disk;
 pub mod ext4;
 mod hash;
 pub mod oci;
+pub mod openpgp;

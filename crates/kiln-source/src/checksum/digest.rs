@@ -56,7 +56,7 @@ impl fmt::Debug for FileDigest {
 }
 
 /// Reads so many bytes from their hexadecimal digits, of either case.
-fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
+pub(crate) fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
     let digits = hex.as_bytes();
     if digits.len() != 2 * N {
         return None;
