@@ -1,5 +1,8 @@
-//! What templates are made of, as others write it.
+//! What templates are made of, as others write it, and how it is told that it is what its maker gave.
 
+pub mod checksum;
 pub mod disk;
 pub mod ext4;
+mod hash;
 pub mod oci;
+pub mod openpgp;

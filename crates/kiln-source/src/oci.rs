@@ -10,7 +10,6 @@ mod archive;
 mod cache;
 mod choose;
 mod error;
-mod hash;
 mod image;
 mod layer;
 pub mod limits;

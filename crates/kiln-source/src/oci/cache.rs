@@ -2,8 +2,8 @@
 //! there, and may empty it between two builds.
 
 use super::error::OciError;
-use super::hash::Hashing;
 use super::limits::ARCHIVE_BYTES_MAX;
+use crate::hash::Hashing;
 use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_sys::commit::{self, Existing};
 use kiln_sys::{Cancel, IoResultExt, fs};

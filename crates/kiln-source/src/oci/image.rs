@@ -4,11 +4,11 @@ use super::archive::Archive;
 use super::cache::BlobCache;
 use super::choose;
 use super::error::OciError;
-use super::hash::Hasher;
 use super::limits::{
     CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, INDEX_ENTRIES_MAX, LAYER_BYTES_MAX, LAYERS_MAX, MANIFEST_BYTES_MAX,
 };
 use super::wire::{ConfigDocument, Descriptor, Document, ImageConfig, parse};
+use crate::hash::Hasher;
 use kiln_core::image::{Algorithm, ContentDigest, Platform};
 use kiln_sys::{IoResultExt, fs};
 use std::io::{self, Read as _, Seek as _};

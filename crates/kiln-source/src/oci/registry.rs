@@ -10,9 +10,9 @@ pub use client::RegistryOptions;
 
 use super::cache::BlobCache;
 use super::error::OciError;
-use super::hash::Hasher;
 use super::image::{Image, Layer};
 use super::limits::{CONFIG_BYTES_MAX, INDEX_DEPTH_MAX, MANIFEST_BYTES_MAX};
+use crate::hash::Hasher;
 use client::Client;
 use kiln_core::image::{Algorithm, ContentDigest, Platform, RegistryReference};
 

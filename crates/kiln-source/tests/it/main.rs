@@ -3,3 +3,4 @@
 #![expect(clippy::disallowed_methods, reason = "tests work on the host directly")]
 
 mod oci;
+mod openpgp;

@@ -1,9 +1,9 @@
 //! Layers made plain tar files, all at once on the cores there are, their digests checked on the way.
 
 use super::super::error::{LayerError, OciError};
-use super::super::hash::{Hasher, Hashing};
 use super::super::image::{Layer, Place};
 use super::super::limits::{LAYER_BYTES_FREE, LAYER_RATIO_MAX};
+use crate::hash::{Hasher, Hashing};
 use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_sys::{Cancel, IoResultExt, fs};
 use std::fs::File;

@@ -2,9 +2,9 @@
 
 use super::super::cache::BlobCache;
 use super::super::error::{OciError, Unreachable};
-use super::super::hash::Hasher;
 use super::super::image::Layer;
 use super::client::{Client, RegistryOptions};
+use crate::hash::Hasher;
 use kiln_core::image::{ContentDigest, RegistryReference};
 use kiln_sys::commit::{self, Existing};
 use kiln_sys::lock::{FileLock, Holder, LockError};

@@ -1,41 +1,47 @@
 //! Digests computed on the way.
 
+use crate::checksum::FileDigest;
 use kiln_core::image::{Algorithm, ContentDigest};
 use sha2::Digest as _;
 use std::io::{self, Read};
 
 /// A digest in the making.
-#[derive(Clone)]
-pub(super) enum Hasher {
+#[derive(Debug, Clone)]
+pub(crate) enum Hasher {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
 
 impl Hasher {
-    pub(super) fn new(algorithm: Algorithm) -> Self {
+    pub(crate) fn new(algorithm: Algorithm) -> Self {
         match algorithm {
             Algorithm::Sha512 => Self::Sha512(sha2::Sha512::new()),
             _ => Self::Sha256(sha2::Sha256::new()),
         }
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
             Self::Sha512(hasher) => hasher.update(bytes),
         }
     }
 
-    pub(super) fn finish(self) -> ContentDigest {
-        let digest = match self {
-            Self::Sha256(hasher) => ContentDigest::from_bytes(Algorithm::Sha256, &hasher.finalize()),
-            Self::Sha512(hasher) => ContentDigest::from_bytes(Algorithm::Sha512, &hasher.finalize()),
-        };
-        #[expect(clippy::expect_used, reason = "each algorithm gives as many bytes as its digests have")]
-        digest.expect("a computed digest has its length")
+    pub(crate) fn finish_file(self) -> FileDigest {
+        match self {
+            Self::Sha256(hasher) => FileDigest::Sha256(hasher.finalize().into()),
+            Self::Sha512(hasher) => FileDigest::Sha512(hasher.finalize().into()),
+        }
     }
 
-    pub(super) fn of(algorithm: Algorithm, bytes: &[u8]) -> ContentDigest {
+    pub(crate) fn finish(self) -> ContentDigest {
+        let digest = self.finish_file();
+        #[expect(clippy::expect_used, reason = "each algorithm gives as many bytes as its digests have")]
+        ContentDigest::from_bytes(digest.algorithm(), digest.as_bytes())
+            .expect("a computed digest has its length")
+    }
+
+    pub(crate) fn of(algorithm: Algorithm, bytes: &[u8]) -> ContentDigest {
         let mut hasher = Self::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
@@ -43,14 +49,14 @@ impl Hasher {
 }
 
 /// A reader that counts and hashes what passes.
-pub(super) struct Hashing<R> {
-    pub(super) inner: R,
-    pub(super) hasher: Hasher,
-    pub(super) count: u64,
+pub(crate) struct Hashing<R> {
+    pub(crate) inner: R,
+    pub(crate) hasher: Hasher,
+    pub(crate) count: u64,
 }
 
 impl<R> Hashing<R> {
-    pub(super) fn new(inner: R, algorithm: Algorithm) -> Self {
+    pub(crate) fn new(inner: R, algorithm: Algorithm) -> Self {
         Self { inner, hasher: Hasher::new(algorithm), count: 0 }
     }
 }

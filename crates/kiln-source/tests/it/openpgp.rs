@@ -1,0 +1,7 @@
+//! Signatures made by GnuPG, checked here.
+
+mod certificate;
+mod clear;
+mod detached;
+mod gpg;
+mod hostile;
