@@ -23,7 +23,6 @@ mod digest;
 mod error;
 mod line;
 
-pub(crate) use digest::bytes as hex_bytes;
 pub use digest::{FileDigest, FileHasher};
 pub use error::{ChecksumError, NotListed};
 

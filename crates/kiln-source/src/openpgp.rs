@@ -1,6 +1,6 @@
 //! Signatures of OpenPGP, checked against pinned signers.
 //!
-//! A [`Keyring`] holds certificates, [`SignerPin`]s say which of them are believed: each is the whole fingerprint of a
+//! A [`Keyring`] holds certificates, pinned [`Fingerprint`]s say which of them are believed: each is the whole fingerprint of a
 //! primary key, and nothing else about a certificate makes it trusted. [`verify_detached`] checks a file beside its
 //! data, [`verify_clear_signed`] a text with its signature in it, and gives the text that was signed and nothing more.
 //!
@@ -29,9 +29,9 @@ mod keyring;
 mod signature;
 
 pub use error::{ArmorError, ClearSignedError, KeyringError, SignatureError, Unusable};
-pub use fingerprint::{Fingerprint, InvalidPin, SignerPin};
 pub use keyring::Keyring;
 
+use kiln_core::catalog::Fingerprint;
 use std::io::{Read, Seek};
 use std::time::{Duration, SystemTime};
 
@@ -95,7 +95,7 @@ pub fn verify_detached(
     mut data: impl Read + Seek,
     signatures: &[u8],
     keyring: &Keyring,
-    pins: &[SignerPin],
+    pins: &[Fingerprint],
     options: &VerifyOptions,
 ) -> Result<Verified, SignatureError> {
     if signatures.len() > SIGNATURE_BYTES_MAX {
@@ -115,7 +115,7 @@ pub fn verify_detached(
 pub fn verify_clear_signed(
     text: &[u8],
     keyring: &Keyring,
-    pins: &[SignerPin],
+    pins: &[Fingerprint],
     options: &VerifyOptions,
 ) -> Result<(Verified, Vec<u8>), SignatureError> {
     if text.len() > CLEAR_SIGNED_BYTES_MAX {

@@ -69,7 +69,7 @@ fn a_release_says_what_it_does_not_share() {
         (DiskFormat::Qcow2, "https://one.example/second/SHA256SUMS")
     );
     let signature = new.signature.as_ref().unwrap();
-    assert_eq!(signature.signers[0].as_str(), "0123456789ABCDEF0123456789ABCDEF01234567");
+    assert_eq!(signature.signers[0].to_string(), "0123456789ABCDEF0123456789ABCDEF01234567");
     assert_eq!(signature.keys, ["https://keys.example/k?search=2", "https://one.example/second/key.asc"]);
     let old = catalog.image(&name("D:1"), Arch::X86_64).unwrap();
     assert_eq!(

@@ -2,6 +2,7 @@
 
 use crate::hash::Hasher;
 use kiln_core::image::Algorithm;
+use kiln_core::text::hex_bytes;
 use std::fmt;
 use std::io;
 
@@ -19,8 +20,8 @@ impl FileDigest {
     /// not 64 or 128 of them.
     pub fn from_hex(hex: &str) -> Option<Self> {
         match hex.len() {
-            64 => bytes(hex).map(Self::Sha256),
-            128 => bytes(hex).map(Self::Sha512),
+            64 => hex_bytes(hex).map(Self::Sha256),
+            128 => hex_bytes(hex).map(Self::Sha512),
             _ => None,
         }
     }
@@ -52,28 +53,6 @@ impl fmt::Display for FileDigest {
 impl fmt::Debug for FileDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
-    }
-}
-
-/// Reads so many bytes from their hexadecimal digits, of either case.
-pub(crate) fn bytes<const N: usize>(hex: &str) -> Option<[u8; N]> {
-    let digits = hex.as_bytes();
-    if digits.len() != 2 * N {
-        return None;
-    }
-    let mut out = [0; N];
-    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
-    }
-    Some(out)
-}
-
-fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
     }
 }
 

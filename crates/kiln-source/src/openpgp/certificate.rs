@@ -1,6 +1,7 @@
 //! What a certificate says of its keys, by valid self-signatures only.
 
 use super::error::Unusable;
+use super::fingerprint::fingerprint;
 use super::keyring::Certificate;
 use super::{CLOCK_SKEW, Fingerprint, SignatureError};
 use kiln_core::text::clip;
@@ -33,7 +34,7 @@ impl Certificate {
     pub(super) fn candidates(&self) -> impl Iterator<Item = Candidate<'_>> {
         let primary = Candidate { certificate: self, fingerprint: self.fingerprint, subkey: None };
         let subkeys = self.key.public_subkeys.iter().filter_map(|subkey| {
-            let fingerprint = Fingerprint::of(&subkey.key)?;
+            let fingerprint = fingerprint(&subkey.key)?;
             Some(Candidate { certificate: self, fingerprint, subkey: Some(subkey) })
         });
         std::iter::once(primary).chain(subkeys)

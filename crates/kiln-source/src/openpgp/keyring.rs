@@ -1,6 +1,7 @@
 //! Certificates as they are read.
 
-use super::{CERTIFICATES_MAX, Fingerprint, KEYRING_BYTES_MAX, KeyringError, SignerPin, armor};
+use super::fingerprint::fingerprint;
+use super::{CERTIFICATES_MAX, Fingerprint, KEYRING_BYTES_MAX, KeyringError, armor};
 use pgp::composed::{Deserializable as _, SignedPublicKey};
 use pgp::packet::{Packet, PacketParser, PacketTrait as _, Signature, SignatureType};
 use pgp::types::Tag;
@@ -78,8 +79,8 @@ impl Keyring {
     }
 
     /// Returns the certificates that are pinned.
-    pub(super) fn pinned<'a>(&'a self, pins: &'a [SignerPin]) -> impl Iterator<Item = &'a Certificate> {
-        self.certificates.iter().filter(|known| pins.iter().any(|pin| pin.fingerprint() == known.fingerprint))
+    pub(super) fn pinned<'a>(&'a self, pins: &'a [Fingerprint]) -> impl Iterator<Item = &'a Certificate> {
+        self.certificates.iter().filter(|known| pins.contains(&known.fingerprint))
     }
 }
 
@@ -102,6 +103,6 @@ fn certificate(index: usize, packets: Vec<Packet>) -> Result<Option<Certificate>
         Some(key) => key.map_err(|source| KeyringError::Certificate { index, source: Box::new(source) })?,
         None => return Ok(None),
     };
-    let fingerprint = Fingerprint::of(&key.primary_key);
+    let fingerprint = fingerprint(&key.primary_key);
     Ok(fingerprint.map(|fingerprint| Certificate { fingerprint, key, revocations }))
 }

@@ -2,9 +2,7 @@
 
 use super::certificate::{Candidate, Standing, expires_at, has_unknown_condition, is_strong};
 use super::error::Unusable;
-use super::{
-    CLOCK_SKEW, Fingerprint, Keyring, SIGNATURES_MAX, SignatureError, SignerPin, Verified, VerifyOptions,
-};
+use super::{CLOCK_SKEW, Fingerprint, Keyring, SIGNATURES_MAX, SignatureError, Verified, VerifyOptions};
 use pgp::packet::{Packet, PacketParser, Signature, SignatureType, SignatureVersion};
 use std::io::{self, Read, Seek};
 use std::time::SystemTime;
@@ -32,7 +30,7 @@ pub(super) fn check(
     kind: SignatureType,
     data: &mut (impl Read + Seek),
     keyring: &Keyring,
-    pins: &[SignerPin],
+    pins: &[Fingerprint],
     options: &VerifyOptions,
 ) -> Result<Verified, SignatureError> {
     let keys: Vec<Candidate<'_>> =

@@ -1,7 +1,8 @@
 //! What certificates say of the keys that sign.
 
 use super::gpg::{DATA, Gpg, day, verify};
-use kiln_source::openpgp::{Keyring, SignatureError, SignerPin, Unusable, VerifyOptions, verify_detached};
+use kiln_core::catalog::Fingerprint;
+use kiln_source::openpgp::{Keyring, SignatureError, Unusable, VerifyOptions, verify_detached};
 use pgp::composed::{Deserializable as _, SignedPublicKey, SignedPublicSubKey, SignedSecretKey};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{
@@ -17,9 +18,9 @@ fn a_bound_subkey_signs_for_its_primary_key() {
     let key = gpg.subkey(pin, "sign", "1y");
     let (keyring, good) = (gpg.keyring(), gpg.sign(1, &[]));
     let verified = verify(&keyring, &[pin], &good, 1).unwrap();
-    assert_eq!((verified.signer, verified.key), (pin.fingerprint(), key));
+    assert_eq!((verified.signer, verified.key), (pin, key));
     // A pin is of a primary key: one of the subkey leads nowhere.
-    let wrong: SignerPin = key.to_string().parse().unwrap();
+    let wrong: Fingerprint = key.to_string().parse().unwrap();
     assert!(matches!(verify(&keyring, &[wrong], &good, 1), Err(SignatureError::NoPinnedKey)));
     let error = verify(&keyring, &[pin], &good, 400).unwrap_err();
     assert!(
@@ -73,10 +74,7 @@ fn a_revoked_key_signs_nothing_whenever_it_did() {
     let keyring = gpg.keyring();
     for days in [1, 2, 100] {
         let error = verify(&keyring, &[pin], &good, days).unwrap_err();
-        assert!(
-            matches!(error, SignatureError::KeyRevoked { key, .. } if key == pin.fingerprint()),
-            "{error:?}"
-        );
+        assert!(matches!(error, SignatureError::KeyRevoked { key, .. } if key == pin), "{error:?}");
         let error = verify(&keyring, &[other], &by_sub, days).unwrap_err();
         let SignatureError::KeyRevoked { key, reason } = error else { panic!("{error:?}") };
         assert_eq!((key, reason.as_deref()), (sub, Some("it was copied")));
@@ -96,12 +94,12 @@ fn a_revocation_counts_wherever_it_stands() {
 }
 
 /// Returns the secret key of a pin, for what GnuPG does not do.
-fn secret(gpg: &Gpg, pin: SignerPin) -> SignedSecretKey {
+fn secret(gpg: &Gpg, pin: Fingerprint) -> SignedSecretKey {
     let bytes = gpg.run(0, &["--batch", "--export-secret-keys", &pin.to_string()], b"");
     SignedSecretKey::from_bytes(&bytes[..]).unwrap()
 }
 
-fn public(gpg: &Gpg, pin: SignerPin) -> SignedPublicKey {
+fn public(gpg: &Gpg, pin: Fingerprint) -> SignedPublicKey {
     SignedPublicKey::from_bytes(&gpg.run(0, &["--export", &pin.to_string()], b"")[..]).unwrap()
 }
 

@@ -1,14 +1,15 @@
 //! Clear-signed texts.
 
 use super::gpg::{Gpg, day};
+use kiln_core::catalog::Fingerprint;
 use kiln_source::openpgp::{
-    CLEAR_SIGNED_BYTES_MAX, SignatureError, SignerPin, Verified, VerifyOptions, verify_clear_signed,
+    CLEAR_SIGNED_BYTES_MAX, SignatureError, Verified, VerifyOptions, verify_clear_signed,
 };
 
 const TEXT: &[u8] = b"one \n-two\n- three\n\t\nFrom four\r\n\n";
 const BODY: &[u8] = b"one\n-two\n- three\n\nFrom four\n";
 
-fn verify(gpg: &Gpg, pin: SignerPin, text: &[u8]) -> Result<(Verified, Vec<u8>), SignatureError> {
+fn verify(gpg: &Gpg, pin: Fingerprint, text: &[u8]) -> Result<(Verified, Vec<u8>), SignatureError> {
     verify_clear_signed(text, &gpg.keyring(), &[pin], &VerifyOptions::at(day(1)))
 }
 
@@ -21,7 +22,7 @@ fn the_text_that_was_signed_is_returned_and_nothing_else() {
     let (verified, body) = verify(&gpg, pin, &signed).unwrap();
     assert_eq!(
         (verified.signer, String::from_utf8(body).unwrap()),
-        (pin.fingerprint(), String::from_utf8(BODY.to_vec()).unwrap())
+        (pin, String::from_utf8(BODY.to_vec()).unwrap())
     );
     let text = String::from_utf8(signed).unwrap();
     assert_eq!(verify(&gpg, pin, text.replace('\r', "").replace('\n', "\r\n").as_bytes()).unwrap().1, BODY);

@@ -14,7 +14,7 @@ fn signatures_by_pinned_keys_are_good_in_every_form() {
     let rsa = gpg.key("Rita <rita@example.org>", "rsa3072", "sign", "never");
     let keyring = gpg.keyring();
     let armored = Keyring::parse(&gpg.run(0, &["--armor", "--export"], b"")).unwrap();
-    assert_eq!(armored.fingerprints().collect::<Vec<_>>(), [ed.fingerprint(), rsa.fingerprint()]);
+    assert_eq!(armored.fingerprints().collect::<Vec<_>>(), [ed, rsa]);
     for (pin, user) in [(ed, "Edward <ed@example.org>"), (rsa, "Rita <rita@example.org>")] {
         let name = pin.to_string();
         for keyring in [&keyring, &armored] {
@@ -22,7 +22,7 @@ fn signatures_by_pinned_keys_are_good_in_every_form() {
                 [&["-u", &name][..], &["-u", &name, "--armor"], &["-u", &name, "--digest-algo", "SHA256"]]
             {
                 let verified = verify(keyring, &[pin], &gpg.sign(3, args), 3).unwrap();
-                assert_eq!((verified.signer, verified.key), (pin.fingerprint(), pin.fingerprint()));
+                assert_eq!((verified.signer, verified.key), (pin, pin));
                 assert_eq!((verified.user.as_deref(), verified.signed_at), (Some(user), day(3)));
             }
         }
@@ -47,7 +47,7 @@ fn changed_data_and_changed_signatures_are_false() {
     for data in [&DATA[1..], &DATA[..DATA.len() - 1], &[DATA, b"x"].concat(), b"", &DATA.to_ascii_uppercase()]
     {
         let error = verify_detached(Cursor::new(data), &good, &keyring, &[pin], &options).unwrap_err();
-        assert!(matches!(error, SignatureError::False { key } if key == pin.fingerprint()), "{error:?}");
+        assert!(matches!(error, SignatureError::False { key } if key == pin), "{error:?}");
     }
     let mut changed = good.clone();
     *changed.last_mut().unwrap() ^= 1;
@@ -65,20 +65,20 @@ fn one_good_signature_of_several_is_enough() {
     let keyring = gpg.keyring();
     let both = gpg.sign(1, &["-u", &a.to_string(), "-u", &b.to_string()]);
     for pins in [&[a][..], &[b], &[a, b]] {
-        assert!(pins.iter().any(|pin| verify(&keyring, pins, &both, 1).unwrap().signer == pin.fingerprint()));
+        assert!(pins.iter().any(|pin| verify(&keyring, pins, &both, 1).unwrap().signer == *pin));
     }
     // The second has expired since: the first still counts, and alone the second does not.
-    assert_eq!(verify(&keyring, &[a, b], &both, 400).unwrap().signer, a.fingerprint());
+    assert_eq!(verify(&keyring, &[a, b], &both, 400).unwrap().signer, a);
     assert!(matches!(verify(&keyring, &[b], &both, 400), Err(SignatureError::KeyExpired { .. })));
     // A false one by a key that is not pinned is nobody's concern.
     let mut other = gpg.sign(1, &["-u", &b.to_string()]);
     *other.last_mut().unwrap() ^= 1;
     let mixed = [other, gpg.sign(1, &["-u", &a.to_string()])].concat();
-    assert_eq!(verify(&keyring, &[a], &mixed, 1).unwrap().signer, a.fingerprint());
+    assert_eq!(verify(&keyring, &[a], &mixed, 1).unwrap().signer, a);
     assert!(matches!(verify(&keyring, &[a, b], &mixed, 1), Err(SignatureError::False { .. })));
     let armored =
         [gpg.sign(1, &["-u", &b.to_string(), "--armor"]), gpg.sign(1, &["-u", &a.to_string(), "--armor"])];
-    assert_eq!(verify(&keyring, &[a], &armored.concat(), 1).unwrap().signer, a.fingerprint());
+    assert_eq!(verify(&keyring, &[a], &armored.concat(), 1).unwrap().signer, a);
 }
 
 #[test]

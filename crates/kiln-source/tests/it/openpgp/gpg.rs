@@ -1,8 +1,7 @@
 //! GnuPG with a home of its own and at times of its own, and its agent ended with it.
 
-use kiln_source::openpgp::{
-    Fingerprint, Keyring, SignatureError, SignerPin, Verified, VerifyOptions, verify_detached,
-};
+use kiln_core::catalog::Fingerprint;
+use kiln_source::openpgp::{Keyring, SignatureError, Verified, VerifyOptions, verify_detached};
 use kiln_sys::tool::ScratchDir;
 use std::io::{Cursor, Write as _};
 use std::path::PathBuf;
@@ -62,22 +61,22 @@ impl Gpg {
     }
 
     /// Makes a key without a passphrase and returns its pin. `expires` is as GnuPG takes it: `never`, `1y`.
-    pub(super) fn key(&self, name: &str, algorithm: &str, usage: &str, expires: &str) -> SignerPin {
+    pub(super) fn key(&self, name: &str, algorithm: &str, usage: &str, expires: &str) -> Fingerprint {
         self.run(0, &["--batch", "--quick-generate-key", name, algorithm, usage, expires], b"");
         self.fingerprints(name)[0]
     }
 
     /// Returns the fingerprints of a key and of its subkeys, as pins.
-    pub(super) fn fingerprints(&self, name: &str) -> Vec<SignerPin> {
+    pub(super) fn fingerprints(&self, name: &str) -> Vec<Fingerprint> {
         let list = String::from_utf8(self.run(0, &["--with-colons", "--list-keys", name], b"")).unwrap();
         let lines = list.lines().filter(|line| line.starts_with("fpr:"));
         lines.map(|line| line.split(':').nth(9).unwrap().parse().unwrap()).collect()
     }
 
     /// Adds a subkey that signs and returns its fingerprint.
-    pub(super) fn subkey(&self, pin: SignerPin, usage: &str, expires: &str) -> Fingerprint {
+    pub(super) fn subkey(&self, pin: Fingerprint, usage: &str, expires: &str) -> Fingerprint {
         self.run(0, &["--batch", "--quick-add-key", &pin.to_string(), "ed25519", usage, expires], b"");
-        self.fingerprints(&pin.to_string()).last().unwrap().fingerprint()
+        *self.fingerprints(&pin.to_string()).last().unwrap()
     }
 
     pub(super) fn export(&self) -> Vec<u8> {
@@ -104,7 +103,7 @@ pub(super) const DATA: &[u8] = b"0123  image.qcow2\nline two \n";
 /// Checks a signature over [`DATA`] on a day.
 pub(super) fn verify(
     keyring: &Keyring,
-    pins: &[SignerPin],
+    pins: &[Fingerprint],
     signature: &[u8],
     days: u64,
 ) -> Result<Verified, SignatureError> {

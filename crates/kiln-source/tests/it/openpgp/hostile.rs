@@ -65,7 +65,7 @@ fn changed_keyrings_trust_no_other_key_and_end_without_a_panic() {
         for original in [&bytes, &armored] {
             let Ok(keyring) = Keyring::parse(&change(original, &changes)) else { continue };
             if let Ok(verified) = verify(&keyring, &[pin], &good, 1) {
-                prop_assert_eq!((verified.signer, verified.key), (pin.fingerprint(), key));
+                prop_assert_eq!((verified.signer, verified.key), (pin, key));
             }
         }
         Ok(())
