@@ -10,12 +10,13 @@ mod archive;
 mod cache;
 mod choose;
 mod error;
-mod hash;
 mod image;
 mod layer;
 pub mod limits;
 mod registry;
 mod wire;
+
+use crate::hash;
 
 pub use cache::BlobCache;
 pub use error::{LayerError, OciError, Unreachable};

@@ -6,27 +6,27 @@ use std::io::{self, Read};
 
 /// A digest in the making.
 #[derive(Clone)]
-pub(super) enum Hasher {
+pub(crate) enum Hasher {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
 
 impl Hasher {
-    pub(super) fn new(algorithm: Algorithm) -> Self {
+    pub(crate) fn new(algorithm: Algorithm) -> Self {
         match algorithm {
             Algorithm::Sha512 => Self::Sha512(sha2::Sha512::new()),
             _ => Self::Sha256(sha2::Sha256::new()),
         }
     }
 
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => hasher.update(bytes),
             Self::Sha512(hasher) => hasher.update(bytes),
         }
     }
 
-    pub(super) fn finish(self) -> ContentDigest {
+    pub(crate) fn finish(self) -> ContentDigest {
         let digest = match self {
             Self::Sha256(hasher) => ContentDigest::from_bytes(Algorithm::Sha256, &hasher.finalize()),
             Self::Sha512(hasher) => ContentDigest::from_bytes(Algorithm::Sha512, &hasher.finalize()),
@@ -35,7 +35,7 @@ impl Hasher {
         digest.expect("a computed digest has its length")
     }
 
-    pub(super) fn of(algorithm: Algorithm, bytes: &[u8]) -> ContentDigest {
+    pub(crate) fn of(algorithm: Algorithm, bytes: &[u8]) -> ContentDigest {
         let mut hasher = Self::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
@@ -43,14 +43,14 @@ impl Hasher {
 }
 
 /// A reader that counts and hashes what passes.
-pub(super) struct Hashing<R> {
-    pub(super) inner: R,
-    pub(super) hasher: Hasher,
-    pub(super) count: u64,
+pub(crate) struct Hashing<R> {
+    pub(crate) inner: R,
+    pub(crate) hasher: Hasher,
+    pub(crate) count: u64,
 }
 
 impl<R> Hashing<R> {
-    pub(super) fn new(inner: R, algorithm: Algorithm) -> Self {
+    pub(crate) fn new(inner: R, algorithm: Algorithm) -> Self {
         Self { inner, hasher: Hasher::new(algorithm), count: 0 }
     }
 }
