@@ -24,7 +24,7 @@ use crate::hash::Hasher;
 use attempt::{Attempt, Failure};
 use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_sys::lock::{FileLock, Holder};
-use kiln_sys::{Cancel, fs};
+use kiln_sys::{Cancel, IoResult, fs};
 use partial::Partial;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -109,7 +109,14 @@ impl Download<'_> {
             fs::remove_file(&lock)?;
             return Ok(there);
         }
-        let (partial, url) = self.fetch(client, &partial, progress, cancel)?;
+        let (partial, url) = match self.fetch(client, &partial, progress, cancel) {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                // The error that is returned says more than a failed clean-up would.
+                let _ = remove_empty(&partial, &lock);
+                return Err(error);
+            }
+        };
         let fetched = Fetched { digest: partial.digest(), bytes: partial.have, from: Some(url) };
         partial.commit(self.target)?;
         fs::remove_file(&lock)?;
@@ -212,4 +219,14 @@ impl Download<'_> {
             clock.wait(wait, cancel)?;
         }
     }
+}
+
+/// Leaves nothing of a download that brought nothing. The caller holds its lock.
+fn remove_empty(partial: &Path, lock: &Path) -> IoResult<()> {
+    if fs::metadata(partial)?.len() == 0 {
+        fs::remove_file(&partial.with_extension("json"))?;
+        fs::remove_file(partial)?;
+        fs::remove_file(lock)?;
+    }
+    Ok(())
 }

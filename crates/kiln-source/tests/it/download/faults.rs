@@ -142,6 +142,7 @@ fn wrong_content_is_tried_once_more_and_never_kept() {
     let message = format!("{} is {}; {} was expected", urls[0], sha256(&other), sha256(&bytes));
     assert_eq!(error.to_string(), message);
     assert_eq!(wrong.froms(), [0, 0, 0]);
+    assert_eq!(fetcher.left(), Vec::<String>::new());
     assert!(!fetcher.target().exists());
 }
 
