@@ -166,9 +166,14 @@ impl Download<'_> {
         let mut at = 0;
         let mut best = attempt.partial.have;
         let (mut tries, mut wrong) = (0, 0);
+        let mut last: Option<&Url> = None;
         loop {
             cancel.check()?;
             let Some(&url) = places.get(at) else { return Err(DownloadError::NoUrl) };
+            // One place's name of a version says nothing of another's, and no digest would tell the halves apart.
+            if self.digest.is_none() && last.replace(url).is_some_and(|last| last != url) {
+                attempt.partial.begin(None, None)?;
+            }
             let result = attempt.run(url, progress);
             // Only what was never there before is progress: an origin that breaks off and cannot go on would never end.
             if attempt.partial.have > best {

@@ -259,3 +259,16 @@ fn bytes_that_were_damaged_in_the_cache_are_found_and_fetched_anew() {
     fetcher.fetch_ok(&server, &bytes);
     assert_eq!(server.froms(), [0, 60_000, 60_000, 0]);
 }
+
+#[test]
+fn two_places_are_only_mixed_where_a_digest_tells() {
+    let (bytes, other) = (content(100_000), content(100_001)[1..].to_vec());
+    let broken = spoilt(&bytes, |_, reply| reply.act(Act::Cut(60_000)));
+    for (second, digest, froms) in [(&bytes, Some(sha256(&bytes)), [60_000]), (&other, None, [0])] {
+        let server = Server::of(second);
+        let fetcher = Fetcher::new();
+        fetcher.fetch(&[broken.url("/file"), server.url("/file")], digest.as_ref()).unwrap();
+        assert!(std::fs::read(fetcher.target()).unwrap() == *second);
+        assert_eq!(server.froms(), froms);
+    }
+}
