@@ -2,7 +2,9 @@
 
 pub mod checksum;
 pub mod disk;
+pub mod download;
 pub mod ext4;
 mod hash;
+mod http;
 pub mod oci;
 pub mod openpgp;

@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::disallowed_methods, reason = "tests work on the host directly")]
 
+mod download;
 mod oci;
 mod openpgp;

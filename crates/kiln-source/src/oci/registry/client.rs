@@ -2,31 +2,16 @@
 
 use super::super::error::{OciError, Unreachable};
 use super::auth::{Authority, DockerConfig};
+use crate::http;
 use kiln_core::image::{DOCKER_HUB, RegistryReference};
-use kiln_sys::{Cancel, Toolbox, fs};
+use kiln_sys::{Cancel, Toolbox};
 use std::io::Read as _;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 use ureq::http::{Response, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body, Proxy};
 
 /// The time a connection may take, and each answer, and each wait for more of a body.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The most redirections of a request.
-const REDIRECTIONS_MAX: u32 = 5;
-/// The most bytes of the headers of an answer.
-const HEADERS_BYTES_MAX: usize = 64 << 10;
-/// The most bytes that are read of an answer that is an error.
-const PROBLEM_BYTES_MAX: u64 = 4096;
-/// The most bytes of the host's certificates.
-const CERTIFICATES_BYTES_MAX: usize = 8 << 20;
-
-/// Where distributions keep the certificates they trust.
-const CERTIFICATES: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-
 /// The documents that are understood.
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -134,7 +119,7 @@ impl<'a> Client<'a> {
                 StatusCode::NOT_FOUND => Err(OciError::NotFound { reference: reference() }),
                 status => Err(self.unreachable(
                     path,
-                    Unreachable::Status { status: status.as_u16(), said: said(response) },
+                    Unreachable::Status { status: status.as_u16(), said: http::said(response) },
                 )),
             };
         }
@@ -145,70 +130,26 @@ impl<'a> Client<'a> {
     }
 }
 
-/// What a registry says of a refusal, on one line.
-fn said(mut response: Response<Body>) -> String {
-    let mut text = Vec::new();
-    // What cannot be read is not told.
-    let _ = response.body_mut().as_reader().take(PROBLEM_BYTES_MAX).read_to_end(&mut text);
-    kiln_core::text::clip(String::from_utf8_lossy(&text).trim())
-}
-
-fn variable<'a>(toolbox: &'a Toolbox, names: &[&str]) -> Option<&'a str> {
-    let env = toolbox.env();
-    let found = names.iter().find_map(|name| env.iter().find(|(key, _)| key == *name));
-    found.and_then(|(_, value)| value.to_str()).filter(|value| !value.is_empty())
-}
-
 fn agent(reference: &RegistryReference, options: &RegistryOptions<'_>) -> Result<Agent, OciError> {
     let loopback = reference.is_loopback();
     let unreachable =
         |source| OciError::Registry { url: reference.host().to_owned(), source: Unreachable::Http(source) };
-    let direct = loopback || without_proxy(options.toolbox, reference.host());
-    let proxy = variable(options.toolbox, &["https_proxy", "HTTPS_PROXY"]).filter(|_| !direct);
+    let direct = loopback || http::without_proxy(http::no_proxy(options.toolbox), reference.host());
+    let proxy = http::https_proxy(options.toolbox).filter(|_| !direct);
     let proxy = proxy.map(Proxy::new).transpose().map_err(Box::new).map_err(unreachable)?;
     let config = Agent::config_builder()
         .https_only(!loopback)
         .http_status_as_error(false)
-        .max_redirects(REDIRECTIONS_MAX)
-        .max_response_header_size(HEADERS_BYTES_MAX)
+        .max_redirects(http::REDIRECTIONS_MAX)
+        .max_response_header_size(http::HEADERS_BYTES_MAX)
         .timeout_connect(Some(PATIENCE))
         .timeout_recv_response(Some(PATIENCE))
         .timeout_per_read(Some(PATIENCE))
         .user_agent("kiln")
         .proxy(proxy);
     // A registry of this host may lead to others, too.
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = TlsConfig::builder().provider(TlsProvider::Rustls).unversioned_rustls_crypto_provider(provider);
-    let tls = tls.root_certs(roots(options.toolbox)?).build();
+    let tls = http::tls(http::roots(options.toolbox)?);
     Ok(config.tls_config(tls).build().new_agent())
-}
-
-/// Whether `no_proxy` names the host or a domain above it.
-fn without_proxy(toolbox: &Toolbox, host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    variable(toolbox, &["no_proxy", "NO_PROXY"]).is_some_and(|list| {
-        list.split(',').map(|item| item.trim().trim_start_matches("*").trim_start_matches('.')).any(|item| {
-            !item.is_empty()
-                && (name == item || name.strip_suffix(item).is_some_and(|above| above.ends_with('.')))
-        }) || list.trim() == "*"
-    })
-}
-
-fn roots(toolbox: &Toolbox) -> Result<RootCerts, OciError> {
-    let named = variable(toolbox, &["SSL_CERT_FILE"]);
-    for path in named.into_iter().chain(CERTIFICATES).map(Path::new) {
-        if let Some(pem) = fs::read_optional(path, CERTIFICATES_BYTES_MAX)? {
-            let items = ureq::tls::parse_pem(&pem).filter_map(Result::ok);
-            let certificates: Vec<Certificate<'static>> = items
-                .filter_map(|item| match item {
-                    PemItem::Certificate(certificate) => Some(certificate),
-                    _ => None,
-                })
-                .collect();
-            return Ok(RootCerts::Specific(Arc::new(certificates)));
-        }
-    }
-    Ok(RootCerts::Specific(Arc::new(Vec::new())))
 }
 
 #[cfg(test)]
