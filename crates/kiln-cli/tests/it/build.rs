@@ -23,6 +23,9 @@ fn equal_inputs_are_baked_once_and_give_one_revision() {
     let forced = context.kiln(["build".as_ref(), dir.as_os_str(), "--force".as_ref()]);
     assert!(forced.stderr.contains("baked in"), "{}", forced.stderr);
     assert_eq!(last_line(&forced.ok()), first, "the same inputs give the same bytes");
+    let home = context.work().join("other");
+    let other = ["--home".as_ref(), home.as_os_str(), "build".as_ref(), dir.as_os_str()];
+    assert_eq!(last_line(&context.kiln(other).ok()), first, "in another store too");
     assert_eq!(context.staged(), Vec::<String>::new());
 }
 

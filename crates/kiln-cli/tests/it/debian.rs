@@ -61,6 +61,22 @@ fn boot_debian_from_real_packages_with_its_cloud_init() {
 }
 
 #[test]
+fn bake_debian_in_two_stores_is_one_revision() {
+    let context = context();
+    let recipe =
+        "name = \"deb\"\n[source]\ntype = \"debian\"\nsuite = \"bookworm\"\nvariant = \"essential\"\n";
+    context.write("kiln.toml", recipe);
+    // The archive may move on between the two.
+    context.kiln(["lock"]).ok();
+    let bake = |home: &str| {
+        let built = context.kiln(["--home", home, "build", "--locked"]);
+        assert!(built.stderr.contains("baked in"), "{}", built.stderr);
+        built.ok().lines().last().unwrap().to_owned()
+    };
+    assert_eq!(bake("one"), bake("two"));
+}
+
+#[test]
 fn an_unknown_package_is_named() {
     let context = context();
     let recipe = "name = \"deb\"\n[source]\ntype = \"debian\"\nsuite = \"bookworm\"\nvariant = \"essential\"\npackages = [\"no-such-package-at-all\"]\n";
