@@ -109,7 +109,7 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
         parts.add_record("snapshot", plan);
     }
     let seed = PlannedSeed::plan(&recipe.seed, cx)?;
-    parts.add_record("seed", &seed);
+    parts.add_record("seed", seed.key());
     parts.add_record("variants", &recipe.variants);
     parts.add_record("profile", &recipe.profile);
     Ok(BuildPlan {

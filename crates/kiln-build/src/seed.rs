@@ -3,10 +3,10 @@
 use crate::error::BuildError;
 use crate::plan::PlanContext;
 use crate::source::input;
+use kiln_core::Digest;
 use kiln_core::recipe::SeedOptions;
 use kiln_core::seed::{Seed, SeedKind, USER_DATA_BYTES_MAX};
 use kiln_sys::{IoResultExt as _, fs};
-use serde::Serialize;
 use std::io::Read as _;
 
 /// The file by which a root file system shows that it has cloud-init.
@@ -15,8 +15,7 @@ pub(crate) const CLOUD_INIT: &str = "/etc/cloud/cloud.cfg";
 pub(crate) const CLOUD_INIT_OFF: &str = "/etc/cloud/cloud-init.disabled";
 
 /// What the recipe says of a seed, its user data read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlannedSeed {
     /// Nothing.
     Auto,
@@ -41,6 +40,17 @@ impl PlannedSeed {
         let seed = Seed { kind: SeedKind::NoCloud, user_data: Some(text) };
         seed.check().map_err(|source| BuildError::UserData { path, source })?;
         Ok(Self::Chosen(Some(seed)))
+    }
+
+    /// Returns what tells one from another: user data by its digest.
+    pub(crate) fn key(&self) -> (&'static str, Option<Digest>) {
+        match self {
+            Self::Auto => ("auto", None),
+            Self::Chosen(None) => ("none", None),
+            Self::Chosen(Some(seed)) => {
+                (seed.kind.as_str(), seed.user_data.as_ref().map(|text| Digest::of(text.as_bytes())))
+            }
+        }
     }
 
     /// Returns the seed of what was built; `auto` is the one where the recipe says nothing.

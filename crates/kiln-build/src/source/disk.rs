@@ -189,31 +189,34 @@ impl DiskPlan {
             Init::Image(program) => Some(program),
             _ => None,
         };
-        // The kernel may come from elsewhere, and then the root need not be readable.
-        if self.kernel.is_some() && init.is_none() && plan.seed == PlannedSeed::Auto {
-            match Contents::open(root, cx.cancel).and_then(|contents| contents.has_cloud_init()) {
-                Ok(has) => output.cloud_init = has,
-                Err(error @ BuildError::Contents { .. }) => {
-                    let text =
-                        format!("not known whether the image has cloud-init: {}", chain(&self.named(error)));
+        let opened = Contents::open(root, cx.cancel)
+            .and_then(|contents| contents.has_cloud_init().map(|has| (contents, has)));
+        let contents = match opened {
+            Ok((contents, has)) => {
+                output.cloud_init = has;
+                Some(contents)
+            }
+            // The kernel may come from elsewhere, and then the root need not be readable.
+            Err(error @ BuildError::Contents { .. }) if self.kernel.is_some() && init.is_none() => {
+                if plan.seed == PlannedSeed::Auto {
+                    let why = chain(&self.named(error));
+                    let text = format!("not known whether the image has cloud-init: {why}");
                     cx.reporter.event(BuildEvent::Note { text });
                 }
-                Err(error) => return Err(error),
+                None
             }
+            Err(error) => return Err(error),
+        };
+        if let (Some(contents), Some(program)) = (&contents, init)
+            && !contents.has_program(program)?
+        {
+            return Err(BuildError::InitMissing { path: program.clone() });
         }
-        if self.kernel.is_none() || init.is_some() {
-            let contents = Contents::open(root, cx.cancel)?;
-            output.cloud_init = contents.has_cloud_init()?;
-            if let Some(program) = init
-                && !contents.has_program(program)?
-            {
-                return Err(BuildError::InitMissing { path: program.clone() });
-            }
-            if self.kernel.is_none() {
-                return self.own_kernel(plan, cx, &contents, found, output);
-            }
+        match (&self.kernel, &contents) {
+            (Some(kernel), _) => kernel.run(plan, cx, output),
+            (None, Some(contents)) => self.own_kernel(plan, cx, contents, found, output),
+            (None, None) => Err(BuildError::NoKernel { path: self.path.clone() }),
         }
-        self.kernel.as_ref().map_or(Ok(()), |kernel| kernel.run(plan, cx, output))
     }
 
     /// Makes boot files of the kernel in the image and its modules.

@@ -23,6 +23,8 @@ const SPACE_FACTOR: u64 = 6;
 const CONTENT: &str = "/usr";
 /// The largest file that is taken of them, in bytes.
 const FILE_BYTES_MAX: u64 = 32 << 20;
+/// What has the peer end only when what it wrote is kept.
+const SYNCED: &[&str] = &["-t", "writeback"];
 /// Wanted: processor time of the peer over kiln's, where everything has to be uncompressed.
 const CPU_TARGET: f64 = 2.2;
 /// Wanted: time of the peer over kiln's, where blocks are shared.
@@ -78,7 +80,7 @@ pub fn bench_disk(
         ("zstd qcow2 to raw", zstd, many, Target::Cpu(1.0)),
         ("plain qcow2 to raw", &[], &[], Target::Wall(plain)),
         // By default `qemu-img` has nothing kept.
-        ("plain qcow2 to raw, synced", &[], &["-t", "writeback"], Target::Wall(plain)),
+        ("plain qcow2 to raw, synced", &[], SYNCED, Target::Wall(plain)),
     ] {
         let image = material.work.join("image.qcow2");
         let make = ["convert", "-f", "raw", "-O", "qcow2"].into_iter().chain(options.iter().copied());
@@ -105,7 +107,7 @@ fn row(
         Ok(Sample { usage, allocated })
     };
     let (ours, theirs) = (material.work.join("ours.raw"), material.work.join("theirs.raw"));
-    let synced = best.contains(&"-t");
+    let synced = best == SYNCED;
     let kiln = || {
         let tool = arena.kiln([DISK_COMMAND.as_ref(), image.as_os_str(), ours.as_os_str()]);
         if synced { tool.arg("--sync") } else { tool }
