@@ -1,14 +1,13 @@
 //! The catalog: which images distributions publish, where, who signs them, and how long they are looked after.
 //! `docs/formats/catalog.md` describes the file. Nothing is fetched here.
 
-mod date;
 mod fingerprint;
 mod wire;
 
-pub use date::{Date, InvalidDate};
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 
 use crate::arch::Arch;
+use crate::date::Date;
 use crate::recipe::DiskFormat;
 use crate::text::{clip, nearest};
 use std::collections::BTreeMap;

@@ -6,6 +6,7 @@
 pub mod arch;
 pub mod capture;
 pub mod catalog;
+pub mod date;
 pub mod digest;
 pub mod image;
 pub mod lock;
@@ -26,6 +27,7 @@ pub mod time;
 pub mod variant;
 
 pub use arch::Arch;
+pub use date::Date;
 pub use digest::Digest;
 pub use name::{ArtifactRole, DiskOwner, MachineId, MachineName, Tag, TemplateName, VariantName};
 pub use reference::{Reference, RevisionSelector};

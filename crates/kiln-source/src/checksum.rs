@@ -19,14 +19,12 @@
 //! A name that has two digests of one algorithm is an error, whether they agree or not. Names are compared as they stand,
 //! byte for byte; they are never used as paths here.
 
-mod digest;
 mod error;
 mod line;
 
-pub use digest::{FileDigest, FileHasher};
 pub use error::{ChecksumError, NotListed};
 
-use kiln_core::image::Algorithm;
+use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_core::text::nearest;
 use line::{Found, Line};
 use std::collections::BTreeMap;
@@ -52,8 +50,8 @@ pub struct Checksums {
 /// What is said of one file, and in which lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Entry {
-    sha256: Option<(FileDigest, usize)>,
-    sha512: Option<(FileDigest, usize)>,
+    sha256: Option<(ContentDigest, usize)>,
+    sha512: Option<(ContentDigest, usize)>,
     others: Vec<(&'static str, usize)>,
     size: Option<(u64, usize)>,
 }
@@ -99,7 +97,7 @@ impl Checksums {
                     wanted: wanted.to_owned(),
                 });
             }
-            add(&mut files, number, &line)?;
+            add(&mut files, number, line)?;
         }
         check_others(&files)?;
         files.retain(|_, entry| entry.sha256.is_some() || entry.sha512.is_some());
@@ -114,8 +112,8 @@ impl Checksums {
     /// # Errors
     ///
     /// [`NotListed`], with similar names that are.
-    pub fn digest(&self, name: &str) -> Result<FileDigest, NotListed> {
-        let entry = self.files.get(name).and_then(|entry| entry.sha512.or(entry.sha256));
+    pub fn digest(&self, name: &str) -> Result<&ContentDigest, NotListed> {
+        let entry = self.files.get(name).and_then(|entry| entry.sha512.as_ref().or(entry.sha256.as_ref()));
         entry.map(|(digest, _)| digest).ok_or_else(|| self.not_listed(name))
     }
 
@@ -145,7 +143,7 @@ impl Checksums {
 }
 
 /// Adds what a line says to what is known of its name.
-fn add(files: &mut BTreeMap<String, Entry>, number: usize, line: &Line<'_>) -> Result<(), ChecksumError> {
+fn add(files: &mut BTreeMap<String, Entry>, number: usize, line: Line<'_>) -> Result<(), ChecksumError> {
     let entry = files.entry(line.name.to_owned()).or_default();
     let twice = |algorithm, first| {
         let name = line.name.to_owned();

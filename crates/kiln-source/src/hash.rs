@@ -1,12 +1,11 @@
 //! Digests computed on the way.
 
-use crate::checksum::FileDigest;
 use kiln_core::image::{Algorithm, ContentDigest};
 use sha2::Digest as _;
 use std::io::{self, Read};
 
 /// A digest in the making.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) enum Hasher {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
@@ -27,18 +26,13 @@ impl Hasher {
         }
     }
 
-    pub(crate) fn finish_file(self) -> FileDigest {
-        match self {
-            Self::Sha256(hasher) => FileDigest::Sha256(hasher.finalize().into()),
-            Self::Sha512(hasher) => FileDigest::Sha512(hasher.finalize().into()),
-        }
-    }
-
     pub(crate) fn finish(self) -> ContentDigest {
-        let digest = self.finish_file();
+        let digest = match self {
+            Self::Sha256(hasher) => ContentDigest::from_bytes(Algorithm::Sha256, &hasher.finalize()),
+            Self::Sha512(hasher) => ContentDigest::from_bytes(Algorithm::Sha512, &hasher.finalize()),
+        };
         #[expect(clippy::expect_used, reason = "each algorithm gives as many bytes as its digests have")]
-        ContentDigest::from_bytes(digest.algorithm(), digest.as_bytes())
-            .expect("a computed digest has its length")
+        digest.expect("a computed digest has its length")
     }
 
     pub(crate) fn of(algorithm: Algorithm, bytes: &[u8]) -> ContentDigest {

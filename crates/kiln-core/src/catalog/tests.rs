@@ -136,6 +136,17 @@ fn what_is_wrong_is_told_with_its_place() {
         ("codename = \"second\"", "", "demo:2: `codename`: is wanted"),
         ("signature = \"SHA256SUMS.gpg\"", "", "`signers`: they sign nothing"),
         ("aarch64 =", "sparc =", "unknown architecture `sparc`"),
+        ("aarch64 =", "amd64 =", "demo:2: `arch`: x86_64 is given twice"),
+        (
+            "user = \"me\"",
+            "user = \"me\"\nend_of_life = \"2029-05-31\"",
+            "demo: `end_of_life`: each release has its own",
+        ),
+        (
+            "codename = \"first\"",
+            "codename = \"first\"\ntitle = \"x\"",
+            "demo:1: `title`: is a distribution's to say",
+        ),
     ] {
         assert!(ONE.contains(from), "{from}");
         let error = Catalog::parse(&ONE.replacen(from, to, 1)).unwrap_err().to_string();

@@ -1,10 +1,11 @@
 //! The catalog as written: what a release leaves out is the distribution's, and words in braces stand for its names.
 
 use super::{
-    CATALOG_VERSION, Catalog, CatalogError, DISTRIBUTIONS_MAX, Date, Distribution, Image, MIRRORS_MAX,
+    CATALOG_VERSION, Catalog, CatalogError, DISTRIBUTIONS_MAX, Distribution, Image, MIRRORS_MAX,
     RELEASES_MAX, Release, SIGNERS_MAX, Signature, SignaturePlace, URL_BYTES_MAX, WORD_BYTES_MAX, is_word,
 };
 use crate::arch::Arch;
+use crate::date::Date;
 use crate::recipe::DiskFormat;
 use crate::text::clip;
 use serde::Deserialize;
@@ -16,62 +17,26 @@ const INLINE: &str = "inline";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    version: u32,
+    #[serde(rename = "version")]
+    _version: u32,
     #[serde(default)]
-    distribution: Vec<DistributionTable>,
+    distribution: Vec<Table>,
 }
 
-/// A table that has keys of its own, and those that both kinds have: serde refuses unknown keys of flat tables only.
-macro_rules! table {
-    ($name:ident { $($field:ident: $type:ty $(= $default:ident)?),* $(,)? }) => {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct $name {
-            $($(#[serde($default)])? $field: $type,)*
-            codename: Option<String>,
-            user: Option<String>,
-            arch: Option<BTreeMap<String, String>>,
-            format: Option<String>,
-            url: Option<Urls>,
-            disk: Option<String>,
-            checksums: Option<String>,
-            signature: Option<String>,
-            image_signature: Option<String>,
-            signers: Option<Vec<String>>,
-            keys: Option<Vec<String>>,
-        }
-
-        impl $name {
-            fn common(&mut self) -> Common {
-                Common {
-                    codename: self.codename.take(),
-                    user: self.user.take(),
-                    arch: self.arch.take(),
-                    format: self.format.take(),
-                    url: self.url.take(),
-                    disk: self.disk.take(),
-                    checksums: self.checksums.take(),
-                    signature: self.signature.take(),
-                    image_signature: self.image_signature.take(),
-                    signers: self.signers.take(),
-                    keys: self.keys.take(),
-                }
-            }
-        }
-    };
-}
-
-table!(DistributionTable {
+/// A distribution or a release: both may say nearly the same.
+#[derive(Deserialize, Clone)]
+#[serde(deny_unknown_fields)]
+struct Table {
     name: String,
-    title: String,
-    aliases: Vec<String> = default,
-    release: Vec<ReleaseTable> = default,
-});
-table!(ReleaseTable { name: String, aliases: Vec<String> = default, end_of_life: Option<String> });
-
-/// What both may say.
-#[derive(Clone, Default)]
-struct Common {
+    #[serde(default)]
+    aliases: Vec<String>,
+    /// A distribution's.
+    title: Option<String>,
+    /// A distribution's.
+    #[serde(default)]
+    release: Vec<Table>,
+    /// A release's.
+    end_of_life: Option<String>,
     codename: Option<String>,
     user: Option<String>,
     arch: Option<BTreeMap<String, String>>,
@@ -92,7 +57,7 @@ enum Urls {
     Many(Vec<String>),
 }
 
-impl Common {
+impl Table {
     /// Returns what a release says, and for the rest what its distribution does.
     fn over(self, distribution: &Self) -> Self {
         let common = distribution.clone();
@@ -108,6 +73,7 @@ impl Common {
             image_signature: self.image_signature.or(common.image_signature),
             signers: self.signers.or(common.signers),
             keys: self.keys.or(common.keys),
+            ..self
         }
     }
 }
@@ -156,7 +122,6 @@ pub(super) fn parse(text: &str) -> Result<Catalog, CatalogError> {
         return Err(CatalogError::Version(version));
     }
     let file: File = toml::from_str(text).map_err(syntax)?;
-    let _ = file.version;
     At("the catalog").at_most("distribution", file.distribution.len(), DISTRIBUTIONS_MAX)?;
     let mut distributions = BTreeMap::new();
     for table in file.distribution {
@@ -169,51 +134,57 @@ pub(super) fn parse(text: &str) -> Result<Catalog, CatalogError> {
     Ok(Catalog { distributions })
 }
 
-fn distribution(mut table: DistributionTable) -> Result<Distribution, CatalogError> {
-    let common = table.common();
-    let DistributionTable { name, title, aliases, release, .. } = table;
-    let at = At(&name);
-    let known = at.word("name", name.clone())?;
+fn distribution(mut table: Table) -> Result<Distribution, CatalogError> {
+    let releases = std::mem::take(&mut table.release);
+    let at = At(&table.name);
+    let name = at.word("name", table.name.clone())?;
+    let title = at.needed("title", table.title.clone())?;
     if title.is_empty() || title.len() > WORD_BYTES_MAX || title.chars().any(char::is_control) {
         return Err(at.bad("title", format!("1 to {WORD_BYTES_MAX} bytes are wanted")));
     }
-    at.at_most("release", release.len(), RELEASES_MAX)?;
-    let mut releases = Vec::new();
+    if table.end_of_life.is_some() {
+        return Err(at.bad("end_of_life", "each release has its own"));
+    }
+    at.at_most("release", releases.len(), RELEASES_MAX)?;
+    let releases: Vec<Release> =
+        releases.into_iter().map(|release| self::release(release, &table)).collect::<Result<_, _>>()?;
     let mut names = BTreeSet::new();
-    for table in release {
-        let release = self::release(&name, table, &common)?;
-        for name in std::iter::once(&release.name).chain(&release.aliases) {
-            if !names.insert(name.clone()) {
-                return Err(at.bad("release", format!("`{name}` means two releases")));
-            }
+    for name in releases.iter().flat_map(|release| std::iter::once(&release.name).chain(&release.aliases)) {
+        if !names.insert(name) {
+            return Err(at.bad("release", format!("`{name}` means two releases")));
         }
-        releases.push(release);
     }
     if releases.is_empty() {
         return Err(at.bad("release", "one is wanted"));
     }
-    Ok(Distribution { name: known, title, aliases: at.words("aliases", aliases)?, releases })
+    let aliases = at.words("aliases", table.aliases.clone())?;
+    Ok(Distribution { name, title, aliases, releases })
 }
 
-fn release(distribution: &str, mut table: ReleaseTable, common: &Common) -> Result<Release, CatalogError> {
-    let own = table.common();
-    let ReleaseTable { name, aliases, end_of_life, .. } = table;
-    let place = format!("{distribution}:{name}");
+fn release(table: Table, distribution: &Table) -> Result<Release, CatalogError> {
+    let place = format!("{}:{}", distribution.name, table.name);
     let at = At(&place);
-    let name = at.word("name", name)?;
-    let said = own.over(common);
-    let end_of_life = end_of_life.map(|text| text.parse::<Date>()).transpose();
-    let architectures = at.needed("arch", said.arch.clone())?;
+    for (field, said) in [("title", table.title.is_some()), ("release", !table.release.is_empty())] {
+        if said {
+            return Err(at.bad(field, "is a distribution's to say"));
+        }
+    }
+    let said = table.over(distribution);
+    let name = at.word("name", said.name.clone())?;
+    let end_of_life = said.end_of_life.as_deref().map(str::parse::<Date>).transpose();
+    let architectures = at.needed("arch", said.arch.as_ref())?;
     let mut images = BTreeMap::new();
     for (arch, word) in architectures {
         let arch: Arch = arch.parse().map_err(|error| at.bad("arch", error))?;
-        images.insert(arch, image(&at, &name, &word, &said)?);
+        if images.insert(arch, image(&at, &name, word, &said)?).is_some() {
+            return Err(at.bad("arch", format!("{arch} is given twice")));
+        }
     }
     if images.is_empty() {
         return Err(at.bad("arch", "one is wanted"));
     }
     Ok(Release {
-        aliases: at.words("aliases", aliases)?,
+        aliases: at.words("aliases", said.aliases)?,
         end_of_life: end_of_life.map_err(|error| at.bad("end_of_life", error))?,
         user: at.word("user", at.needed("user", said.user)?)?,
         name,
@@ -221,7 +192,7 @@ fn release(distribution: &str, mut table: ReleaseTable, common: &Common) -> Resu
     })
 }
 
-fn image(at: &At<'_>, release: &str, arch: &str, said: &Common) -> Result<Image, CatalogError> {
+fn image(at: &At<'_>, release: &str, arch: &str, said: &Table) -> Result<Image, CatalogError> {
     let names = Names { at, release, arch, codename: said.codename.as_deref() };
     let format = at.needed("format", said.format.as_deref())?;
     let format = DiskFormat::ALL.into_iter().find(|known| known.as_str() == format);
@@ -242,7 +213,7 @@ fn image(at: &At<'_>, release: &str, arch: &str, said: &Common) -> Result<Image,
     })
 }
 
-fn signature(names: &Names<'_>, base: &str, said: &Common) -> Result<Option<Signature>, CatalogError> {
+fn signature(names: &Names<'_>, base: &str, said: &Table) -> Result<Option<Signature>, CatalogError> {
     let at = names.at;
     let place = match (said.signature.as_deref(), said.image_signature.as_deref()) {
         (None, None) => {

@@ -16,6 +16,8 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
     /// Returns the word used in digests.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,7 +34,7 @@ impl Algorithm {
     }
 }
 
-/// The digest of a part of an image.
+/// The digest of a part of an image, or of a file.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContentDigest {
     algorithm: Algorithm,
@@ -51,6 +53,14 @@ impl ContentDigest {
         (hex.len() == algorithm.digits()).then_some(Self { algorithm, hex })
     }
 
+    /// Reads the hexadecimal digits of a digest, of either case; their number tells the algorithm. None when there are
+    /// not 64 or 128 of them.
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        let algorithm = Algorithm::ALL.into_iter().find(|algorithm| algorithm.digits() == hex.len())?;
+        let plain = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+        plain.then(|| Self { algorithm, hex: hex.to_ascii_lowercase() })
+    }
+
     /// Returns the algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
@@ -66,8 +76,7 @@ impl FromStr for ContentDigest {
     type Err = InvalidContentDigest;
 
     fn from_str(text: &str) -> Result<Self, InvalidContentDigest> {
-        let known = [Algorithm::Sha256, Algorithm::Sha512];
-        let parsed = known.into_iter().find_map(|algorithm| {
+        let parsed = Algorithm::ALL.into_iter().find_map(|algorithm| {
             let hex = text.strip_prefix(algorithm.as_str())?.strip_prefix(':')?;
             let plain = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             (plain && hex.len() == algorithm.digits()).then(|| Self { algorithm, hex: hex.to_owned() })

@@ -1,6 +1,7 @@
 //! One line of a checksum manifest.
 
-use super::{ChecksumError, FileDigest, NAME_BYTES_MAX};
+use super::{ChecksumError, NAME_BYTES_MAX};
+use kiln_core::image::ContentDigest;
 use kiln_core::text::clip;
 
 /// What a line says of a file.
@@ -10,7 +11,7 @@ pub(super) struct Line<'a> {
 }
 
 pub(super) enum Found {
-    Digest(FileDigest),
+    Digest(ContentDigest),
     /// A digest of a known algorithm that is not computed here.
     Other(&'static str),
     Size(u64),
@@ -92,7 +93,7 @@ fn by_word(number: usize, word: &str, hex: &str) -> Result<Found, ChecksumError>
     match word {
         "SHA256" | "SHA512" => {
             let digits = if word == "SHA256" { 64 } else { 128 };
-            let digest = FileDigest::from_hex(hex).filter(|_| hex.len() == digits);
+            let digest = ContentDigest::from_hex(hex).filter(|_| hex.len() == digits);
             digest.map(Found::Digest).ok_or(wrong)
         }
         _ => match OTHERS.iter().find(|(known, _)| *known == word) {
@@ -104,7 +105,7 @@ fn by_word(number: usize, word: &str, hex: &str) -> Result<Found, ChecksumError>
 }
 
 fn by_length(number: usize, hex: &str) -> Result<Found, ChecksumError> {
-    if let Some(digest) = FileDigest::from_hex(hex) {
+    if let Some(digest) = ContentDigest::from_hex(hex) {
         return Ok(Found::Digest(digest));
     }
     let other = OTHERS.iter().find(|(_, digits)| *digits == hex.len());

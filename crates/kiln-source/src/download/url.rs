@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use iri_string::types::{UriAbsoluteStr, UriReferenceStr};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -68,21 +69,10 @@ impl Url {
         if location.is_empty() || location.len() > URL_BYTES_MAX {
             return Err(InvalidUrl);
         }
-        let scheme = self.uri.scheme_str().unwrap_or_default();
-        let authority = self.uri.authority().map_or("", |authority| authority.as_str());
-        let path = self.uri.path();
-        let text = if has_scheme(location) {
-            location.to_owned()
-        } else if location.starts_with("//") {
-            format!("{scheme}:{location}")
-        } else if location.starts_with('/') {
-            format!("{scheme}://{authority}{}", plain_path(location))
-        } else if location.starts_with('?') {
-            format!("{scheme}://{authority}{path}{location}")
-        } else {
-            let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-            format!("{scheme}://{authority}{}", plain_path(&format!("{directory}/{location}")))
-        };
+        let base = self.uri.to_string();
+        let base = UriAbsoluteStr::new(&base).map_err(|_| InvalidUrl)?;
+        let location = UriReferenceStr::new(location).map_err(|_| InvalidUrl)?;
+        let text = location.resolve_against(base).to_string();
         let mut url: Self = text.parse()?;
         if url.authorization.is_none() && self.is_same_origin(&url) {
             url.authorization.clone_from(&self.authorization);
@@ -95,28 +85,6 @@ impl Url {
             && self.host().eq_ignore_ascii_case(other.host())
             && self.port() == other.port()
     }
-}
-
-fn has_scheme(text: &str) -> bool {
-    text.split_once(':').is_some_and(|(scheme, _)| {
-        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-    })
-}
-
-/// Resolves `.` and `..` in the path before a query.
-fn plain_path(text: &str) -> String {
-    let (path, query) = text.split_at(text.find('?').unwrap_or(text.len()));
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/').skip(1) {
-        match part {
-            "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    let slash = if path.ends_with("/.") || path.ends_with("/..") { "/" } else { "" };
-    format!("/{}{slash}{query}", parts.join("/"))
 }
 
 /// Undoes `%40` and the like.

@@ -1,6 +1,7 @@
 //! Why a keyring or a signature is refused.
 
 use super::{CERTIFICATES_MAX, Fingerprint, KEYRING_BYTES_MAX, SIGNATURES_MAX};
+use kiln_core::Date;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -268,15 +269,7 @@ pub enum Unusable {
 
 /// Returns the day of a time in UTC, as `2024-02-29`.
 fn date(at: SystemTime) -> String {
-    let days = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400) + 719_468;
-    // Years start in March here, so that the day that may be missing is the last of one.
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    format!("{:04}-{month:02}-{day:02}", era * 400 + year + u64::from(month <= 2))
+    Date::of_unix_seconds(at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())).to_string()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The layout's records, as they are written. Only what kiln reads or writes is in them; other fields are passed over.
 
+use kiln_core::Date;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -141,18 +142,9 @@ pub(super) struct MachineConfig {
 
 /// Returns a time as the records have it: RFC 3339, in UTC, to the second.
 pub(super) fn time(unix_ms: u64) -> String {
-    let (days, seconds) = (unix_ms / 86_400_000, unix_ms / 1000 % 86_400);
-    // Eras of 400 years, counted from a first of March, so that the leap day is a year's last.
-    let day = days + 719_468;
-    let (era, day) = (day / 146_097, day % 146_097);
-    let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day_of_month = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day_of_month:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let seconds = unix_ms / 1000;
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{}T{hour:02}:{minute:02}:{second:02}Z", Date::of_unix_seconds(seconds))
 }
 
 #[cfg(test)]

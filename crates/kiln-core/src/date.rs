@@ -1,8 +1,11 @@
-//! Days, as catalogs have them.
+//! Days of the calendar.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+
+/// Days from 1970-01-01 to 9999-12-31.
+const DAYS_MAX: u64 = 2_932_896;
 
 /// A day: `2029-05-31`. Days are ordered as time goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -28,23 +31,20 @@ fn days_of(year: u16, month: u8) -> u8 {
 }
 
 impl Date {
-    /// Returns the day, in UTC, so many seconds after 1970 began; none after the year 65535.
-    pub fn of_unix_seconds(seconds: u64) -> Option<Self> {
-        let (mut left, mut year) = (seconds / 86400, 1970_u16);
-        loop {
-            let days = if days_of(year, 2) == 29 { 366 } else { 365 };
-            if left < days {
-                break;
-            }
-            left -= days;
-            year = year.checked_add(1)?;
-        }
-        let mut month = 1;
-        while left >= u64::from(days_of(year, month)) {
-            left -= u64::from(days_of(year, month));
-            month += 1;
-        }
-        Some(Self { year, month, day: u8::try_from(left + 1).ok()? })
+    /// Returns the day, in UTC, so many seconds after 1970 began. What is later than the last day that can be written,
+    /// 9999-12-31, is that day.
+    pub fn of_unix_seconds(seconds: u64) -> Self {
+        // Eras of 400 years, counted from a first of March, so that the leap day is a year's last.
+        let days = (seconds / 86_400).min(DAYS_MAX) + 719_468;
+        let (era, day) = (days / 146_097, days % 146_097);
+        let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+        let day = day - (365 * year + year / 4 - year / 100);
+        let shifted = (5 * day + 2) / 153;
+        let day = day - (153 * shifted + 2) / 5 + 1;
+        let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+        let year = year + era * 400 + u64::from(month <= 2);
+        let small = |number: u64| u8::try_from(number).unwrap_or(u8::MAX);
+        Self { year: u16::try_from(year).unwrap_or(u16::MAX), month: small(month), day: small(day) }
     }
 }
 
@@ -123,10 +123,14 @@ mod tests {
             (86399, "1970-01-01"),
             (951_782_400, "2000-02-29"),
             (1_700_000_000, "2023-11-14"),
+            (1_709_251_199, "2024-02-29"),
             (4_102_444_800, "2100-01-01"),
+            (4_294_967_295, "2106-02-07"),
+            (253_402_300_799, "9999-12-31"),
+            (253_402_300_800, "9999-12-31"),
+            (u64::MAX, "9999-12-31"),
         ] {
-            assert_eq!(Date::of_unix_seconds(seconds).unwrap().to_string(), text);
+            assert_eq!(Date::of_unix_seconds(seconds).to_string(), text);
         }
-        assert_eq!(Date::of_unix_seconds(u64::MAX), None);
     }
 }
