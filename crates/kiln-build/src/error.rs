@@ -7,11 +7,14 @@ use crate::kernel::KernelError;
 use crate::modules::ModuleError;
 use crate::source::NixError;
 use kiln_core::arch::Arch;
-use kiln_core::image::Platform;
+use kiln_core::catalog::NotListed;
+use kiln_core::image::{ContentDigest, Platform};
 use kiln_core::lock::{Moved, PinKind};
 use kiln_core::size::ByteSize;
 use kiln_core::text::count;
+use kiln_source::catalog::LookUpError;
 use kiln_source::disk::DiskError;
+use kiln_source::download::DownloadError;
 use kiln_source::ext4::ImageError;
 use kiln_source::oci::OciError;
 use kiln_sys::{IoError, ToolError};
@@ -128,6 +131,35 @@ pub enum BuildError {
     /// The initramfs cannot be written.
     #[error(transparent)]
     Initramfs(#[from] InitramfsError),
+    /// An image that the catalog does not have.
+    #[error(transparent)]
+    NotListed(#[from] NotListed),
+    /// An image of the catalog that is not pinned, and nobody may be asked.
+    #[error("image `{name}` was never looked up here, and kiln is offline")]
+    ImageNotPinned {
+        /// Distribution and release.
+        name: String,
+    },
+    /// An image of the catalog that was not looked up or not fetched.
+    #[error("image `{name}`")]
+    Catalog {
+        /// Distribution and release.
+        name: String,
+        /// Why.
+        #[source]
+        source: Box<LookUpError>,
+    },
+    /// An image that is pinned, and cannot be had any more.
+    #[error("image `{name}` is pinned to {digest}, which cannot be fetched")]
+    PinnedImage {
+        /// Distribution and release.
+        name: String,
+        /// What it is pinned to.
+        digest: ContentDigest,
+        /// Why.
+        #[source]
+        source: Box<DownloadError>,
+    },
     /// The root disk cannot be written.
     #[error(transparent)]
     Ext4(#[from] Ext4Error),
@@ -300,6 +332,15 @@ impl From<ToolError> for BuildError {
 }
 
 impl BuildError {
+    /// An error with the image of the catalog that it is of.
+    pub(crate) fn catalog(name: &str, error: LookUpError) -> Self {
+        match error {
+            LookUpError::Cancelled => Self::Cancelled,
+            LookUpError::Io(error) => Self::Io(error),
+            error => Self::Catalog { name: name.to_owned(), source: Box::new(error) },
+        }
+    }
+
     /// An error with the image that it is of; see [`BuildError::Image`].
     pub(crate) fn image(image: &str, error: OciError) -> Self {
         match error {

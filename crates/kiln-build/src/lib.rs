@@ -45,9 +45,16 @@ pub use run::{
     run,
 };
 pub use seed::PlannedSeed;
-pub use source::{NixError, PlannedStep, legacy_key};
+pub use source::{FetchOptions, NixError, PlannedStep, legacy_key};
 pub use tree::TreeSize;
 pub use unpack::Ownership;
+
+/// Images of the catalog, for whoever says how to fetch them and what to try.
+pub mod catalog {
+    pub use kiln_source::catalog::{LookUpError, Verify};
+    pub use kiln_source::download::DownloadError;
+    pub use kiln_source::openpgp::SignatureError;
+}
 
 /// Why disk images cannot be used, for whoever says what to try.
 pub mod disk {

@@ -4,10 +4,12 @@ use crate::error::BuildError;
 use crate::host::HostFacts;
 use crate::key::{KeyPart, Parts};
 use crate::packed::Packed;
+use crate::report::Reporter;
 use crate::seed::PlannedSeed;
-use crate::source::{PlannedSource, PlannedStep};
+use crate::source::{FetchOptions, PlannedSource, PlannedStep};
 use crate::{ext4, initramfs};
 use kiln_core::arch::Arch;
+use kiln_core::catalog::Catalog;
 use kiln_core::digest::Digest;
 use kiln_core::lock::Pins;
 use kiln_core::recipe::{AgentOptions, Init, Recipe};
@@ -70,6 +72,12 @@ pub struct PlanContext<'a> {
     pub pins: &'a Pins,
     /// Whether nothing may be asked of the network.
     pub offline: bool,
+    /// The images that names mean.
+    pub catalog: &'a Catalog,
+    /// How those are fetched.
+    pub fetch: FetchOptions,
+    /// Receives progress of what is looked up.
+    pub reporter: &'a dyn Reporter,
 }
 
 impl std::fmt::Debug for PlanContext<'_> {

@@ -14,7 +14,7 @@ pub enum Step {
     Packages,
     /// The kernel's package is fetched.
     KernelPackage,
-    /// The layers of an image are fetched from its registry.
+    /// An image is fetched: its layers from a registry, or the whole of it.
     Fetch,
     /// The layers of an image are uncompressed and overlaid.
     Layers,
@@ -78,6 +78,13 @@ pub enum BuildEvent {
         elapsed_ms: u64,
         /// What came of it.
         detail: String,
+    },
+    /// So much of a file is there.
+    Bytes {
+        /// The bytes that are there.
+        have: u64,
+        /// All, where that is known.
+        total: Option<u64>,
     },
     /// Something worth knowing.
     Note {

@@ -1,5 +1,6 @@
 //! Sources: each kind is planned, then run, in a file of its own.
 
+mod catalog;
 mod debian;
 mod disk;
 mod dockerfile;
@@ -13,6 +14,7 @@ use crate::error::BuildError;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::run::{BuildContext, BuildOutput};
+use catalog::CatalogPlan;
 use disk::DiskPlan;
 use dockerfile::DockerfilePlan;
 use kiln_core::lock::Pins;
@@ -24,6 +26,7 @@ use path::PathPlan;
 use std::path::{Path, PathBuf};
 use template::TemplatePlan;
 
+pub use catalog::FetchOptions;
 pub(crate) use debian::{DebianPlan, MirrorPlan};
 pub use nix::{NixError, legacy_key};
 pub use template::PlannedStep;
@@ -35,6 +38,7 @@ pub(crate) enum PlannedSource {
     Directory(PathPlan),
     Tar(PathPlan),
     Disk(DiskPlan),
+    Catalog(CatalogPlan),
     Nix(NixPlan),
     Oci(OciPlan),
     Dockerfile(DockerfilePlan),
@@ -49,6 +53,7 @@ impl PlannedSource {
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
             Source::Disk(source) => Self::Disk(DiskPlan::plan(source, cx, parts)?),
+            Source::Catalog(source) => Self::Catalog(CatalogPlan::plan(source, cx, parts)?),
             Source::Nix(source) => Self::Nix(NixPlan::plan(source, recipe, cx, parts)?),
             Source::Oci(source) => Self::Oci(OciPlan::plan(source, cx, parts)?),
             Source::Dockerfile(source) => {
@@ -67,14 +72,13 @@ impl PlannedSource {
             Self::Disk(source) => source.resolve(plan, cx),
             Self::Oci(source) => source.resolve(plan, cx),
             Self::Dockerfile(source) => source.resolve(plan, cx),
-            Self::Nix(_) => Ok(Pins::default()),
-            Self::Template(_) => Ok(Pins::default()),
+            Self::Catalog(_) | Self::Nix(_) | Self::Template(_) => Ok(Pins::default()),
         }
     }
 
     /// Returns whether the root file system is made here, of files, and can be any.
     pub(crate) fn takes_any_root(&self) -> bool {
-        !matches!(self, Self::Disk(_) | Self::Nix(_) | Self::Template(_))
+        !matches!(self, Self::Disk(_) | Self::Catalog(_) | Self::Nix(_) | Self::Template(_))
     }
 
     /// Makes the files.
@@ -84,6 +88,7 @@ impl PlannedSource {
             Self::Directory(source) => source.run_directory(plan, cx),
             Self::Tar(source) => source.run_tar(plan, cx),
             Self::Disk(source) => source.run(plan, cx),
+            Self::Catalog(source) => source.run(plan, cx),
             Self::Nix(source) => source.run(plan, cx),
             Self::Oci(source) => source.run(plan, cx),
             Self::Dockerfile(source) => source.run(plan, cx),

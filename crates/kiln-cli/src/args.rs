@@ -114,6 +114,8 @@ pub(crate) enum Command {
     Verify(cmd::verify::VerifyArgs),
     /// Write a template's disk to a file of your own
     Clone(cmd::clone::CloneArgs),
+    /// List, show and pull the images that distributions publish
+    Catalog(cmd::catalog::CatalogArgs),
     /// Take templates over from another program's directory
     Import(cmd::import::ImportArgs),
     /// Write templates in another program's layout

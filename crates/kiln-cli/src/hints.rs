@@ -2,6 +2,7 @@
 
 use crate::cmd::private::PrivateError;
 use crate::error::CliError;
+use kiln_build::catalog::{DownloadError, LookUpError, SignatureError};
 use kiln_build::disk::{DiskError, ImageError, Qcow2Error};
 use kiln_build::ext4::Ext4Error;
 use kiln_build::{BuildError, NixError, OciError};
@@ -59,6 +60,21 @@ fn one(text: impl Into<String>) -> Vec<String> {
 
 fn engine(error: &EngineError) -> Vec<String> {
     match error {
+        EngineError::NotListed(_) => one("kiln catalog ls --all lists every image"),
+        EngineError::Catalog { path, .. } => {
+            one(format!("docs/formats/catalog.md tells its keys; mend or remove {}", path.display()))
+        }
+        EngineError::NotAnImage { name, .. } => one(format!(
+            "kiln tag {name} NEW:TAG gives it another name, kiln untag {name} then makes room for the image"
+        )),
+        EngineError::OlderImage { name, .. } => vec![
+            "a mirror that lags behind, or somebody who wants an old image to be used: try again later"
+                .to_owned(),
+            format!("kiln catalog update --allow-older {name} takes it all the same"),
+        ],
+        EngineError::UnsignedImage { name, .. } => {
+            one(format!("kiln catalog update --allow-older {name} takes it all the same"))
+        }
         EngineError::NoRecipe { .. } => one("kiln init writes one"),
         EngineError::Recipe { .. } => {
             one("kiln schema prints every key; docs/formats/recipe.md explains them")
@@ -397,6 +413,17 @@ fn build(error: &BuildError) -> Vec<String> {
             ];
         }
         BuildError::Offline { .. } => return one("build it once without --offline"),
+        BuildError::NotListed(_) => return one("kiln catalog ls --all lists every image"),
+        BuildError::ImageNotPinned { name } => {
+            return one(format!("kiln catalog pull {name}, once without --offline"));
+        }
+        BuildError::PinnedImage { name, .. } => {
+            return vec![
+                "its publisher has something newer under that name, most likely".to_owned(),
+                format!("kiln catalog update {name} takes it; for a recipe with a lock, kiln update does"),
+            ];
+        }
+        BuildError::Catalog { name, source } => return catalog(name, source),
         BuildError::NoBuilder => return one("apt-get install buildah: it needs no daemon and no root"),
         BuildError::NoArchive { .. } => return one("name `kernel` and `modules` in [source]"),
         // Errors that say the same as their cause are no link of the chain that is followed below.
@@ -482,4 +509,29 @@ fn disk_image(error: &BuildError) -> Option<&'static str> {
         }
         _ => return None,
     })
+}
+
+/// What to try when an image of the catalog could not be looked up or fetched.
+fn catalog(name: &str, error: &LookUpError) -> Vec<String> {
+    match error {
+        LookUpError::NobodySigns => one("--verify checksum takes the word of the server"),
+        LookUpError::Signature { source, .. } => match &**source {
+            SignatureError::False { .. } => {
+                one("somebody changed the checksums, or the server is being updated: try again later")
+            }
+            SignatureError::UnknownSigner { .. } | SignatureError::NoPinnedKey => one(format!(
+                "who signs it may have a new key: compare kiln catalog show {name} with what its makers say"
+            )),
+            _ => one("--verify checksum takes the word of the server, which is no proof"),
+        },
+        LookUpError::Download(error) => match &**error {
+            DownloadError::Status { status: 404, .. } => {
+                one("it may have moved: kiln catalog add takes a catalog with the new address")
+            }
+            DownloadError::Broken { .. } => one("http_proxy, https_proxy and no_proxy name proxies"),
+            DownloadError::Offline { .. } => one("try once without --offline"),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
 }

@@ -80,6 +80,11 @@ impl Shown {
                     bar.set_message(format!("{step} · {}", kiln_core::text::clip(line.trim())));
                 }
             }
+            Progress::Bytes { have, total } => {
+                if let Some(bar) = bar.as_ref() {
+                    transfer(bar, have, total);
+                }
+            }
             Progress::Done { .. } => {
                 done(&mut bar);
                 drop(bar);
@@ -92,6 +97,26 @@ impl Shown {
             _ => {}
         }
     }
+}
+
+/// Shows how much of a file is there, how fast it comes, and how long the rest takes.
+fn transfer(bar: &ProgressBar, have: u64, total: Option<u64>) {
+    let template = match total {
+        Some(_) => "{spinner} {msg} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        None => "{spinner} {msg} {bytes}, {bytes_per_sec}",
+    };
+    // The first of them tells how much was there before, which did not come at this rate.
+    if bar.length() != total || bar.position() == 0 {
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+        bar.set_position(have);
+        bar.reset_eta();
+    }
+    bar.set_position(have);
 }
 
 fn plain(event: Progress) {
@@ -115,6 +140,7 @@ fn as_json(event: Progress) {
     let value = match event {
         Progress::Started { step } => json!({"event": "started", "step": step}),
         Progress::Said { line } => json!({"event": "said", "line": line}),
+        Progress::Bytes { have, total } => json!({"event": "bytes", "have": have, "total": total}),
         Progress::Done { step, elapsed_ms, result } => {
             json!({"event": "done", "step": step, "elapsed_ms": elapsed_ms, "result": result})
         }

@@ -2,9 +2,11 @@
 //! `docs/formats/catalog.md` describes the file. Nothing is fetched here.
 
 mod fingerprint;
+mod pin;
 mod wire;
 
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
+pub use pin::{ImagePin, InvalidImagePin, InvalidSerial, Serial};
 
 use crate::arch::Arch;
 use crate::date::Date;
@@ -298,6 +300,14 @@ impl FromStr for ImageName {
             return Err(InvalidImageName(clip(text)));
         }
         Ok(Self { distribution: distribution.to_owned(), release: release.map(str::to_owned) })
+    }
+}
+
+impl ImageName {
+    /// Returns the name of a release of a distribution; none where one of the words is no such name.
+    pub fn of(distribution: &str, release: Option<&str>) -> Option<Self> {
+        let plain = is_word(distribution) && release.is_none_or(is_word);
+        plain.then(|| Self { distribution: distribution.to_owned(), release: release.map(str::to_owned) })
     }
 }
 

@@ -46,6 +46,17 @@ impl Date {
         let small = |number: u64| u8::try_from(number).unwrap_or(u8::MAX);
         Self { year: u16::try_from(year).unwrap_or(u16::MAX), month: small(month), day: small(day) }
     }
+
+    /// Returns the seconds from the beginning of 1970 to the beginning of the day, in UTC; none for a day before.
+    pub fn unix_seconds(self) -> Option<u64> {
+        // As above: years begin with March.
+        let (year, month) = (u64::from(self.year), u64::from(self.month));
+        let year = if month <= 2 { year.checked_sub(1)? } else { year };
+        let shifted = (month + 9) % 12;
+        let day = (153 * shifted + 2) / 5 + u64::from(self.day) - 1;
+        let days = year * 365 + year / 4 - year / 100 + year / 400 + day;
+        Some(days.checked_sub(719_468)? * 86_400)
+    }
 }
 
 impl FromStr for Date {

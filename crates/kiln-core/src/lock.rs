@@ -33,6 +33,8 @@ pub enum PinKind {
     Oci,
     /// A flake, by its reference; pinned to what it was locked to.
     Nix,
+    /// An image of the catalog, by its name; pinned to its digest, and to when and by whom that was signed.
+    Image,
     /// Another template, by reference; pinned to its revision.
     Template,
     /// A program or library that shapes what is built, by its name; pinned to its version.
@@ -48,6 +50,7 @@ impl PinKind {
             Self::Archive => "archive",
             Self::Oci => "oci",
             Self::Nix => "nix",
+            Self::Image => "image",
             Self::Template => "template",
             Self::Builder => "builder",
         }

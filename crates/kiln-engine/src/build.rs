@@ -6,7 +6,10 @@ use crate::progress::{Progress, Reporter, step, waiting};
 use crate::steps::Derived;
 use crate::verify::RECIPE_FACT;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_build::{BuildContext, BuildEvent, BuildOutput, BuildPlan, HostFacts, PlanContext, PlannedSeed};
+use kiln_build::{
+    BuildContext, BuildEvent, BuildOutput, BuildPlan, FetchOptions, HostFacts, PlanContext, PlannedSeed,
+};
+use kiln_core::catalog::Catalog;
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe::{self, RECIPE_BYTES_MAX, Recipe, Source, TemplateSource};
 use kiln_core::revision::{Artifact, MANIFEST_VERSION, Manifest};
@@ -32,6 +35,8 @@ pub struct BuildOptions {
     pub offline: bool,
     /// Leaves the machine of a step that failed.
     pub keep_failed: bool,
+    /// How images of the catalog are fetched.
+    pub fetch: FetchOptions,
 }
 
 /// What a build came to.
@@ -69,7 +74,7 @@ pub struct FoundRecipe {
     pub recipe: Recipe,
     /// Its text.
     pub text: String,
-    /// Its file.
+    /// Its file; empty for a recipe that kiln wrote itself.
     pub path: PathBuf,
 }
 
@@ -103,6 +108,7 @@ impl kiln_build::Reporter for Forward<'_> {
             BuildEvent::StepDone { step, elapsed_ms, detail } => {
                 Progress::Done { step: step.as_str().to_owned(), elapsed_ms, result: detail }
             }
+            BuildEvent::Bytes { have, total } => Progress::Bytes { have, total },
             BuildEvent::Note { text } => Progress::Note { text },
             _ => return,
         });
@@ -120,11 +126,12 @@ impl Engine {
         found: &FoundRecipe,
         host: &HostFacts,
         options: BuildOptions,
+        reporter: &dyn Reporter,
     ) -> EngineResult<BuildPlan> {
         let lock = self.read_lock(found)?;
         let none = Pins::default();
         let pins = lock.as_ref().and_then(|lock| lock.pins(host.arch)).unwrap_or(&none);
-        let plan = self.plan_with(found, host, pins, options.offline)?;
+        let plan = self.plan_with(found, host, pins, options, reporter)?;
         keep_to_lock(found, &plan, lock.as_ref(), host, options.locked)?;
         Ok(plan)
     }
@@ -135,7 +142,8 @@ impl Engine {
         found: &FoundRecipe,
         host: &HostFacts,
         pins: &Pins,
-        offline: bool,
+        options: BuildOptions,
+        reporter: &dyn Reporter,
     ) -> EngineResult<BuildPlan> {
         let looked_up;
         let pins = match &found.recipe.source {
@@ -145,6 +153,10 @@ impl Engine {
             }
             _ => pins,
         };
+        let catalog = match &found.recipe.source {
+            Source::Catalog(_) => self.catalog()?,
+            _ => Catalog::default(),
+        };
         let context = PlanContext {
             base: found.path.parent().unwrap_or(Path::new("/")),
             host,
@@ -152,7 +164,10 @@ impl Engine {
             cancel: &self.cancel,
             cache: &self.store.cache_dir(FETCHED)?,
             pins,
-            offline,
+            offline: options.offline,
+            catalog: &catalog,
+            fetch: options.fetch,
+            reporter: &Forward(reporter),
         };
         Ok(kiln_build::plan(&found.recipe, &context)?)
     }
@@ -211,7 +226,7 @@ impl Engine {
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
-        let plan = self.plan_on(found, &host, *options)?;
+        let plan = self.plan_on(found, &host, *options, reporter)?;
         let before = self.store.cached_build(&plan.key, &self.cancel)?.map(|revision| revision.id);
         let cached = before.is_some() && !options.force;
         let revision = match before {
@@ -242,7 +257,7 @@ impl Engine {
         })
     }
 
-    fn bake(
+    pub(crate) fn bake(
         &self,
         found: &FoundRecipe,
         plan: &BuildPlan,
@@ -271,7 +286,7 @@ impl Engine {
         };
         let output = kiln_build::run(plan, &context)?;
         let manifest = self.take_in(&found.recipe, &plan.seed, host, &output, &staging, reporter)?;
-        let facts = output.facts.into_iter().chain([recipe_fact(found)]).collect();
+        let facts = output.facts.into_iter().chain(recipe_fact(found)).collect();
         self.publish_build(&manifest, &found.recipe.name, &plan.key, begun, facts)
     }
 
@@ -304,7 +319,7 @@ impl Engine {
         let mut waiting = waiting(reporter);
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
-        let plan = self.plan_on(found, &host, BuildOptions::default())?;
+        let plan = self.plan_on(found, &host, BuildOptions::default(), reporter)?;
         self.bake(found, &plan, &host, BuildOptions::default(), Instant::now(), reporter)
     }
 
@@ -376,7 +391,8 @@ pub(crate) fn manifest_of(
     manifest.checked().map_err(|source| EngineError::Store(StoreError::BadManifest { id, source }))
 }
 
-/// Returns the fact of which recipe a revision is built again.
-pub(crate) fn recipe_fact(found: &FoundRecipe) -> (String, String) {
-    (RECIPE_FACT.to_owned(), found.path.to_string_lossy().into_owned())
+/// Returns the fact of which recipe a revision is built again; none where that is no file.
+pub(crate) fn recipe_fact(found: &FoundRecipe) -> Option<(String, String)> {
+    let path = Some(&found.path).filter(|path| !path.as_os_str().is_empty())?;
+    Some((RECIPE_FACT.to_owned(), path.to_string_lossy().into_owned()))
 }

@@ -1,6 +1,8 @@
 //! What can go wrong in an operation.
 
 use kiln_build::BuildError;
+use kiln_core::Digest;
+use kiln_core::catalog::{CatalogError, NotListed, Serial};
 use kiln_core::machine::EndCause;
 use kiln_core::recipe::RecipeError;
 use kiln_core::text::count;
@@ -319,6 +321,50 @@ pub enum EngineError {
     /// A file could not be used.
     #[error(transparent)]
     Io(IoError),
+    /// An image that the catalog does not have.
+    #[error(transparent)]
+    NotListed(#[from] NotListed),
+    /// A catalog that was added and is none.
+    #[error("{} is not a catalog", path.display())]
+    Catalog {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: CatalogError,
+    },
+    /// An image whose name cannot be a template's.
+    #[error("image `{name}` has a name that no template can have")]
+    ImageName {
+        /// The image.
+        name: String,
+    },
+    /// The template that an image would be is something else.
+    #[error("`{name}` is revision {}, which was not made of the catalog's image", revision.short())]
+    NotAnImage {
+        /// Distribution and release.
+        name: String,
+        /// What the tag points to.
+        revision: Digest,
+    },
+    /// What is offered was signed before that which is there.
+    #[error("image `{name}` of {offered} is offered, older than that of {have} which is here")]
+    OlderImage {
+        /// Distribution and release.
+        name: String,
+        /// When that which is here was signed.
+        have: Serial,
+        /// When that which is offered was signed.
+        offered: Serial,
+    },
+    /// What is offered is not signed, and that which is there was.
+    #[error("image `{name}` is offered without a signature, and that which is here was signed at {have}")]
+    UnsignedImage {
+        /// Distribution and release.
+        name: String,
+        /// When that which is here was signed.
+        have: Serial,
+    },
 }
 
 /// Why one entry of another program's directory cannot be taken over, or written.

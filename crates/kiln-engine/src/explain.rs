@@ -2,7 +2,7 @@
 
 use crate::build::{BuildOptions, FoundRecipe};
 use crate::diff::{DiffRequest, FileList};
-use crate::{Engine, EngineResult};
+use crate::{Engine, EngineResult, Silent};
 use kiln_build::{BuildPlan, HostFacts};
 use kiln_core::{Digest, Reference, TemplateName};
 use kiln_sys::commit::{Existing, write_file};
@@ -66,7 +66,7 @@ impl Engine {
     /// When an input cannot be looked at, or the lock does not fit.
     pub fn explain(&self, found: &FoundRecipe, options: BuildOptions) -> EngineResult<Explanation> {
         let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
-        let plan = self.plan_on(found, &host, options)?;
+        let plan = self.plan_on(found, &host, options, &Silent)?;
         let cached = self.store.cached_build(&plan.key, &self.cancel)?.map(|revision| revision.id);
         let last = self.last_inputs(&found.recipe.name)?;
         let known = last.is_some();

@@ -18,6 +18,7 @@ pub mod explain;
 pub mod fork;
 pub mod grow;
 pub mod guest;
+pub mod images;
 mod kvm_cache;
 pub mod lock;
 pub mod machines;

@@ -1,6 +1,6 @@
 //! Locks beside recipes: made, moved and kept to.
 
-use crate::build::{FETCHED, Forward, FoundRecipe};
+use crate::build::{BuildOptions, FETCHED, Forward, FoundRecipe};
 use crate::progress::{Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, BuildError, BuildPlan, HostFacts};
@@ -116,12 +116,12 @@ impl Engine {
         if !request.update {
             // What a package archive had once, it has no more: only these can be had again.
             for (kind, name, to) in known.iter() {
-                if matches!(kind, PinKind::Oci | PinKind::Nix | PinKind::Template) {
+                if matches!(kind, PinKind::Oci | PinKind::Nix | PinKind::Image | PinKind::Template) {
                     kept.set(kind, name, to);
                 }
             }
         }
-        let plan = self.plan_with(found, &host, &kept, false)?;
+        let plan = self.plan_with(found, &host, &kept, BuildOptions::default(), reporter)?;
         let inputs = inputs(&plan);
         let fits = before
             .as_ref()

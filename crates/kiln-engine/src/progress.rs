@@ -18,6 +18,13 @@ pub enum Progress {
         /// Its words.
         line: String,
     },
+    /// So much of a file is there.
+    Bytes {
+        /// The bytes that are there.
+        have: u64,
+        /// All, where that is known.
+        total: Option<u64>,
+    },
     /// The current step is done.
     Done {
         /// What it did.

@@ -153,11 +153,11 @@ impl Engine {
         let kernel = artifact(&base, &ArtifactRole::kernel())?.clone();
         let seed = plan.seed.or(|| base.manifest.seed.clone());
         let manifest = manifest_of(recipe, base.manifest.arch, vec![kernel, initrd, disk], seed)?;
-        let facts = vec![
+        let facts = [
             ("from".to_owned(), format!("{from} {}", base.id)),
             ("steps".to_owned(), derived.steps.len().to_string()),
-            recipe_fact(found),
         ];
+        let facts = facts.into_iter().chain(recipe_fact(found)).collect();
         let id = self.publish_build(&manifest, &recipe.name, &plan.key, begun, facts)?;
         self.keep_layers(&recipe.name, &keys)?;
         Ok(id)

@@ -128,3 +128,12 @@ pub fn verify_clear_signed(
     let verified = signature::check(&signatures, kind, &mut canonical, keyring, pins, options)?;
     Ok((verified, parts.body()))
 }
+
+/// Returns what a clear-signed text says, whoever signed it: the lines as [`verify_clear_signed`] returns them.
+///
+/// # Errors
+///
+/// [`ClearSignedError`] for a text of another form.
+pub fn clear_signed_text(text: &[u8]) -> Result<Vec<u8>, ClearSignedError> {
+    Ok(clear::parse(text)?.body())
+}

@@ -230,8 +230,15 @@ impl Store {
 
     /// Returns the revision that a build with this key made, if the cache knows and the store still has it whole.
     pub fn cached_build(&self, key: &Digest, cancel: &Cancel) -> StoreResult<Option<Revision>> {
-        let Some(id) = self.built(key)? else { return Ok(None) };
-        let revision = match self.revision(&id) {
+        match self.built(key)? {
+            Some(id) => self.whole_revision(&id, cancel),
+            None => Ok(None),
+        }
+    }
+
+    /// Returns a revision, if the store has it with all its artifacts.
+    pub fn whole_revision(&self, id: &Digest, cancel: &Cancel) -> StoreResult<Option<Revision>> {
+        let revision = match self.revision(id) {
             Ok(revision) => revision,
             Err(
                 StoreError::NotFound { .. } | StoreError::Damaged { .. } | StoreError::BadManifest { .. },

@@ -74,6 +74,16 @@ impl DiskPlan {
         Ok(Self { path, format, backing, partition: source.partition, kernel })
     }
 
+    /// Adds to a key what every image that is taken in as it comes has in common.
+    pub(super) fn parts_of_image(parts: &mut Parts) {
+        parts.add("kernel", "image");
+    }
+
+    /// An image that was fetched.
+    pub(super) fn of_image(path: PathBuf, format: DiskFormat) -> Self {
+        Self { path, format: Some(format), backing: BackingFiles::Refuse, partition: None, kernel: None }
+    }
+
     pub(super) fn resolve(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
         let mut pins = Pins::default();
         if let Some(kernel) = &self.kernel {

@@ -1,6 +1,7 @@
 //! What the tests share: scratch directories, facts, programs of the host.
 
-use kiln_build::{BuildError, BuildPlan, HostFacts, PlanContext, plan};
+use kiln_build::{BuildError, BuildPlan, FetchOptions, HostFacts, PlanContext, Quiet, plan};
+use kiln_core::catalog::Catalog;
 use kiln_core::lock::Pins;
 use kiln_core::recipe::Recipe;
 use kiln_sys::tool::ScratchDir;
@@ -55,5 +56,19 @@ pub(crate) fn planned_with(
     cache: &Path,
 ) -> Result<BuildPlan, BuildError> {
     let cancel = Cancel::new().unwrap();
-    plan(recipe, &PlanContext { base, host, toolbox, cancel: &cancel, cache, pins, offline: false })
+    plan(
+        recipe,
+        &PlanContext {
+            base,
+            host,
+            toolbox,
+            cancel: &cancel,
+            cache,
+            pins,
+            offline: false,
+            catalog: &Catalog::default(),
+            fetch: FetchOptions::default(),
+            reporter: &Quiet,
+        },
+    )
 }

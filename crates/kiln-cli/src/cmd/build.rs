@@ -1,11 +1,13 @@
 //! `kiln build`.
 
 use super::Context;
+use super::catalog::VerifyArgs;
 use super::exec::{self, ShellArgs};
 use super::snapshot::create::{Captured, tell_captured};
 use crate::error::{self, CliError, CliResult};
 use crate::output;
 use clap::Args;
+use kiln_build::FetchOptions;
 use kiln_core::Digest;
 use kiln_core::text::clip;
 use kiln_engine::EngineError;
@@ -46,6 +48,8 @@ pub(crate) struct BuildArgs {
     /// Ask nothing of the network
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    fetch: VerifyArgs,
     /// Leave the machine of a step that failed running
     #[arg(long)]
     keep_failed: bool,
@@ -197,6 +201,7 @@ pub(crate) fn run(context: &Context, args: &BuildArgs) -> CliResult {
         locked: args.locked,
         offline: args.offline,
         keep_failed: args.keep_failed || args.shell_on_error,
+        fetch: FetchOptions { keep: true, ..args.fetch.options() },
     };
     if args.explain {
         explain(args, &context.engine.explain(&found, options)?);

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod build;
+pub(crate) mod catalog;
 pub(crate) mod clone;
 pub(crate) mod completion;
 pub(crate) mod cp;
@@ -132,6 +133,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Why(args) => why::run(context, &args),
         Command::Df(args) => df::run(context, &args),
         Command::Verify(args) => verify::run(context, &args),
+        Command::Catalog(args) => catalog::run(context, &args),
         Command::Import(args) => import::run(context, &args),
         Command::Export(args) => export::run(context, &args),
         Command::Doctor(args) => doctor::run(context, &args),

@@ -1,5 +1,6 @@
 //! `kiln run`.
 
+use super::catalog::{FetchArgs, bring};
 use super::clone::CloneBy;
 use super::exec::{GuestOptions, shell_of, strip_dashes};
 use super::private::PrivateOptions;
@@ -100,6 +101,7 @@ With -d: leaves the machine running and prints its name. A machine in the foregr
 kiln, however that ends.
 A machine that was ready once is started again as --restart says, after a rest of 100 ms that
 doubles to a minute; kiln stop, --ttl and kiln rm -f end it for good.
+An image of the catalog (kiln catalog ls) that is not here yet is pulled first.
 Its environment is that of its entrypoint and of every command in it, its secrets are files there;
 it has both again whenever it is started. id=NAME,src=FILE is another form of NAME=FILE.
 
@@ -109,7 +111,8 @@ Examples:
   kiln run -d --name w1 -p 8080:80 web
   kiln run -d --restart on-failure:5 --ttl 12h web
   kiln run --rm -e LANG=C --secret token=token.txt web -- cat /run/kiln/secrets/token
-  kiln run web/big:v1 -- nproc")]
+  kiln run web/big:v1 -- nproc
+  kiln run -it --rm ubuntu:24.04")]
 pub(crate) struct RunArgs {
     /// Remove the machine and its disk when it ends
     #[arg(long)]
@@ -163,10 +166,15 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME")]
     idle_suspend: Option<TimeSpan>,
     #[command(flatten)]
+    pull: FetchArgs,
+    #[command(flatten)]
     private: PrivateOptions,
     #[command(flatten)]
     options: GuestOptions,
-    #[arg(help = "What to run: NAME[/VARIANT][:TAG][@sha256:…] or sha256:…")]
+    #[arg(
+        value_parser = super::catalog::reference,
+        help = "What to run: NAME[/VARIANT][:TAG][@sha256:…], sha256:… or an image of the catalog"
+    )]
     reference: Reference,
     /// A command for the guest
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -257,11 +265,13 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
         ));
     }
     args.check_end()?;
-    let request = args.options.request(&command);
+    let exec = args.options.request(&command);
     let private = args.private.read(args.identity, args.options.interactive)?;
+    let mut request = args.create_request(private)?;
+    request.reference = bring(context, &args.reference, &args.pull)?;
     let reporter =
         if args.detach { context.reporter(false) } else { Shown::of_foreground(context.progress_mode()) };
-    let created = context.engine.create(&args.create_request(private)?, &reporter)?;
+    let created = context.engine.create(&request, &reporter)?;
     let entry = created.entry.clone();
     let ownership = if args.detach { Ownership::Detached } else { Ownership::Owned };
     let started = context.engine.start_created(created, ownership, &reporter)?;
@@ -273,7 +283,7 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
         echo(&started.name);
         return Ok(ExitCode::SUCCESS);
     }
-    foreground(context, &args, started, &entry, request)
+    foreground(context, &args, started, &entry, exec)
 }
 
 fn foreground(

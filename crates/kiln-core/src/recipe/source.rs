@@ -1,6 +1,7 @@
 //! Where a template's content comes from, checked.
 
 use super::flake::{FlakeAttribute, FlakeRef};
+use crate::catalog;
 use crate::image::{ImageName, Platform};
 use crate::reference::Reference;
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ pub enum Source {
     Tar(PathSource),
     /// A disk image.
     Disk(DiskSource),
+    /// A disk image of the catalog.
+    Catalog(CatalogSource),
     /// An attribute of a Nix flake.
     Nix(NixSource),
     /// An OCI image.
@@ -36,6 +39,7 @@ impl Source {
             Self::Directory(_) => "directory",
             Self::Tar(_) => "tar",
             Self::Disk(_) => "disk",
+            Self::Catalog(_) => "catalog",
             Self::Nix(_) => "nix",
             Self::Oci(_) => "oci",
             Self::Dockerfile(_) => "dockerfile",
@@ -70,6 +74,13 @@ pub struct PathSource {
     pub path: PathBuf,
     /// The kernel, which it brings none of.
     pub kernel: KernelSource,
+}
+
+/// A disk image that a distribution publishes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogSource {
+    /// Its name in the catalog.
+    pub image: catalog::ImageName,
 }
 
 /// An OCI image.

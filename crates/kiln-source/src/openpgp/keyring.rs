@@ -73,6 +73,25 @@ impl Keyring {
         Ok(Self { certificates })
     }
 
+    /// Returns the certificates of both.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyringError`], when they are too many or one key is in both.
+    pub fn joined(mut self, other: Self) -> Result<Self, KeyringError> {
+        if self.certificates.len() + other.certificates.len() > CERTIFICATES_MAX {
+            return Err(KeyringError::TooMany);
+        }
+        for certificate in other.certificates {
+            let fingerprint = certificate.fingerprint;
+            if self.fingerprints().any(|known| known == fingerprint) {
+                return Err(KeyringError::Twice { fingerprint });
+            }
+            self.certificates.push(certificate);
+        }
+        Ok(self)
+    }
+
     /// Returns the fingerprints of the primary keys, in their order.
     pub fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> {
         self.certificates.iter().map(|certificate| certificate.fingerprint)

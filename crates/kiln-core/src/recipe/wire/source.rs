@@ -3,8 +3,9 @@
 use super::{parsed, parsed_opt, value};
 use crate::name::VariantName;
 use crate::recipe::{
-    BackingFiles, BuildStep, DebianSource, DiskFormat, DiskSource, DockerfileSource, FlakeAttribute,
-    KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source, TemplateSource,
+    BackingFiles, BuildStep, CatalogSource, DebianSource, DiskFormat, DiskSource, DockerfileSource,
+    FlakeAttribute, KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source,
+    TemplateSource,
 };
 use crate::reference::Reference;
 use crate::variant::Variant;
@@ -24,6 +25,8 @@ pub(super) enum SourceTable {
     Tar(PathTable),
     /// A disk image.
     Disk(DiskTable),
+    /// A disk image that a distribution publishes, by its name in the catalog.
+    Catalog(CatalogTable),
     /// An attribute of a Nix flake, which brings kernel and root file system.
     Nix(NixTable),
     /// An OCI image.
@@ -67,6 +70,13 @@ pub(super) struct TemplateTable {
 
 fn yes() -> bool {
     true
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CatalogTable {
+    /// The image, `NAME[:RELEASE]`, such as `ubuntu:24.04`.
+    image: String,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -211,6 +221,9 @@ pub(super) fn checked(table: SourceTable, others: Others<'_>) -> Result<Source, 
         SourceTable::Directory(table) => Source::Directory(path(table)?),
         SourceTable::Tar(table) => Source::Tar(path(table)?),
         SourceTable::Disk(table) => Source::Disk(disk(table)?),
+        SourceTable::Catalog(table) => {
+            Source::Catalog(CatalogSource { image: parsed("source.image", &table.image)? })
+        }
         SourceTable::Nix(table) => Source::Nix(nix(table, profile, variants)?),
         SourceTable::Oci(table) => Source::Oci(oci(table)?),
         SourceTable::Dockerfile(table) => Source::Dockerfile(dockerfile(table)?),

@@ -1,0 +1,200 @@
+//! Disk images that distributions publish: looked up in the catalog, pinned, fetched, and taken in as disk images are.
+
+use super::disk::DiskPlan;
+use crate::error::BuildError;
+use crate::key::Parts;
+use crate::plan::{BuildPlan, PlanContext};
+use crate::report::{BuildEvent, Reporter, Running, Step};
+use crate::run::{BuildContext, BuildOutput};
+use crate::steps::need_space_in;
+use kiln_core::Date;
+use kiln_core::catalog::{Image, ImagePin, Serial};
+use kiln_core::lock::PinKind;
+use kiln_core::recipe::CatalogSource;
+use kiln_core::size::ByteSize;
+use kiln_source::catalog::{self, LookUp, LookUpError, Verify, Word};
+use kiln_source::download::{self, Client, ClientOptions};
+use kiln_sys::{Toolbox, clock, fs};
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How images of the catalog are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FetchOptions {
+    /// How much is checked of what they are.
+    pub verify: Verify,
+    /// The most bytes in a second.
+    pub rate_max: Option<NonZeroU64>,
+    /// Whether the image as it was published stays in the cache once it was taken in.
+    pub keep: bool,
+}
+
+/// An image of the catalog that is pinned.
+#[derive(Debug, Clone)]
+pub(crate) struct CatalogPlan {
+    /// Distribution and release, as the catalog has them.
+    name: String,
+    image: Image,
+    user: String,
+    end_of_life: Option<Date>,
+    pin: ImagePin,
+    /// By whose word; none where it was pinned before.
+    word: Option<Word>,
+    bytes: Option<u64>,
+    fetch: FetchOptions,
+}
+
+/// Returns the present time.
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(clock::now_unix_ms())
+}
+
+fn client(toolbox: &Toolbox, offline: bool, fetch: FetchOptions) -> Client<'_> {
+    let mut options = ClientOptions::new(toolbox);
+    options.offline = offline;
+    options.rate_max = fetch.rate_max;
+    Client::new(options)
+}
+
+/// Tells how a download goes.
+fn telling<'a>(reporter: &'a dyn Reporter) -> impl FnMut(download::Progress<'_>) + use<'a> {
+    move |progress| match progress {
+        download::Progress::Bytes { have, total } => {
+            reporter.event(BuildEvent::Bytes { have, total });
+        }
+        download::Progress::Waiting(holder) => {
+            reporter.event(BuildEvent::Note { text: format!("waiting for {}", holder.text) });
+        }
+        download::Progress::Again { error, wait } => {
+            let error = kiln_core::text::chain(error);
+            let when = match wait {
+                Duration::ZERO => "trying again".to_owned(),
+                wait => format!("trying again in {:.1} s", wait.as_secs_f64()),
+            };
+            reporter.event(BuildEvent::Note { text: format!("{error}; {when}") });
+        }
+        _ => {}
+    }
+}
+
+impl CatalogPlan {
+    pub(super) fn plan(
+        source: &CatalogSource,
+        cx: &PlanContext<'_>,
+        parts: &mut Parts,
+    ) -> Result<Self, BuildError> {
+        let arch = cx.host.arch;
+        let (distribution, release) = cx.catalog.find(&source.image)?;
+        let image = cx.catalog.image(&source.image, arch)?.clone();
+        let name = format!("{}:{}", distribution.name, release.name);
+        // A pin that is none is as good as missing.
+        let pinned = cx.pins.get(PinKind::Image, &name).and_then(|pin| pin.parse::<ImagePin>().ok());
+        let (pin, word, bytes) = match pinned {
+            Some(pin) => (pin, None, None),
+            None if cx.offline => return Err(BuildError::ImageNotPinned { name }),
+            None => {
+                let look_up = LookUp { image: &image, verify: cx.fetch.verify, cache: cx.cache, now: now() };
+                let client = client(cx.toolbox, cx.offline, cx.fetch);
+                let found = look_up.run(&client, &mut telling(cx.reporter), cx.cancel);
+                let found = found.map_err(|error| BuildError::catalog(&name, error))?;
+                (found.pin, Some(found.word), found.disk_bytes)
+            }
+        };
+        // The same bytes, signed again, are the same image.
+        parts.add("image_digest", &pin.disk);
+        parts.pins.set(PinKind::Image, &name, &pin.to_string());
+        parts.ask("source", "catalog");
+        parts.ask("image", &name);
+        DiskPlan::parts_of_image(parts);
+        Ok(Self {
+            user: release.user.clone(),
+            end_of_life: release.end_of_life,
+            name,
+            image,
+            pin,
+            word,
+            bytes,
+            fetch: cx.fetch,
+        })
+    }
+
+    pub(super) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
+        let today = Date::of_unix_seconds(clock::now_unix_ms() / 1000);
+        if let Some(end) = self.end_of_life.filter(|end| today > *end) {
+            let text = format!("{} has not been looked after since {end}", self.name);
+            cx.reporter.event(BuildEvent::Note { text });
+        }
+        let refuse = |error| BuildError::catalog(&self.name, error);
+        let client = client(cx.toolbox, cx.offline, self.fetch);
+        let path = catalog::cached_path(cx.cache, &self.pin.disk);
+        need_space_in(cx.cache, self.bytes.unwrap_or_default())?;
+        let step = Running::start(cx.reporter, Step::Fetch, self.name.clone());
+        let (urls, bytes) = (&self.image.urls, self.bytes);
+        let tell = &mut telling(cx.reporter);
+        let fetched = catalog::fetch(urls, &self.pin.disk, bytes, cx.cache, &client, tell, cx.cancel);
+        let fetched = fetched.map_err(|error| match error {
+            LookUpError::Download(error) if self.word.is_none() => BuildError::PinnedImage {
+                name: self.name.clone(),
+                digest: self.pin.disk.clone(),
+                source: error,
+            },
+            error => refuse(error),
+        })?;
+        let look_up = LookUp { image: &self.image, verify: self.fetch.verify, cache: cx.cache, now: now() };
+        let signed = match &self.word {
+            Some(_) => catalog::check_image_signature(&look_up, &path, &client, tell, cx.cancel),
+            None => Ok(None),
+        };
+        let signed = signed.map_err(refuse)?;
+        let from = fetched.from.as_ref().map_or_else(|| "the cache".to_owned(), ToString::to_string);
+        step.done(format!("{} from {from}", ByteSize::from_bytes(fetched.bytes).human()));
+        let disk = DiskPlan::of_image(path.clone(), self.image.format);
+        let mut output = disk.run(plan, cx)?;
+        let mut fact = |name: &str, value: String| output.facts.push((name.to_owned(), value));
+        fact("image", self.name.clone());
+        fact("image_digest", self.pin.disk.to_string());
+        if let Some(url) = fetched.from.map(|url| url.to_string()).or_else(|| urls.first().cloned()) {
+            fact("image_url", url);
+        }
+        fact("image_user", self.user.clone());
+        let word = signed.map(Word::Signed).or_else(|| self.word.clone());
+        self.word_facts(word.as_ref(), &mut fact);
+        if !self.fetch.keep {
+            remove(&path)?;
+        }
+        Ok(output)
+    }
+
+    /// Tells by whose word the image is what it should be.
+    fn word_facts(&self, word: Option<&Word>, fact: &mut impl FnMut(&str, String)) {
+        let (mut serial, mut signer) = (self.pin.serial, self.pin.signer);
+        let verified = match word {
+            Some(Word::Signed(verified)) => {
+                let since = verified.signed_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+                serial = Some(Serial::of_unix_seconds(since.as_secs()));
+                signer = Some(verified.signer);
+                if let Some(user) = &verified.user {
+                    fact("image_signer_name", user.clone());
+                }
+                "signature"
+            }
+            Some(Word::Checksum) => "checksum",
+            Some(_) => "nothing",
+            None => "lock",
+        };
+        fact("image_verified", verified.to_owned());
+        if let Some(serial) = serial {
+            fact("image_serial", serial.to_string());
+        }
+        if let Some(signer) = signer {
+            fact("image_signer", signer.to_string());
+        }
+    }
+}
+
+/// Removes what another build may have removed before.
+fn remove(path: &Path) -> Result<(), BuildError> {
+    fs::optional(fs::remove_file(path))?;
+    Ok(())
+}

@@ -1,0 +1,323 @@
+//! Images of the catalog as templates: `ubuntu:24.04` is the template `ubuntu` with the tag `24.04`. What a name stands for
+//! is settled when it is first pulled, and moved by whoever asks for that.
+
+use crate::build::{BuildOptions, FoundRecipe, elapsed_ms};
+use crate::progress::{Reporter, waiting};
+use crate::{Engine, EngineError, EngineResult};
+use kiln_build::{FetchOptions, HostFacts};
+use kiln_core::catalog::{CATALOG_BYTES_MAX, Catalog, ImageName, ImagePin, Serial};
+use kiln_core::lock::{PinKind, Pins};
+use kiln_core::recipe;
+use kiln_core::reference::RevisionSelector;
+use kiln_core::{Digest, Reference, Tag, TemplateName};
+use kiln_store::{BuildRecord, StoreError};
+use kiln_sys::fs;
+use kiln_sys::lock::Share;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// The directory of a store with catalogs over the one that comes with kiln, each a file `NAME.toml`. They count in the
+/// order of their names.
+const CATALOGS: &str = "catalogs";
+/// The most such catalogs.
+pub const CATALOGS_MAX: usize = 64;
+
+/// The fact of a revision's build that says which image it is of, as distribution and release.
+const IMAGE: &str = "image";
+/// The fact that says what was taken in.
+const IMAGE_DIGEST: &str = "image_digest";
+/// The fact that says when that was signed.
+const IMAGE_SERIAL: &str = "image_serial";
+/// The fact that says by whom.
+const IMAGE_SIGNER: &str = "image_signer";
+
+/// How an image is pulled.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PullOptions {
+    /// How it is fetched.
+    pub fetch: FetchOptions,
+    /// Asks nothing of the network.
+    pub offline: bool,
+    /// Looks up anew what the name stands for.
+    pub update: bool,
+    /// Takes what was signed before that which is there, too.
+    pub allow_older: bool,
+}
+
+/// What came of a pull.
+#[derive(Debug, Clone)]
+pub struct PullReport {
+    /// Distribution and release, as the catalog has them.
+    pub name: String,
+    /// The revision.
+    pub revision: Digest,
+    /// What the name stands for now.
+    pub pin: Option<ImagePin>,
+    /// What it stood for before, where something was there.
+    pub before: Option<ImagePin>,
+    /// Whether nothing was left to do.
+    pub there: bool,
+    /// How long it took, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// An image that was pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PulledImage {
+    /// Distribution and release.
+    pub name: String,
+    /// The revision.
+    pub revision: Digest,
+    /// What the name stands for.
+    pub pin: ImagePin,
+}
+
+/// An image of the catalog that is, or would be, a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Listed {
+    image: ImageName,
+    template: TemplateName,
+    tag: Tag,
+}
+
+impl Listed {
+    fn find(catalog: &Catalog, name: &ImageName) -> EngineResult<Self> {
+        let (distribution, release) = catalog.find(name)?;
+        let image = ImageName::of(&distribution.name, Some(&release.name));
+        let (template, tag) = (distribution.name.parse(), release.name.parse());
+        match (image, template, tag) {
+            (Some(image), Ok(template), Ok(tag)) => Ok(Self { image, template, tag }),
+            _ => Err(EngineError::ImageName { name: name.to_string() }),
+        }
+    }
+
+    fn reference(&self, like: &Reference) -> Reference {
+        let (template, tag) = (self.template.clone(), self.tag.clone());
+        let revision = RevisionSelector::Tagged { template, tag, digest: None };
+        Reference { revision, variant: like.variant.clone() }
+    }
+
+    /// Returns the recipe of the template.
+    fn recipe(&self) -> EngineResult<FoundRecipe> {
+        let (name, image) = (&self.template, &self.image);
+        let text = format!(
+            "name = \"{name}\"\n\n[source]\ntype = \"catalog\"\nimage = \"{image}\"\n\n[machine]\nmemory = \"1G\"\n"
+        );
+        let path = PathBuf::new();
+        let recipe =
+            recipe::parse(&text).map_err(|source| EngineError::Recipe { path: path.clone(), source })?;
+        Ok(FoundRecipe { recipe, text, path })
+    }
+}
+
+/// Returns the image that a reference would name; none where it names a revision.
+fn image_name(reference: &Reference) -> Option<ImageName> {
+    let RevisionSelector::Tagged { template, tag, digest: None } = &reference.revision else { return None };
+    // `latest` is what stands where nothing is written.
+    let release = Some(tag.as_str()).filter(|tag| *tag != Tag::latest().as_str());
+    ImageName::of(template.as_str(), release)
+}
+
+/// Returns what an image's name stood for when a revision was made of it.
+fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
+    let fact = |key: &str| record.facts.get(key);
+    if fact(IMAGE).is_none_or(|image| image != name) {
+        return None;
+    }
+    Some(ImagePin {
+        disk: fact(IMAGE_DIGEST)?.parse().ok()?,
+        kernel: None,
+        serial: fact(IMAGE_SERIAL).and_then(|serial| serial.parse::<Serial>().ok()),
+        signer: fact(IMAGE_SIGNER).and_then(|signer| signer.parse().ok()),
+    })
+}
+
+/// Refuses what was signed before that which is there: an old image with known holes is genuine too.
+pub(crate) fn refuse_older(name: &str, before: &ImagePin, now: &ImagePin) -> EngineResult<()> {
+    match (before.serial, now.serial) {
+        (Some(have), Some(offered)) if offered < have && before.disk != now.disk => {
+            Err(EngineError::OlderImage { name: name.to_owned(), have, offered })
+        }
+        // Who strips the signature hides the time.
+        (Some(have), None) if before.disk != now.disk => {
+            Err(EngineError::UnsignedImage { name: name.to_owned(), have })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Engine {
+    /// Returns the catalog: that which comes with kiln, and those that were added over it.
+    ///
+    /// # Errors
+    /// When one that was added is none.
+    pub fn catalog(&self) -> EngineResult<Catalog> {
+        let directory = self.store.root().join(CATALOGS);
+        let names = fs::optional(fs::list_dir_where(&directory, |name| {
+            let name = name.to_str().filter(|name| name.ends_with(".toml") && !name.starts_with('.'))?;
+            Some(name.to_owned())
+        }))?;
+        let mut catalog = Catalog::built_in();
+        for name in names.unwrap_or_default().into_iter().take(CATALOGS_MAX) {
+            let path = directory.join(name);
+            let text = fs::read_text_limited(&path, CATALOG_BYTES_MAX)?;
+            let next = Catalog::parse(&text).map_err(|source| EngineError::Catalog { path, source })?;
+            catalog = catalog.extended_by(next);
+        }
+        Ok(catalog)
+    }
+
+    /// Returns a reference to a revision that is there: what was given, or an image of the catalog, which is pulled where
+    /// it never was.
+    ///
+    /// # Errors
+    /// When neither the store nor the catalog has the name, and when the image cannot be had.
+    pub fn bring(
+        &self,
+        reference: &Reference,
+        options: &PullOptions,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Reference> {
+        let error = match self.store.resolve(reference) {
+            Ok(_) => return Ok(reference.clone()),
+            Err(error @ StoreError::NotFound { kind: "template" | "tag", .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(name) = image_name(reference) else { return Err(error.into()) };
+        let catalog = self.catalog()?;
+        let listed = match Listed::find(&catalog, &name) {
+            Ok(listed) => listed,
+            Err(EngineError::NotListed(kiln_core::catalog::NotListed::Distribution { .. })) => {
+                return Err(error.into());
+            }
+            Err(error) => return Err(error),
+        };
+        let found = listed.reference(reference);
+        if self.store.tag(&listed.template, &listed.tag)?.is_none() {
+            self.pull_listed(&listed, options, reporter)?;
+        }
+        Ok(found)
+    }
+
+    /// Makes an image of the catalog a template. What was pulled before stays what it is, unless it is to be looked up
+    /// anew.
+    ///
+    /// # Errors
+    /// When the catalog has no such image, when it cannot be had, and when it is not its publisher's.
+    pub fn pull_image(
+        &self,
+        name: &ImageName,
+        options: &PullOptions,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<PullReport> {
+        let catalog = self.catalog()?;
+        let listed = Listed::find(&catalog, name)?;
+        self.pull_listed(&listed, options, reporter)
+    }
+
+    fn pull_listed(
+        &self,
+        listed: &Listed,
+        options: &PullOptions,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<PullReport> {
+        let begun = Instant::now();
+        let (name, template, tag) = (listed.image.to_string(), &listed.template, &listed.tag);
+        let work = format!("pulling {name}");
+        let mut waiting = waiting(reporter);
+        let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
+        let _template = self.store.lock_template(template, &work, &self.cancel, &mut waiting)?;
+        let before = self.pulled(&name, template, tag)?;
+        let whole = match &before {
+            Some((id, _)) => self.store.whole_revision(id, &self.cancel)?.is_some(),
+            None => false,
+        };
+        let pin = before.as_ref().map(|(_, pin)| pin.clone());
+        if let Some((id, pin)) = before.as_ref().filter(|_| whole && !options.update) {
+            return Ok(PullReport {
+                name,
+                revision: *id,
+                pin: Some(pin.clone()),
+                before: Some(pin.clone()),
+                there: true,
+                elapsed_ms: elapsed_ms(begun),
+            });
+        }
+        self.sweep();
+        let mut pins = Pins::default();
+        if let Some(pin) = pin.as_ref().filter(|_| !options.update) {
+            pins.set(PinKind::Image, &name, &pin.to_string());
+        }
+        let found = listed.recipe()?;
+        let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
+        let build =
+            BuildOptions { offline: options.offline, fetch: options.fetch, ..BuildOptions::default() };
+        let plan = self.plan_with(&found, &host, &pins, build, reporter)?;
+        let now = plan.pins.get(PinKind::Image, &name).and_then(|pin| pin.parse::<ImagePin>().ok());
+        if let (Some(before), Some(now)) = (&pin, &now)
+            && !options.allow_older
+        {
+            refuse_older(&name, before, now)?;
+        }
+        let known = self.store.cached_build(&plan.key, &self.cancel)?.map(|revision| revision.id);
+        let there = known.is_some() && known == before.as_ref().map(|(id, _)| *id);
+        let revision = match known {
+            Some(id) => id,
+            None => self.bake(&found, &plan, &host, build, begun, reporter)?,
+        };
+        self.store.set_tag(template, tag, &revision, "pull")?;
+        Ok(PullReport { name, revision, pin: now, before: pin, there, elapsed_ms: elapsed_ms(begun) })
+    }
+
+    /// Returns the images that were pulled, by distribution and release, with what they stand for.
+    ///
+    /// # Errors
+    /// When tags or records of builds cannot be read. A tag of something else is passed over.
+    pub fn pulled_images(&self) -> EngineResult<Vec<PulledImage>> {
+        let mut pulled = Vec::new();
+        for entry in self.store.tags()? {
+            let Ok(record) = entry.record else { continue };
+            let name = format!("{}:{}", entry.template, entry.tag);
+            let Some(build) = self.store.build_record(&record.revision)? else { continue };
+            if let Some(pin) = pin_of(&build, &name) {
+                pulled.push(PulledImage { name, revision: record.revision, pin });
+            }
+        }
+        Ok(pulled)
+    }
+
+    /// Looks up what an image stands for at present, and changes nothing.
+    ///
+    /// # Errors
+    /// As a pull.
+    pub fn look_up_image(
+        &self,
+        name: &ImageName,
+        fetch: FetchOptions,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<Option<ImagePin>> {
+        let listed = Listed::find(&self.catalog()?, name)?;
+        let host = HostFacts::gather(&self.settings.toolbox, &self.cancel)?;
+        let build = BuildOptions { fetch, ..BuildOptions::default() };
+        let plan = self.plan_with(&listed.recipe()?, &host, &Pins::default(), build, reporter)?;
+        Ok(plan.pins.get(PinKind::Image, &listed.image.to_string()).and_then(|pin| pin.parse().ok()))
+    }
+
+    /// Returns the revision that a tag of an image points to and what it was made of; none where nobody pulled it.
+    ///
+    /// # Errors
+    /// [`EngineError::NotAnImage`] when the tag is of something else.
+    fn pulled(
+        &self,
+        name: &str,
+        template: &TemplateName,
+        tag: &Tag,
+    ) -> EngineResult<Option<(Digest, ImagePin)>> {
+        let Some(record) = self.store.tag(template, tag)? else { return Ok(None) };
+        let build = self.store.build_record(&record.revision)?;
+        match build.and_then(|build| pin_of(&build, name)) {
+            Some(pin) => Ok(Some((record.revision, pin))),
+            None => Err(EngineError::NotAnImage { name: name.to_owned(), revision: record.revision }),
+        }
+    }
+}
