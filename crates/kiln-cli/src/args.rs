@@ -57,7 +57,7 @@ pub(crate) enum Command {
     /// Look up anew what a lock pins, and show what moves
     Update(cmd::lock::UpdateArgs),
     /// Boot a machine from a template, and run a command in it
-    Run(cmd::run::RunArgs),
+    Run(Box<cmd::run::RunArgs>),
     /// List machines
     Ps(cmd::ps::PsArgs),
     /// End machines, letting the guest power off first

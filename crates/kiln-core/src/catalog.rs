@@ -2,15 +2,18 @@
 //! `docs/formats/catalog.md` describes the file. Nothing is fetched here.
 
 mod fingerprint;
+mod key;
 mod pin;
 mod wire;
 
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
+pub use key::{KEY_BYTES_MAX, KeySource};
 pub use pin::{ImagePin, InvalidImagePin, InvalidSerial, Serial};
 
 use crate::arch::Arch;
 use crate::date::Date;
 use crate::recipe::DiskFormat;
+use crate::seed::SeedKind;
 use crate::text::{clip, nearest};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,8 +21,8 @@ use std::str::FromStr;
 
 /// The version of the file that this program reads.
 pub const CATALOG_VERSION: u32 = 1;
-/// The largest catalog that is read, in bytes.
-pub const CATALOG_BYTES_MAX: usize = 1 << 20;
+/// The largest catalog that is read, in bytes: some hundred distributions with their keys.
+pub const CATALOG_BYTES_MAX: usize = 4 << 20;
 /// The most distributions of a catalog.
 pub const DISTRIBUTIONS_MAX: usize = 256;
 /// The most releases of a distribution.
@@ -30,7 +33,7 @@ pub const MIRRORS_MAX: usize = 16;
 pub const URL_BYTES_MAX: usize = 2048;
 /// The longest word: a name, an alias, a code name, in bytes.
 pub const WORD_BYTES_MAX: usize = 63;
-/// The most keys that may sign.
+/// The most keys that may sign, and the most items that say where keys are.
 pub const SIGNERS_MAX: usize = 16;
 
 /// The catalog that comes with kiln.
@@ -86,10 +89,30 @@ pub struct Image {
     pub urls: Vec<String>,
     /// What its bytes are.
     pub format: DiskFormat,
-    /// Where its digest is told.
+    /// Where the kernel outside it is, in the order of `urls`; none where it is inside.
+    pub kernel: Option<Vec<String>>,
+    /// Where the initial file system of that kernel is, likewise.
+    pub initrd: Option<Vec<String>>,
+    /// Where its digest is told, and those of the files beside it: by its own names, all are of one build.
     pub checksums: String,
     /// Who says so; none where nobody signs.
     pub signature: Option<Signature>,
+    /// How a machine of it starts.
+    pub boot: ImageBoot,
+    /// What its cloud-init reads at its first start; none where it has no cloud-init.
+    pub seed: Option<SeedKind>,
+}
+
+/// How a machine of an image starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ImageBoot {
+    /// As what is in the image allows.
+    #[default]
+    Auto,
+    /// The kernel is given to the machine, with its initial file system.
+    Direct,
+    /// Firmware starts the loader that is on the disk.
+    Firmware,
 }
 
 /// A signature over an image or its checksums.
@@ -99,8 +122,8 @@ pub struct Signature {
     pub place: SignaturePlace,
     /// Whose it may be: primary keys.
     pub signers: Vec<Fingerprint>,
-    /// Where the keys are published; that a key is one of `signers` is what counts.
-    pub keys: Vec<String>,
+    /// Where the keys are; that a key is one of `signers` is what counts.
+    pub keys: Vec<KeySource>,
 }
 
 /// Where a signature is.
@@ -268,6 +291,20 @@ impl Catalog {
             arch,
             known: release.images.keys().copied().collect(),
         })
+    }
+}
+
+impl ImageBoot {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Direct, Self::Firmware];
+
+    /// Returns the word used in catalogs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Direct => "direct",
+            Self::Firmware => "firmware",
+        }
     }
 }
 

@@ -26,6 +26,8 @@ pub const CATALOGS_MAX: usize = 64;
 const IMAGE: &str = "image";
 /// The fact that says what was taken in.
 const IMAGE_DIGEST: &str = "image_digest";
+/// The fact that says which kernel was, where it is no part of the image.
+const IMAGE_KERNEL_DIGEST: &str = "image_kernel_digest";
 /// The fact that says when that was signed.
 const IMAGE_SERIAL: &str = "image_serial";
 /// The fact that says by whom.
@@ -126,7 +128,7 @@ fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
     }
     Some(ImagePin {
         disk: fact(IMAGE_DIGEST)?.parse().ok()?,
-        kernel: None,
+        kernel: fact(IMAGE_KERNEL_DIGEST).and_then(|digest| digest.parse().ok()),
         serial: fact(IMAGE_SERIAL).and_then(|serial| serial.parse::<Serial>().ok()),
         signer: fact(IMAGE_SIGNER).and_then(|signer| signer.parse().ok()),
     })

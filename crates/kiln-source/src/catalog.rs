@@ -15,7 +15,7 @@ use crate::openpgp::{
     self, CLEAR_SIGNED_BYTES_MAX, KEYRING_BYTES_MAX, Keyring, SIGNATURE_BYTES_MAX, SignatureError, Verified,
     VerifyOptions,
 };
-use kiln_core::catalog::{Image, ImagePin, Serial, Signature, SignaturePlace};
+use kiln_core::catalog::{Image, ImagePin, KeySource, Serial, Signature, SignaturePlace};
 use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_sys::{Cancel, fs};
 use std::io::Cursor;
@@ -128,9 +128,12 @@ impl Asking<'_, '_> {
 
     fn keys(&mut self, signature: &Signature) -> Result<Keyring, LookUpError> {
         let mut all: Option<Keyring> = None;
-        for address in &signature.keys {
-            let text = self.text(address, KEYRING_BYTES_MAX)?;
-            let refused = |source| LookUpError::Keys { place: address.clone(), source };
+        for source in &signature.keys {
+            let (place, text) = match source {
+                KeySource::Address(address) => (address.clone(), self.text(address, KEYRING_BYTES_MAX)?),
+                KeySource::Armoured(text) => ("the catalog".to_owned(), text.as_bytes().to_vec()),
+            };
+            let refused = |source| LookUpError::Keys { place: place.clone(), source };
             let ring = Keyring::parse(&text).map_err(refused)?;
             all = Some(match all {
                 Some(all) => all.joined(ring).map_err(refused)?,
@@ -200,7 +203,11 @@ impl LookUp<'_> {
             Verify::Usual => signature,
             Verify::Signature => Some(signature.ok_or(LookUpError::NobodySigns)?),
             Verify::Checksum => None,
-            Verify::Nothing => return self.unchecked(client, progress, cancel),
+            Verify::Nothing if self.image.kernel.is_none() => {
+                return self.unchecked(client, progress, cancel);
+            }
+            // Only the checksums tell which kernel is the disk's.
+            Verify::Nothing => None,
         };
         let mut asking = Asking { cache: self.cache, client, progress, cancel };
         let (text, verified) = match asking.checksums(self.image, signature, self.now) {
@@ -213,8 +220,9 @@ impl LookUp<'_> {
         }?;
         let place = &self.image.checksums;
         let disk = self.image.urls.first().map(|url| file_name(url)).unwrap_or_default();
+        let kernel = self.image.kernel.as_ref().and_then(|urls| urls.first());
         // A manifest that is named after the image is about nothing else, and may not name it.
-        let of_one = file_name(place).starts_with(disk);
+        let of_one = kernel.is_none() && file_name(place).starts_with(disk);
         let read = if of_one { Checksums::parse_of(disk, &text) } else { Checksums::parse(&text) };
         let checksums =
             read.map_err(|source| LookUpError::Checksums { place: place.clone(), source: Box::new(source) })?;
@@ -224,7 +232,7 @@ impl LookUp<'_> {
         };
         let pin = ImagePin {
             disk: digest(disk)?,
-            kernel: None,
+            kernel: kernel.map(|url| digest(file_name(url))).transpose()?,
             serial: verified.as_ref().map(serial_of),
             signer: verified.as_ref().map(|verified| verified.signer),
         };

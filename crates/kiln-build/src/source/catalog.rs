@@ -2,6 +2,7 @@
 
 use super::disk::DiskPlan;
 use crate::error::BuildError;
+use crate::kernel;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{BuildEvent, Reporter, Running, Step};
@@ -16,7 +17,7 @@ use kiln_source::catalog::{self, LookUp, LookUpError, Verify, Word};
 use kiln_source::download::{self, Client, ClientOptions};
 use kiln_sys::{Toolbox, clock, fs};
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How images of the catalog are fetched.
@@ -102,7 +103,7 @@ impl CatalogPlan {
             }
         };
         // The same bytes, signed again, are the same image.
-        parts.add("image_digest", &pin.disk);
+        parts.add("image_digest", (&pin.disk, &pin.kernel));
         parts.pins.set(PinKind::Image, &name, &pin.to_string());
         parts.ask("source", "catalog");
         parts.ask("image", &name);
@@ -142,6 +143,7 @@ impl CatalogPlan {
             error => refuse(error),
         })?;
         let look_up = LookUp { image: &self.image, verify: self.fetch.verify, cache: cx.cache, now: now() };
+        let kernel = self.kernel(&client, cx)?;
         let signed = match &self.word {
             Some(_) => catalog::check_image_signature(&look_up, &path, &client, tell, cx.cancel),
             None => Ok(None),
@@ -149,11 +151,14 @@ impl CatalogPlan {
         let signed = signed.map_err(refuse)?;
         let from = fetched.from.as_ref().map_or_else(|| "the cache".to_owned(), ToString::to_string);
         step.done(format!("{} from {from}", ByteSize::from_bytes(fetched.bytes).human()));
-        let disk = DiskPlan::of_image(path.clone(), self.image.format);
+        let disk = DiskPlan::of_image(path.clone(), self.image.format, kernel.clone());
         let mut output = disk.run(plan, cx)?;
         let mut fact = |name: &str, value: String| output.facts.push((name.to_owned(), value));
         fact("image", self.name.clone());
         fact("image_digest", self.pin.disk.to_string());
+        if let Some(kernel) = &self.pin.kernel {
+            fact("image_kernel_digest", kernel.to_string());
+        }
         if let Some(url) = fetched.from.map(|url| url.to_string()).or_else(|| urls.first().cloned()) {
             fact("image_url", url);
         }
@@ -162,8 +167,21 @@ impl CatalogPlan {
         self.word_facts(word.as_ref(), &mut fact);
         if !self.fetch.keep {
             remove(&path)?;
+            kernel.as_deref().map(remove).transpose()?;
         }
         Ok(output)
+    }
+
+    /// Fetches the kernel that lies beside the image, if one does.
+    fn kernel(&self, client: &Client<'_>, cx: &BuildContext<'_>) -> Result<Option<PathBuf>, BuildError> {
+        let (Some(digest), Some(urls)) = (&self.pin.kernel, &self.image.kernel) else { return Ok(None) };
+        let step = Running::start(cx.reporter, Step::Fetch, format!("the kernel of {}", self.name));
+        let max = kernel::FILE_BYTES_MAX as u64;
+        let tell = &mut telling(cx.reporter);
+        let fetched = catalog::fetch(urls, digest, Some(max), cx.cache, client, tell, cx.cancel);
+        let fetched = fetched.map_err(|error| BuildError::catalog(&self.name, error))?;
+        step.done(ByteSize::from_bytes(fetched.bytes).human());
+        Ok(Some(catalog::cached_path(cx.cache, digest)))
     }
 
     /// Tells by whose word the image is what it should be.

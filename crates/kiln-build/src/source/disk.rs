@@ -39,6 +39,8 @@ pub(crate) struct DiskPlan {
     partition: Option<u32>,
     /// None means that of the image.
     kernel: Option<KernelPlan>,
+    /// The image's own kernel, where it lies outside.
+    beside: Option<PathBuf>,
 }
 
 /// What was found on a disk.
@@ -71,7 +73,7 @@ impl DiskPlan {
             }
         };
         let (format, backing) = (source.format, source.backing);
-        Ok(Self { path, format, backing, partition: source.partition, kernel })
+        Ok(Self { path, format, backing, partition: source.partition, kernel, beside: None })
     }
 
     /// Adds to a key what every image that is taken in as it comes has in common.
@@ -79,9 +81,10 @@ impl DiskPlan {
         parts.add("kernel", "image");
     }
 
-    /// An image that was fetched.
-    pub(super) fn of_image(path: PathBuf, format: DiskFormat) -> Self {
-        Self { path, format: Some(format), backing: BackingFiles::Refuse, partition: None, kernel: None }
+    /// An image that was fetched, perhaps with its kernel in a file of its own.
+    pub(super) fn of_image(path: PathBuf, format: DiskFormat, beside: Option<PathBuf>) -> Self {
+        let (format, backing) = (Some(format), BackingFiles::Refuse);
+        Self { path, format, backing, partition: None, kernel: None, beside }
     }
 
     pub(super) fn resolve(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
@@ -238,6 +241,11 @@ impl DiskPlan {
         found: &Found,
         output: &mut Output,
     ) -> Result<(), BuildError> {
+        let modules = cx.scratch.join("image-modules");
+        if let Some(kernel) = &self.beside {
+            let wanted = contents.modules(&plan.agent, kernel, &self.path, &modules)?;
+            return boot_files(&plan.agent, kernel, wanted.as_deref(), cx, output);
+        }
         let kernel = cx.scratch.join("image-kernel");
         let boot = found.boot.as_ref().and_then(|path| Contents::open(path, cx.cancel).ok());
         let taken = match contents.kernel(boot.as_ref(), &kernel) {
@@ -250,7 +258,6 @@ impl DiskPlan {
         }?;
         let Some(inside) = taken else { return Err(BuildError::NoKernel { path: self.path.clone() }) };
         output.fact("image_kernel", &inside);
-        let modules = cx.scratch.join("image-modules");
         let wanted = contents.modules(&plan.agent, &kernel, &self.path, &modules)?;
         boot_files(&plan.agent, &kernel, wanted.as_deref(), cx, output)?;
         fs::remove_file(&kernel)?;

@@ -104,7 +104,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Build(args) => build::run(context, &args),
         Command::Lock(args) => lock::lock(context, &args),
         Command::Update(args) => lock::update(context, &args),
-        Command::Run(args) => run::run(context, args),
+        Command::Run(args) => run::run(context, *args),
         Command::Ps(args) => ps::run(context, &args),
         Command::Stop(args) => stop::run(context, &args),
         Command::Pause(args) => pause::pause(context, &args),

@@ -14,7 +14,12 @@ disk = "demo-{release}-{arch}.img"
 checksums = "SHA256SUMS"
 signature = "SHA256SUMS.gpg"
 signers = ["0123 4567 89ab cdef 0123  4567 89ab cdef 0123 4567"]
-keys = ["https://keys.example/k?search={release}", "key.asc"]
+keys = ["https://keys.example/k?search={release}", "key.asc", """
+-----BEGIN PGP PUBLIC KEY BLOCK-----
+
+{not a word}
+-----END PGP PUBLIC KEY BLOCK-----
+"""]
 [[distribution.release]]
 name = "2"
 aliases = ["new", "latest"]
@@ -23,6 +28,10 @@ end_of_life = "2029-05-31"
 [[distribution.release]]
 name = "1"
 codename = "first"
+kernel = "vmlinuz-{arch}"
+initrd = "boot/initrd-{release}"
+boot = "direct"
+seed = "none"
 arch = { x86_64 = "x86" }
 format = "raw"
 signature = "inline"
@@ -49,6 +58,10 @@ fn what_comes_with_kiln_is_a_catalog() {
     for distribution in catalog.distributions() {
         for image in distribution.releases.iter().flat_map(|release| release.images.values()) {
             let keys = image.signature.iter().flat_map(|signature| &signature.keys);
+            let keys = keys.filter_map(|key| match key {
+                KeySource::Address(url) => Some(url),
+                KeySource::Armoured(_) => None,
+            });
             for url in image.urls.iter().chain([&image.checksums]).chain(keys) {
                 assert!(url.starts_with("https://"), "{url}");
             }
@@ -70,13 +83,27 @@ fn a_release_says_what_it_does_not_share() {
     );
     let signature = new.signature.as_ref().unwrap();
     assert_eq!(signature.signers[0].to_string(), "0123456789ABCDEF0123456789ABCDEF01234567");
-    assert_eq!(signature.keys, ["https://keys.example/k?search=2", "https://one.example/second/key.asc"]);
+    let [KeySource::Address(first), KeySource::Address(second), KeySource::Armoured(armoured)] =
+        &signature.keys[..]
+    else {
+        panic!("{:?}", signature.keys);
+    };
+    assert_eq!([first, second], ["https://keys.example/k?search=2", "https://one.example/second/key.asc"]);
+    assert!(armoured.contains("{not a word}"), "nothing is filled in: {armoured}");
+    assert_eq!((&new.kernel, &new.initrd), (&None, &None));
+    assert_eq!((new.boot, new.seed), (ImageBoot::Auto, Some(SeedKind::NoCloud)));
     let old = catalog.image(&name("D:1"), Arch::X86_64).unwrap();
     assert_eq!(
         (old.urls[0].as_str(), old.format),
         ("https://one.example/first/demo-1-x86.img", DiskFormat::Raw)
     );
     assert_eq!(old.signature.as_ref().unwrap().place, SignaturePlace::Inline);
+    let places = |name: &str| {
+        Some(vec![format!("https://one.example/first/{name}"), format!("http://two.example/x/{name}")])
+    };
+    assert_eq!(old.kernel, places("vmlinuz-x86"));
+    assert_eq!(old.initrd, places("boot/initrd-1"));
+    assert_eq!((old.boot, old.seed), (ImageBoot::Direct, None));
     let (_, release) = catalog.find(&name("demo:NEW")).unwrap();
     assert!(
         !release.is_over("2029-05-31".parse().unwrap()) && release.is_over("2029-06-01".parse().unwrap())
@@ -135,6 +162,23 @@ fn what_is_wrong_is_told_with_its_place() {
         ("user = \"me\"", "", "demo:2: `user`: is wanted, here or in the distribution"),
         ("codename = \"second\"", "", "demo:2: `codename`: is wanted"),
         ("signature = \"SHA256SUMS.gpg\"", "", "`signers`: they sign nothing"),
+        ("boot = \"direct\"", "boot = \"bios\"", "demo:1: `boot`: auto, direct or firmware is wanted"),
+        ("boot = \"direct\"", "boot = \"firmware\"", "demo:1: `kernel`: firmware starts none from outside"),
+        ("seed = \"none\"", "seed = \"yes\"", "demo:1: `seed`: nocloud or none is wanted"),
+        ("kernel = \"vmlinuz-{arch}\"", "", "demo:1: `initrd`: it belongs to a kernel: `kernel` is wanted"),
+        (
+            "\"vmlinuz-{arch}\"",
+            "\"https://x/k\"",
+            "demo:1: `kernel`: `https://x/k` is not a file below `url`",
+        ),
+        ("boot/initrd", "../initrd", "demo:1: `initrd`: `../initrd-1` is not a file below `url`"),
+        (
+            "signature = \"SHA256SUMS.gpg\"",
+            "kernel = \"k\"\nimage_signature = \"i\"",
+            "demo:2: `kernel`: `image_signature` says nothing of it",
+        ),
+        ("-----END PGP", "-----TO PGP", "demo:2: `keys`: the armoured key is ASCII and ends with `-----END"),
+        ("{not a word}", "\u{fc}", "demo:2: `keys`: the armoured key is ASCII"),
         ("aarch64 =", "sparc =", "unknown architecture `sparc`"),
         ("aarch64 =", "amd64 =", "demo:2: `arch`: x86_64 is given twice"),
         (
@@ -185,6 +229,13 @@ fn catalogs_are_limited() {
     };
     Catalog::parse(&signers(SIGNERS_MAX - 1)).unwrap();
     assert!(why(&signers(SIGNERS_MAX)).contains("`signers`: 17, more than 16"));
+    let key = |len: usize| ONE.replacen("{not a word}", &"x".repeat(len), 1);
+    let around = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n\n-----END PGP PUBLIC KEY BLOCK-----\n".len();
+    Catalog::parse(&key(KEY_BYTES_MAX - around)).unwrap();
+    assert!(
+        why(&key(KEY_BYTES_MAX - around + 1))
+            .contains("`keys`: the armoured key has 65537 bytes, more than 65536")
+    );
     let disk = |len: usize| ONE.replacen("demo-{release}-{arch}.img", &"x".repeat(len), 1);
     Catalog::parse(&disk(1000)).unwrap();
     assert!(why(&disk(URL_BYTES_MAX + 1)).contains("1 to 2048 visible ASCII"));

@@ -1,12 +1,14 @@
 //! The catalog as written: what a release leaves out is the distribution's, and words in braces stand for its names.
 
 use super::{
-    CATALOG_VERSION, Catalog, CatalogError, DISTRIBUTIONS_MAX, Distribution, Image, MIRRORS_MAX,
-    RELEASES_MAX, Release, SIGNERS_MAX, Signature, SignaturePlace, URL_BYTES_MAX, WORD_BYTES_MAX, is_word,
+    CATALOG_VERSION, Catalog, CatalogError, DISTRIBUTIONS_MAX, Distribution, Image, ImageBoot, KeySource,
+    MIRRORS_MAX, RELEASES_MAX, Release, SIGNERS_MAX, Signature, SignaturePlace, URL_BYTES_MAX,
+    WORD_BYTES_MAX, is_word, key,
 };
 use crate::arch::Arch;
 use crate::date::Date;
 use crate::recipe::DiskFormat;
+use crate::seed::SeedKind;
 use crate::text::clip;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,11 +45,15 @@ struct Table {
     format: Option<String>,
     url: Option<Urls>,
     disk: Option<String>,
+    kernel: Option<String>,
+    initrd: Option<String>,
+    boot: Option<String>,
+    seed: Option<String>,
     checksums: Option<String>,
     signature: Option<String>,
     image_signature: Option<String>,
     signers: Option<Vec<String>>,
-    keys: Option<Vec<String>>,
+    keys: Option<Vec<key::Item>>,
 }
 
 #[derive(Deserialize, Clone)]
@@ -68,6 +74,10 @@ impl Table {
             format: self.format.or(common.format),
             url: self.url.or(common.url),
             disk: self.disk.or(common.disk),
+            kernel: self.kernel.or(common.kernel),
+            initrd: self.initrd.or(common.initrd),
+            boot: self.boot.or(common.boot),
+            seed: self.seed.or(common.seed),
             checksums: self.checksums.or(common.checksums),
             signature: self.signature.or(common.signature),
             image_signature: self.image_signature.or(common.image_signature),
@@ -203,14 +213,51 @@ fn image(at: &At<'_>, release: &str, arch: &str, said: &Table) -> Result<Image, 
     at.at_most("url", bases.len(), MIRRORS_MAX)?;
     let bases: Vec<String> = bases.iter().map(|url| names.base(url)).collect::<Result<_, _>>()?;
     let Some(first) = bases.first() else { return Err(at.bad("url", "one is wanted")) };
-    let disk = names.fill("disk", at.needed("disk", said.disk.as_deref())?)?;
     let checksums = at.needed("checksums", said.checksums.as_deref())?;
+    let beside = |field, name: &Option<String>| {
+        name.as_deref().map(|name| names.mirrored(field, &bases, name)).transpose()
+    };
+    let boot = boot(at, said)?;
     Ok(Image {
-        urls: bases.iter().map(|base| names.url("disk", base, &disk)).collect::<Result<_, _>>()?,
+        urls: names.mirrored("disk", &bases, at.needed("disk", said.disk.as_deref())?)?,
+        kernel: beside("kernel", &said.kernel)?,
+        initrd: beside("initrd", &said.initrd)?,
+        boot,
+        seed: seed(at, said)?,
         format: format.ok_or_else(|| at.bad("format", "raw, qcow2, vmdk or vhdx is wanted"))?,
         checksums: names.beside("checksums", first, checksums)?,
         signature: signature(&names, first, said)?,
     })
+}
+
+/// Returns how an image starts, which the files beside it have to allow.
+fn boot(at: &At<'_>, said: &Table) -> Result<ImageBoot, CatalogError> {
+    let boot = match said.boot.as_deref() {
+        None => ImageBoot::default(),
+        Some(word) => ImageBoot::ALL
+            .into_iter()
+            .find(|known| known.as_str() == word)
+            .ok_or_else(|| at.bad("boot", "auto, direct or firmware is wanted"))?,
+    };
+    if said.initrd.is_some() && said.kernel.is_none() {
+        return Err(at.bad("initrd", "it belongs to a kernel: `kernel` is wanted"));
+    }
+    if said.kernel.is_some() && boot == ImageBoot::Firmware {
+        return Err(at.bad("kernel", "firmware starts none from outside the image"));
+    }
+    if said.kernel.is_some() && said.image_signature.is_some() {
+        return Err(at.bad("kernel", "`image_signature` says nothing of it, `signature` is wanted"));
+    }
+    Ok(boot)
+}
+
+fn seed(at: &At<'_>, said: &Table) -> Result<Option<SeedKind>, CatalogError> {
+    match said.seed.as_deref() {
+        None => Ok(Some(SeedKind::NoCloud)),
+        Some("none") => Ok(None),
+        Some(word) if word == SeedKind::NoCloud.as_str() => Ok(Some(SeedKind::NoCloud)),
+        Some(_) => Err(at.bad("seed", "nocloud or none is wanted")),
+    }
 }
 
 fn signature(names: &Names<'_>, base: &str, said: &Table) -> Result<Option<Signature>, CatalogError> {
@@ -240,7 +287,7 @@ fn signature(names: &Names<'_>, base: &str, said: &Table) -> Result<Option<Signa
     }
     let keys = said.keys.clone().unwrap_or_default();
     at.at_most("keys", keys.len(), SIGNERS_MAX)?;
-    let keys = keys.iter().map(|key| names.beside("keys", base, key)).collect::<Result<_, _>>()?;
+    let keys = keys.into_iter().map(|key| names.key(base, key)).collect::<Result<_, _>>()?;
     Ok(Some(Signature { place, signers, keys }))
 }
 
@@ -297,6 +344,27 @@ impl Names<'_> {
     fn beside(&self, field: &'static str, base: &str, pattern: &str) -> Result<String, CatalogError> {
         let name = self.fill(field, pattern)?;
         if is_web(&name) { Ok(name) } else { self.url(field, base, &name) }
+    }
+
+    /// Returns the addresses of a file below each directory.
+    fn mirrored(
+        &self,
+        field: &'static str,
+        bases: &[String],
+        pattern: &str,
+    ) -> Result<Vec<String>, CatalogError> {
+        let name = self.fill(field, pattern)?;
+        bases.iter().map(|base| self.url(field, base, &name)).collect()
+    }
+
+    fn key(&self, base: &str, item: key::Item) -> Result<KeySource, CatalogError> {
+        match item {
+            key::Item::Place(pattern) => Ok(KeySource::Address(self.beside("keys", base, &pattern)?)),
+            key::Item::Armoured(text) => match key::wrong(&text) {
+                Some(reason) => Err(self.at.bad("keys", reason)),
+                None => Ok(KeySource::Armoured(text)),
+            },
+        }
     }
 
     fn url(&self, field: &'static str, base: &str, name: &str) -> Result<String, CatalogError> {

@@ -136,7 +136,7 @@ fn tell(report: &PullReport) {
         (_, true) => format!("{}{of} is here already", report.name),
         (None, false) => format!("{}{of} pulled in {span}", report.name),
         (Some(before), false) => {
-            let from = serial(Some(before)).map_or_else(|| before.disk.to_string(), |serial| serial);
+            let from = serial(Some(before)).unwrap_or_else(|| before.disk.to_string());
             format!("{} moved from {from} to{of} in {span}", report.name)
         }
     });
