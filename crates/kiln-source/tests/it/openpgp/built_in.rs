@@ -3,7 +3,8 @@
 use kiln_core::arch::Arch;
 use kiln_core::catalog::{Catalog, Fingerprint, KeySource, Signature};
 use kiln_source::checksum::Checksums;
-use kiln_source::openpgp::{Keyring, VerifyOptions, verify_clear_signed};
+use kiln_source::openpgp::{Keyring, SignatureError, VerifyOptions, verify_clear_signed, verify_detached};
+use std::io::Cursor;
 use std::time::{Duration, SystemTime};
 
 fn signatures(catalog: &Catalog) -> impl Iterator<Item = (String, &Signature)> {
@@ -67,4 +68,28 @@ fn what_fedora_signed_is_good_by_the_key_in_the_catalog() {
     let catalog = Catalog::built_in();
     let image = catalog.image(&"fedora:44".parse().unwrap(), Arch::Aarch64).unwrap();
     assert!(image.urls[0].ends_with(&format!("/{name}")), "{:?}", image.urls);
+}
+
+/// Signatures of openSUSE are of version 3.
+#[test]
+fn what_opensuse_signed_is_good_by_the_key_in_the_catalog() {
+    let (pins, keyring) = signers("opensuse:16.0");
+    let list = include_bytes!("built_in/leap-16.0.sha256");
+    let signature = include_bytes!("built_in/leap-16.0.sha256.asc");
+    let check = |list: &[u8]| verify_detached(Cursor::new(list), signature, &keyring, &pins, &then());
+    let verified = check(list).unwrap();
+    assert_eq!((verified.signer, verified.signed_at), (pins[0], at(1_781_847_072)));
+    for index in [0, 63, list.len() - 1] {
+        let mut changed = list.to_vec();
+        changed[index] ^= 1;
+        assert!(matches!(check(&changed), Err(SignatureError::False { .. })), "{index}");
+    }
+    // Its time is signed too.
+    let text = std::str::from_utf8(signature).unwrap();
+    let body: String = text.lines().skip(3).take_while(|line| !line.starts_with('=')).collect();
+    let mut packet = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, body).unwrap();
+    assert_eq!(packet[3..6], [3, 5, 0], "version 3, which signs 5 bytes, of the kind Binary");
+    packet[9] ^= 1;
+    let changed = verify_detached(Cursor::new(list), &packet, &keyring, &pins, &then());
+    assert!(matches!(changed, Err(SignatureError::False { .. })), "{changed:?}");
 }
