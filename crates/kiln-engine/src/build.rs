@@ -229,7 +229,7 @@ impl Engine {
         let work = format!("building {name}");
         let mut waiting = waiting(reporter);
         if let Source::Template(source) = &found.recipe.source
-            && let Located::Listed(_) = self.locate(&source.from)?
+            && let Ok(Located::Listed(_)) = self.locate(&source.from)
         {
             let (fetch, offline) = (options.fetch, options.offline);
             self.bring(&source.from, &PullOptions { fetch, offline, ..PullOptions::default() }, reporter)?;
