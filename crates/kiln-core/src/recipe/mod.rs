@@ -10,8 +10,8 @@ mod wire;
 pub use flake::{ATTRIBUTE_BYTES_MAX, FLAKE_BYTES_MAX, FlakeAttribute, FlakeRef, InvalidFlake, nix_system};
 pub use mvm::{MvmRecipe, from_mvm};
 pub use source::{
-    BackingFiles, BuildStep, DebianSource, DiskFormat, DiskSource, DockerfileSource, KernelSource, NixSource,
-    OciSource, PathSource, Source, TemplateSource,
+    BackingFiles, BuildStep, DebianSource, DiskBoot, DiskFormat, DiskSource, DockerfileSource, KernelSource,
+    NixSource, OciSource, PathSource, Source, TemplateSource,
 };
 
 use crate::capture::CapturePlan;
