@@ -94,6 +94,13 @@ pub struct MachineRecord {
     pub created_unix_ms: u64,
 }
 
+impl MachineRecord {
+    /// Returns whether its guest has an agent: on a disk that firmware boots it comes with the seed.
+    pub fn has_agent(&self) -> bool {
+        self.seed || !self.boot.is_firmware()
+    }
+}
+
 fn is_no_restart(policy: &RestartPolicy) -> bool {
     *policy == RestartPolicy::No
 }
