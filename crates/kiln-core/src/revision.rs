@@ -437,7 +437,10 @@ mod tests {
         assert!(Manifest::parse(&seeded.to_bytes()).unwrap().has_agent());
         let ready = Some(probe(vec!["true".to_owned()]));
         Manifest::parse(&Manifest { ready: ready.clone(), ..seeded }.to_bytes()).unwrap();
-        assert!(refusal(&Manifest { ready, ..disk.clone() }).contains("has `ready`, and its machines have no agent"));
+        assert!(
+            refusal(&Manifest { ready, ..disk.clone() })
+                .contains("has `ready`, and its machines have no agent")
+        );
         disk.boot_args = vec!["quiet".to_owned()];
         assert!(refusal(&disk).contains("boot arguments beside a disk"));
 

@@ -4,8 +4,8 @@ use crate::progress::{Progress, Reporter, waiting};
 use crate::restore::RestoreChoice;
 use crate::{Engine, EngineError, EngineResult, private, seed};
 use kiln_core::machine::{
-    BootArtifacts, CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX,
-    RECORD_VERSION,
+    BootArtifacts, CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, MachineStatus, Network,
+    RECORD_BYTES_MAX, RECORD_VERSION,
 };
 use kiln_core::revision::{Artifact, InvalidManifest};
 use kiln_core::variant::MachineShape;

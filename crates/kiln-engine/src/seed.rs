@@ -76,8 +76,10 @@ fn files(record: &MachineRecord, seed: &Seed) -> Vec<SeedFile> {
 
 /// Returns the bytes of a file system with these files in its root.
 fn file_system(files: Vec<SeedFile>, bytes_max: usize) -> Result<Vec<u8>, String> {
-    let file =
-        |(name, content): SeedFile| File::File { name: Arc::new(name.to_owned()), contents: content.into_owned() };
+    let file = |(name, content): SeedFile| File::File {
+        name: Arc::new(name.to_owned()),
+        contents: content.into_owned(),
+    };
     let path_separator = PathSeparator::ForwardSlash;
     let input = InputFiles { path_separator, files: files.into_iter().map(file).collect() };
     let options = IsoFormatOptions {

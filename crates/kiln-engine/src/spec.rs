@@ -9,8 +9,8 @@ use kiln_core::text::chain;
 use kiln_guest::config::SEED_SERIAL;
 use kiln_guest::transport;
 use kiln_vmm::{
-    AcceleratorChoice, Boot, ChannelName, Disk, DiskFormat, InvalidSerial, KernelBoot, Mac, MachineSpec, MemoryBacking,
-    RestoreState, StateScope,
+    AcceleratorChoice, Boot, ChannelName, Disk, DiskFormat, InvalidSerial, KernelBoot, Mac, MachineSpec,
+    MemoryBacking, RestoreState, StateScope,
 };
 use std::path::{Path, PathBuf};
 

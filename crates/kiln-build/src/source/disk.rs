@@ -107,9 +107,7 @@ impl DiskPlan {
         match self.boot {
             DiskBoot::Direct => self.run_direct(plan, cx),
             DiskBoot::Firmware => self.run_whole(plan, cx, None),
-            DiskBoot::Auto => {
-                self.run_direct(plan, cx).or_else(|error| self.run_otherwise(error, plan, cx))
-            }
+            DiskBoot::Auto => self.run_direct(plan, cx).or_else(|error| self.run_otherwise(error, plan, cx)),
         }
     }
 

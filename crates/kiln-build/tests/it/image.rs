@@ -358,10 +358,8 @@ fn a_disk_that_cannot_be_booted_directly_is_taken_whole_with_the_hosts_firmware(
     let formats = |built: &BuildOutput| -> Vec<(String, ArtifactFormat)> {
         built.artifacts.iter().map(|file| (file.role.to_string(), file.format)).collect()
     };
-    let whole = [
-        ("firmware".to_owned(), ArtifactFormat::Firmware),
-        ("rootfs".to_owned(), ArtifactFormat::Disk),
-    ];
+    let whole =
+        [("firmware".to_owned(), ArtifactFormat::Firmware), ("rootfs".to_owned(), ArtifactFormat::Disk)];
     for (name, root, more) in
         [("xfs.raw", &xfs, ""), ("bare.raw", &bare, ""), ("direct.raw", &direct, "boot = 'firmware'")]
     {
@@ -410,7 +408,9 @@ fn what_firmware_would_not_do_is_refused_by_name() {
     write(&firmware, b"firmware");
     let some = Some(firmware.as_path());
     for more in ["", "boot = 'firmware'"] {
-        assert!(refused(None, &disk, more, "").contains("needs UEFI firmware to boot, and this host has none"));
+        assert!(
+            refused(None, &disk, more, "").contains("needs UEFI firmware to boot, and this host has none")
+        );
         for (machine, field) in [
             ("[boot]\nargs = ['quiet']", "`boot.args`"),
             ("[machine]\ndisk = '1G'", "`machine.disk`"),
@@ -420,16 +420,19 @@ fn what_firmware_would_not_do_is_refused_by_name() {
             ("[[variant]]\nname = 'v'\nboot_args = ['quiet']", "`variant.boot_args`"),
         ] {
             let told = refused(some, &disk, more, machine);
-            assert!(told.starts_with(&format!("{field} has no effect on a disk that firmware boots")), "{told}");
+            assert!(
+                told.starts_with(&format!("{field} has no effect on a disk that firmware boots")),
+                "{told}"
+            );
         }
     }
     // It stays what it was where nothing says that firmware boots it.
-    assert!(refused(some, &disk, "boot = 'direct'", "").contains("xfs"));
+    assert!(refused(some, &disk, "boot = 'direct'", "").contains("XFS"));
     let plain = partitioned(dir.path(), "plain.raw", &[("linux", Some(&xfs))]);
     let told = refused(some, &plain, "", "");
-    assert!(!told.contains("EFI") && told.contains("xfs"), "{told}");
+    assert!(!told.contains("EFI") && told.contains("XFS"), "{told}");
     let told = refused(some, &plain, "boot = 'firmware'", "");
-    assert!(told.contains("has no EFI system partition: its partitions are 1 (xfs"), "{told}");
+    assert!(told.contains("has no EFI system partition: its partitions are 1 (XFS"), "{told}");
     fs::open_rw(&firmware).unwrap().set_len((8 << 20) + 1).unwrap();
     assert!(refused(some, &disk, "", "").contains("has more than 8388608 bytes"));
 }

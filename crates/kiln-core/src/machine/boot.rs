@@ -67,9 +67,12 @@ enum BadBoot {
 impl From<BootArtifacts> for Wire {
     fn from(boot: BootArtifacts) -> Self {
         match boot {
-            BootArtifacts::Kernel { kernel, format, initrd } => {
-                Self { kernel: Some(kernel), kernel_format: Some(format), initrd: Some(initrd), firmware: None }
-            }
+            BootArtifacts::Kernel { kernel, format, initrd } => Self {
+                kernel: Some(kernel),
+                kernel_format: Some(format),
+                initrd: Some(initrd),
+                firmware: None,
+            },
             BootArtifacts::Firmware { firmware } => {
                 Self { kernel: None, kernel_format: None, initrd: None, firmware: Some(firmware) }
             }

@@ -216,7 +216,10 @@ impl Engine {
         let root = blank(Path::new(DISK_STEM).with_extension(CloneMethod::Copy.extension()))?;
         let data = record.shape.data_disk.map(|_| blank(DATA_DISK_FILE.into())).transpose()?;
         let whole = whole_file(staging.path());
-        let seed = record.seed.then(|| blank_of(&dir.join(SEED_FILE), seed_bytes(&record.boot) as u64)).transpose()?;
+        let seed = record
+            .seed
+            .then(|| blank_of(&dir.join(SEED_FILE), seed_bytes(&record.boot) as u64))
+            .transpose()?;
         let files = SpecFiles { seed, ..SpecFiles::of_raw(record, root, data)? }.loaded(
             memory,
             whole.clone(),

@@ -98,7 +98,8 @@ fn the_script_that_takes_the_agent_is_one_for_every_shell() {
     kiln_sys::commit::write_file(&script, AGENT_SCRIPT.as_bytes(), 0o600, kiln_sys::commit::Existing::Refuse)
         .unwrap();
     for shell in [&["sh"][..], &["busybox", "sh"]] {
-        let told = std::process::Command::new(shell[0]).args(&shell[1..]).arg("-n").arg(&script).output().unwrap();
+        let told =
+            std::process::Command::new(shell[0]).args(&shell[1..]).arg("-n").arg(&script).output().unwrap();
         assert!(told.status.success(), "{shell:?}: {}", String::from_utf8_lossy(&told.stderr));
     }
     let names = AGENT_SCRIPT.matches("$from/kiln-agent").count();

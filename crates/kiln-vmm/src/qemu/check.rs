@@ -128,8 +128,7 @@ fn takes_firmware(board: Board, arch: Arch) -> Result<(), SpecRejected> {
 
 fn firmware(path: &Path) -> Result<PathBuf, SpecRejected> {
     let path = file("firmware", path)?;
-    let len =
-        fs::metadata(&path).map_err(|source| SpecRejected::File { what: "firmware", source })?.len();
+    let len = fs::metadata(&path).map_err(|source| SpecRejected::File { what: "firmware", source })?.len();
     if !(64 << 10..=FIRMWARE_BYTES_MAX).contains(&len) || !len.is_multiple_of(64 << 10) {
         return Err(SpecRejected::FirmwareLength { path, len });
     }

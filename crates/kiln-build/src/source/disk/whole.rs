@@ -32,7 +32,10 @@ pub(super) fn direct_only(recipe: &Recipe) -> Option<&'static str> {
     let mut variants = recipe.variants.iter();
     [
         (!recipe.boot_args.is_empty(), "boot.args"),
-        (variants.clone().any(|variant| variant.boot_args.as_ref().is_some_and(has_args)), "variant.boot_args"),
+        (
+            variants.clone().any(|variant| variant.boot_args.as_ref().is_some_and(has_args)),
+            "variant.boot_args",
+        ),
         (recipe.agent.init != Init::Auto, "agent.init"),
         (!recipe.agent.modules.is_empty(), "agent.modules"),
         (recipe.agent.entrypoint.is_some(), "entrypoint"),

@@ -3,8 +3,9 @@
 use super::{parsed, parsed_opt, value};
 use crate::name::VariantName;
 use crate::recipe::{
-    BackingFiles, BuildStep, DebianSource, DiskBoot, DiskFormat, DiskSource, DockerfileSource, FlakeAttribute,
-    KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source, TemplateSource,
+    BackingFiles, BuildStep, DebianSource, DiskBoot, DiskFormat, DiskSource, DockerfileSource,
+    FlakeAttribute, KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source,
+    TemplateSource,
 };
 use crate::reference::Reference;
 use crate::variant::Variant;

@@ -118,7 +118,8 @@ fn firmware_stands_in_for_a_kernel_and_boots_the_first_disk() {
     let mut checked = with_everything(checked(Board::Pc, "pc-i440fx-7.2", Accelerator::Tcg));
     checked.spec.boot = Boot::Firmware { file: "/f/OVMF.fd".into() };
     let common = PC.split_once("\n-kernel").unwrap().0;
-    let more = PC_EVERYTHING.split_once("\n-kernel").unwrap().0.replace("serial=root,", "serial=root,bootindex=0,");
+    let more =
+        PC_EVERYTHING.split_once("\n-kernel").unwrap().0.replace("serial=root,", "serial=root,bootindex=0,");
     let wanted = format!("{common}\n{more}\n-bios /f/OVMF.fd");
     assert_eq!(text(&checked), wanted);
     let state_file = "/s/state".into();
