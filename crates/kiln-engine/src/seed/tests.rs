@@ -97,10 +97,10 @@ fn the_script_that_takes_the_agent_is_one_for_every_shell() {
     let script = dir.path().join("script");
     kiln_sys::commit::write_file(&script, AGENT_SCRIPT.as_bytes(), 0o600, kiln_sys::commit::Existing::Refuse)
         .unwrap();
-    for shell in [&["sh"][..], &["busybox", "sh"]] {
-        let told =
-            std::process::Command::new(shell[0]).args(&shell[1..]).arg("-n").arg(&script).output().unwrap();
-        assert!(told.status.success(), "{shell:?}: {}", String::from_utf8_lossy(&told.stderr));
+    let (tools, cancel) = (kiln_sys::Toolbox::default(), kiln_sys::Cancel::new().unwrap());
+    for (shell, args) in [("sh", &[][..]), ("busybox", &["sh"])] {
+        let tool = tools.find(shell).unwrap().args(args).arg("-n").arg(&script);
+        tool.run(&cancel, &mut |_| ()).unwrap();
     }
     let names = AGENT_SCRIPT.matches("$from/kiln-agent").count();
     assert_eq!(names, 3, "the agent and a service for each of two inits");
