@@ -265,6 +265,38 @@ pub enum BuildError {
         #[source]
         source: ImageError,
     },
+    /// A disk that only firmware boots, and the host has none.
+    #[error("{} needs UEFI firmware to boot, and this host has none for {arch} guests", path.display())]
+    NoFirmware {
+        /// The image.
+        path: PathBuf,
+        /// The guest's architecture.
+        arch: Arch,
+    },
+    /// A firmware that does not fit where it is mapped.
+    #[error("firmware {} has more than {max} bytes", path.display())]
+    FirmwareTooLarge {
+        /// The firmware.
+        path: PathBuf,
+        /// The limit.
+        max: u64,
+    },
+    /// A disk without a boot loader that firmware could start.
+    #[error("{} has no EFI system partition: its partitions are {there}", path.display())]
+    NoEspPartition {
+        /// The image.
+        path: PathBuf,
+        /// What there is.
+        there: String,
+    },
+    /// A wish that goes with a kernel that kiln loads, or a root that it can write to.
+    #[error("`{field}` has no effect on a disk that firmware boots, and {} is one", path.display())]
+    WholeDisk {
+        /// The recipe's key.
+        field: &'static str,
+        /// The image.
+        path: PathBuf,
+    },
     /// A disk image without a kernel.
     #[error("{} has no kernel that can be found: neither in /boot nor beside its modules", path.display())]
     NoKernel {

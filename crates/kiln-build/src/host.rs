@@ -4,9 +4,11 @@ use crate::agent::AGENT;
 use crate::apt::{self, AptSource};
 use crate::error::BuildError;
 use crate::fingerprint::Hasher;
+use crate::firmware;
 use kiln_core::arch::Arch;
 use kiln_core::digest::Digest;
 use kiln_sys::{Cancel, Toolbox, fs, process};
+use std::path::PathBuf;
 
 /// The facts of a host that shape what is built on it.
 #[derive(Debug, Clone)]
@@ -25,9 +27,16 @@ pub struct HostFacts {
     pub apt_sources: Vec<AptSource>,
     /// What tells one installed `mmdebstrap` from another; none without it.
     pub mmdebstrap: Option<Digest>,
+    /// The UEFI firmware for guests; none without it.
+    pub firmware: Option<PathBuf>,
 }
 
 impl HostFacts {
+    /// Returns the UEFI firmware that this host has for guests of an architecture.
+    pub fn firmware_of(arch: Arch) -> Option<PathBuf> {
+        firmware::on_host(arch)
+    }
+
     /// Gathers the facts. A host without `mke2fs` cannot build.
     pub fn gather(toolbox: &Toolbox, cancel: &Cancel) -> Result<Self, BuildError> {
         let arch = Arch::host().ok_or(BuildError::Architecture(std::env::consts::ARCH))?;
@@ -51,6 +60,7 @@ impl HostFacts {
             mke2fs_version: version.split_whitespace().next().unwrap_or_default().to_owned(),
             apt_sources: apt::host_sources(toolbox, cancel)?,
             mmdebstrap,
+            firmware: firmware::on_host(arch),
         })
     }
 }

@@ -15,6 +15,7 @@ mod decompress;
 mod error;
 pub mod ext4;
 mod fingerprint;
+mod firmware;
 mod host;
 pub mod initramfs;
 pub mod kernel;

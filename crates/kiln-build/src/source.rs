@@ -52,8 +52,8 @@ impl PlannedSource {
             Source::Debian(source) => Self::Debian(DebianPlan::plan(source, cx, parts)),
             Source::Directory(source) => Self::Directory(PathPlan::directory(source, cx, parts)?),
             Source::Tar(source) => Self::Tar(PathPlan::tar(source, cx, parts)?),
-            Source::Disk(source) => Self::Disk(DiskPlan::plan(source, cx, parts)?),
-            Source::Catalog(source) => Self::Catalog(CatalogPlan::plan(source, cx, parts)?),
+            Source::Disk(source) => Self::Disk(DiskPlan::plan(source, recipe, cx, parts)?),
+            Source::Catalog(source) => Self::Catalog(CatalogPlan::plan(source, recipe, cx, parts)?),
             Source::Nix(source) => Self::Nix(NixPlan::plan(source, recipe, cx, parts)?),
             Source::Oci(source) => Self::Oci(OciPlan::plan(source, cx, parts)?),
             Source::Dockerfile(source) => {

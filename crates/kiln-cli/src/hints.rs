@@ -6,6 +6,7 @@ use kiln_build::catalog::{DownloadError, LookUpError, SignatureError};
 use kiln_build::disk::{DiskError, ImageError, Qcow2Error};
 use kiln_build::ext4::Ext4Error;
 use kiln_build::{BuildError, NixError, OciError};
+use kiln_core::Arch;
 use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
@@ -499,10 +500,20 @@ fn disk_image(error: &BuildError) -> Option<&'static str> {
                 "`partition` in [source] takes the number of the root's"
             }
             DiskError::FileSystem { .. } => {
-                "take a variant of the image with an ext4 root, or copy its files into a directory or tar source"
+                "take a variant of the image with an EFI system partition, which firmware boots, or one with an ext4 root"
             }
             _ => return None,
         },
+        BuildError::NoFirmware { arch: Arch::X86_64, .. } => {
+            "apt-get install ovmf (edk2-ovmf elsewhere) brings it; kiln doctor says whether it is found"
+        }
+        BuildError::NoFirmware { .. } => "take an image with an ext4 root and its kernel in /boot",
+        BuildError::NoEspPartition { .. } => {
+            "`boot = \"direct\"` in [source] boots an ext4 root without firmware; other images need one for UEFI"
+        }
+        BuildError::WholeDisk { .. } => {
+            "leave it away: kernel, init and their arguments are the image's own; kiln run --disk makes a machine's disk longer"
+        }
         BuildError::NoKernel { .. } | BuildError::NoModules { .. } => {
             "`kernel` and `modules`, or `kernel_package`, in [source] bring another kernel"
         }

@@ -1,16 +1,19 @@
 //! Machine records: what a machine is (written once), and how it does (replaced as it changes).
 
+mod boot;
+
 use crate::arch::Arch;
 use crate::digest::Digest;
 use crate::name::{MachineId, MachineName, VariantName};
 use crate::ready::ReadyProbe;
 use crate::restart::RestartPolicy;
-use crate::revision::ArtifactFormat;
 use crate::size::ByteSize;
 use crate::variant::MachineShape;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+
+pub use boot::BootArtifacts;
 
 /// The version of the record this program writes and reads.
 pub const RECORD_VERSION: u32 = 1;
@@ -38,12 +41,9 @@ pub struct MachineRecord {
     pub arch: Arch,
     /// What it is made of.
     pub shape: MachineShape,
-    /// The kernel artifact.
-    pub kernel: Digest,
-    /// What the kernel's bytes are.
-    pub kernel_format: ArtifactFormat,
-    /// The initramfs artifact.
-    pub initrd: Option<Digest>,
+    /// What it boots with.
+    #[serde(flatten)]
+    pub boot: BootArtifacts,
     /// The recipe's kernel arguments.
     pub boot_args: Vec<String>,
     /// When it counts as ready.
@@ -92,6 +92,13 @@ pub struct MachineRecord {
     pub idle_suspend_ms: Option<u64>,
     /// When it was made, in milliseconds since 1970 (UTC).
     pub created_unix_ms: u64,
+}
+
+impl MachineRecord {
+    /// Returns whether its guest has an agent: on a disk that firmware boots it comes with the seed.
+    pub fn has_agent(&self) -> bool {
+        self.seed || !self.boot.is_firmware()
+    }
 }
 
 fn is_no_restart(policy: &RestartPolicy) -> bool {

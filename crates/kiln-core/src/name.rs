@@ -150,6 +150,10 @@ impl ArtifactRole {
     pub fn rootfs() -> Self {
         Self("rootfs".to_owned())
     }
+    /// The firmware that starts the boot loader of a root that is a whole disk.
+    pub fn firmware() -> Self {
+        Self("firmware".to_owned())
+    }
     /// The blank file system that machines clone for what they write over a root that is only read.
     pub fn scratch() -> Self {
         Self("scratch".to_owned())

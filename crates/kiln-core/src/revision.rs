@@ -51,6 +51,10 @@ pub enum ArtifactFormat {
     Bzimage,
     /// An uncompressed initramfs.
     Cpio,
+    /// A raw disk with a partition table and a boot loader of its own.
+    Disk,
+    /// A UEFI firmware, code and variables in one image.
+    Firmware,
 }
 
 impl ArtifactFormat {
@@ -63,6 +67,8 @@ impl ArtifactFormat {
             Self::Elf => "elf",
             Self::Bzimage => "bzimage",
             Self::Cpio => "cpio",
+            Self::Disk => "disk",
+            Self::Firmware => "firmware",
         }
     }
 
@@ -131,6 +137,21 @@ pub enum InvalidManifest {
     /// A required artifact is missing.
     #[error("manifest has no artifact of role `{0}`")]
     Missing(ArtifactRole),
+    /// An artifact that says nothing beside a root of this kind: a disk that firmware boots has its own kernel, and a file
+    /// system has no boot loader.
+    #[error("manifest has an artifact of role `{role}` beside a root of format `{}`", root.as_str())]
+    Beside {
+        /// The artifact's role.
+        role: ArtifactRole,
+        /// The root's format.
+        root: ArtifactFormat,
+    },
+    /// Kernel arguments beside a disk that has its own.
+    #[error("manifest has boot arguments beside a disk that brings its own kernel")]
+    DiskBootArgs,
+    /// A wish that only an agent fulfils, where machines have none.
+    #[error("manifest has `{0}`, and its machines have no agent: their disk has no seed that brings one")]
+    NoAgent(&'static str),
     /// A shape no machine can have.
     #[error("manifest has an impossible machine")]
     Shape(#[from] InvalidShape),
@@ -210,11 +231,7 @@ impl Manifest {
         if let Some(pair) = self.variants.windows(2).find(|pair| pair[0].name >= pair[1].name) {
             return Err(InvalidManifest::Variants(pair[1].name.clone()));
         }
-        for role in [ArtifactRole::kernel(), ArtifactRole::rootfs()] {
-            if self.artifact(&role).is_none() {
-                return Err(InvalidManifest::Missing(role));
-            }
-        }
+        self.check_boot()?;
         if self.base().is_some() && self.artifact(&ArtifactRole::scratch()).is_none() {
             return Err(InvalidManifest::Missing(ArtifactRole::scratch()));
         }
@@ -238,6 +255,46 @@ impl Manifest {
             seed.check()?;
         }
         Ok(self)
+    }
+
+    /// Checks that there is a root and what boots it, and nothing that would go unused.
+    fn check_boot(&self) -> Result<(), InvalidManifest> {
+        let rootfs = ArtifactRole::rootfs();
+        let Some(root) = self.artifact(&rootfs) else { return Err(InvalidManifest::Missing(rootfs)) };
+        let (kernel, initrd) = (ArtifactRole::kernel(), ArtifactRole::initrd());
+        let (wanted, beside) = match root.format {
+            ArtifactFormat::Disk => (ArtifactRole::firmware(), vec![kernel, initrd, ArtifactRole::scratch()]),
+            _ => (kernel, vec![ArtifactRole::firmware()]),
+        };
+        if self.artifact(&wanted).is_none() {
+            return Err(InvalidManifest::Missing(wanted));
+        }
+        if let Some(role) = beside.into_iter().find(|role| self.artifact(role).is_some()) {
+            return Err(InvalidManifest::Beside { role, root: root.format });
+        }
+        if root.format != ArtifactFormat::Disk {
+            return Ok(());
+        }
+        let variants = self.variants.iter().filter_map(|variant| variant.boot_args.as_ref());
+        if std::iter::once(&self.boot_args).chain(variants).any(|args| !args.is_empty()) {
+            return Err(InvalidManifest::DiskBootArgs);
+        }
+        match (&self.ready, &self.snapshot) {
+            _ if self.has_agent() => Ok(()),
+            (Some(_), _) => Err(InvalidManifest::NoAgent("ready")),
+            (_, Some(_)) => Err(InvalidManifest::NoAgent("snapshot")),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Returns whether the root is a whole disk, which firmware boots: it is only known to be one, not what it holds.
+    pub fn is_disk(&self) -> bool {
+        self.artifact(&ArtifactRole::rootfs()).is_some_and(|root| root.format == ArtifactFormat::Disk)
+    }
+
+    /// Returns whether machines have an agent: on a whole disk it comes with the seed.
+    pub fn has_agent(&self) -> bool {
+        !self.is_disk() || self.seed.is_some()
     }
 
     /// Returns the artifact of `role`.
@@ -353,6 +410,47 @@ mod tests {
         packed.artifacts.push(scratch);
         let parsed = Manifest::parse(&packed.to_bytes()).unwrap();
         assert_eq!(parsed.base().map(|base| base.role.clone()), Some(ArtifactRole::rootfs()));
+    }
+
+    #[test]
+    fn a_whole_disk_has_firmware_and_nothing_that_firmware_does_not_use() {
+        let mut disk = manifest();
+        disk.boot_args.clear();
+        disk.artifacts[1].format = ArtifactFormat::Disk;
+        assert_eq!(refusal(&disk), "manifest has no artifact of role `firmware`");
+        let firmware = Artifact {
+            role: ArtifactRole::firmware(),
+            format: ArtifactFormat::Firmware,
+            ..disk.artifacts[0].clone()
+        };
+        disk.artifacts.insert(0, firmware.clone());
+        assert_eq!(
+            refusal(&disk),
+            "manifest has an artifact of role `kernel` beside a root of format `disk`"
+        );
+        disk.artifacts.remove(1);
+        let bytes = disk.to_bytes();
+        assert!(String::from_utf8_lossy(&bytes).contains(r#""format":"firmware"},{"role":"rootfs""#));
+        let parsed = Manifest::parse(&bytes).unwrap();
+        assert!(parsed.is_disk() && !parsed.has_agent());
+        let seeded = Manifest { seed: Some(Seed::identity()), ..disk.clone() };
+        assert!(Manifest::parse(&seeded.to_bytes()).unwrap().has_agent());
+        let ready = Some(probe(vec!["true".to_owned()]));
+        Manifest::parse(&Manifest { ready: ready.clone(), ..seeded }.to_bytes()).unwrap();
+        assert!(
+            refusal(&Manifest { ready, ..disk.clone() })
+                .contains("has `ready`, and its machines have no agent")
+        );
+        disk.boot_args = vec!["quiet".to_owned()];
+        assert!(refusal(&disk).contains("boot arguments beside a disk"));
+
+        let mut direct = manifest();
+        assert!(!direct.is_disk() && direct.has_agent());
+        direct.artifacts.insert(0, firmware);
+        assert_eq!(
+            refusal(&direct),
+            "manifest has an artifact of role `firmware` beside a root of format `ext4`"
+        );
     }
 
     #[test]

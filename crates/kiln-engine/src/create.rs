@@ -4,9 +4,10 @@ use crate::progress::{Progress, Reporter, waiting};
 use crate::restore::RestoreChoice;
 use crate::{Engine, EngineError, EngineResult, private, seed};
 use kiln_core::machine::{
-    CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, MachineStatus, Network, RECORD_BYTES_MAX,
-    RECORD_VERSION,
+    BootArtifacts, CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, MachineStatus, Network,
+    RECORD_BYTES_MAX, RECORD_VERSION,
 };
+use kiln_core::revision::{Artifact, InvalidManifest};
 use kiln_core::variant::MachineShape;
 use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, RestartPolicy, TemplateName};
 use kiln_guest::private::Private;
@@ -103,6 +104,24 @@ pub struct Created {
     pub(crate) start_lock: FileLock,
 }
 
+fn required(revision: &Revision, role: ArtifactRole) -> Result<&Artifact, StoreError> {
+    revision
+        .manifest
+        .artifact(&role)
+        .ok_or(StoreError::BadManifest { id: revision.id, source: InvalidManifest::Missing(role) })
+}
+
+/// Returns what machines of a revision boot with.
+pub(crate) fn boot_artifacts(revision: &Revision) -> Result<BootArtifacts, StoreError> {
+    if revision.manifest.is_disk() {
+        let firmware = required(revision, ArtifactRole::firmware())?.digest;
+        return Ok(BootArtifacts::Firmware { firmware });
+    }
+    let Artifact { digest: kernel, format, .. } = required(revision, ArtifactRole::kernel())?;
+    let initrd = revision.manifest.artifact(&ArtifactRole::initrd()).map(|artifact| artifact.digest);
+    Ok(BootArtifacts::Kernel { kernel: *kernel, format: *format, initrd })
+}
+
 impl Engine {
     /// Makes a machine.
     pub fn create(&self, request: &CreateRequest, reporter: &dyn Reporter) -> EngineResult<Created> {
@@ -180,19 +199,15 @@ impl Engine {
         reporter: &dyn Reporter,
     ) -> EngineResult<MachineRecord> {
         let manifest = &revision.manifest;
-        let required = |role: ArtifactRole| {
-            manifest.artifact(&role).ok_or(StoreError::BadManifest {
-                id: revision.id,
-                source: kiln_core::revision::InvalidManifest::Missing(role),
-            })
-        };
-        let kernel = required(ArtifactRole::kernel())?;
+        let required = |role| required(revision, role);
         let rootfs = required(ArtifactRole::rootfs())?;
-        let initrd = manifest.artifact(&ArtifactRole::initrd());
+        let boot = boot_artifacts(revision)?;
         // A root that is only read is shared; the private disk is a scratch disk over it.
         let shared = manifest.base();
         let disk = if shared.is_some() { required(ArtifactRole::scratch())? } else { rootfs };
-        for artifact in [Some(kernel), shared, Some(disk), initrd].into_iter().flatten() {
+        let booted =
+            manifest.artifacts.iter().filter(|artifact| boot.digests().any(|used| used == artifact.digest));
+        for artifact in booted.chain(shared).chain([disk]) {
             let mut reading = |why: &StoreError| {
                 reporter.progress(Progress::Note { text: why.to_string() });
             };
@@ -216,9 +231,7 @@ impl Engine {
             revision: revision.id,
             variant: request.reference.variant.clone(),
             arch: manifest.arch,
-            kernel: kernel.digest,
-            kernel_format: kernel.format,
-            initrd: initrd.map(|artifact| artifact.digest),
+            boot,
             boot_args: variant
                 .and_then(|v| v.boot_args.clone())
                 .unwrap_or_else(|| manifest.boot_args.clone()),

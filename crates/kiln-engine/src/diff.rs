@@ -52,7 +52,7 @@ pub struct DiffRequest {
 }
 
 impl Engine {
-    /// Compares two revisions. Extended attributes and times of files are not compared.
+    /// Compares two revisions; of a whole disk that firmware boots neither packages nor files. Extended attributes and times of files are not compared.
     ///
     /// # Errors
     /// When a reference means nothing, when an artifact is damaged, or with [`crate::EngineError::Image`] when a root
@@ -73,6 +73,8 @@ impl Engine {
         let mut sink = Sink::new(request.files);
         if let (Some(root_a), Some(root_b)) = (rootfs(&a), rootfs(&b))
             && root_a.digest != root_b.digest
+            && !a.manifest.is_disk()
+            && !b.manifest.is_disk()
         {
             let sizes = report.artifacts.iter().flat_map(|line| [&line.before, &line.after]).flatten();
             let data = sizes.map(|summary| summary.data_bytes).max().unwrap_or_default();
@@ -83,7 +85,9 @@ impl Engine {
                 tree::compare(&side_a, &side_b, &mut sink)?;
             }
         }
-        report.files = (request.files != FileList::None).then(|| sink.finish());
+        // What is on a whole disk is not known.
+        let has_files = !a.manifest.is_disk() && !b.manifest.is_disk();
+        report.files = (has_files && request.files != FileList::None).then(|| sink.finish());
         Ok(report)
     }
 

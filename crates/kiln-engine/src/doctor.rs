@@ -1,6 +1,7 @@
 //! The doctor: what this host has and lacks, and what mends each lack. Facts only; words are the caller's.
 
 use crate::{Engine, EngineResult};
+use kiln_build::HostFacts;
 use kiln_core::Arch;
 use kiln_core::text::chain;
 use kiln_store::StoreError;
@@ -53,6 +54,7 @@ impl Engine {
         for program in programs() {
             findings.push(self.check_program(&program));
         }
+        findings.push(check_firmware());
         findings.push(self.check_space()?);
         findings.push(self.check_reflink()?);
         findings.push(self.check_protection()?);
@@ -221,6 +223,19 @@ impl Engine {
             },
             fix: (!damaged.is_empty()).then(|| "kiln show NAME says what is wrong with each".to_owned()),
         })
+    }
+}
+
+fn check_firmware() -> Finding {
+    let check = "UEFI firmware".to_owned();
+    match HostFacts::firmware_of(Arch::host().unwrap_or(Arch::X86_64)) {
+        Some(path) => Finding { check, health: Health::Ok, detail: path.display().to_string(), fix: None },
+        None => Finding {
+            check,
+            health: Health::Warn,
+            detail: "missing: disk images that only their own boot loader starts cannot be built".to_owned(),
+            fix: (Arch::host() == Some(Arch::X86_64)).then(|| install("ovmf")),
+        },
     }
 }
 

@@ -108,9 +108,9 @@ pub enum EngineError {
         /// Its last words.
         reason: String,
     },
-    /// A template whose root is only read cannot be the beginning of another.
-    #[error("the root file system of revision {revision} is {format}, which steps cannot write to")]
-    BaseReadOnly {
+    /// A template whose root is no file system that can be written to cannot be the beginning of another.
+    #[error("the root of revision {revision} is of format {format}, which steps cannot write to")]
+    BaseFormat {
         /// The revision.
         revision: kiln_core::Digest,
         /// What it is.

@@ -1,14 +1,13 @@
 //! Beginning machines as snapshots: which one fits, and why none does.
 
-use crate::create::CreateRequest;
+use crate::create::{CreateRequest, boot_artifacts};
 use crate::progress::{Progress, Reporter, waiting};
 use crate::spec::SpecFiles;
 use crate::{Engine, EngineError, EngineResult};
 use kiln_core::machine::{CloneMethod, CloneRecord, IdentityPolicy, MachineRecord, Network, RECORD_VERSION};
-use kiln_core::revision::InvalidManifest;
 use kiln_core::snapshot::{Compatibility, SnapshotFile, SnapshotManifest, SnapshotMemory};
 use kiln_core::text::chain;
-use kiln_core::{Arch, ArtifactRole, ByteSize, Digest, MachineId, RestartPolicy};
+use kiln_core::{Arch, ByteSize, Digest, MachineId, RestartPolicy};
 use kiln_guest::limits::PROTOCOL_VERSION;
 use kiln_store::{CloneChoice, CloneRequest, Snapshot, StoreError};
 use kiln_sys::{clock, fs};
@@ -189,10 +188,6 @@ impl Engine {
     pub(crate) fn captured_record(&self, snapshot: &Snapshot) -> EngineResult<MachineRecord> {
         let SnapshotManifest { subject, arch, variant, machine, boot_args, disk, .. } = &snapshot.manifest;
         let revision = self.store.revision(subject)?;
-        let kernel = revision.manifest.artifact(&ArtifactRole::kernel()).ok_or(StoreError::BadManifest {
-            id: *subject,
-            source: InvalidManifest::Missing(ArtifactRole::kernel()),
-        })?;
         Ok(MachineRecord {
             version: RECORD_VERSION,
             base: revision.manifest.base().map(|artifact| artifact.digest),
@@ -204,9 +199,7 @@ impl Engine {
             variant: variant.clone(),
             arch: *arch,
             shape: machine.clone(),
-            kernel: kernel.digest,
-            kernel_format: kernel.format,
-            initrd: revision.manifest.artifact(&ArtifactRole::initrd()).map(|artifact| artifact.digest),
+            boot: boot_artifacts(&revision)?,
             boot_args: boot_args.clone(),
             ready: None,
             network: network_of(snapshot.manifest.memory.as_ref()),

@@ -3,13 +3,14 @@
 use crate::create::{DATA_DISK_FILE, DISK_STEM};
 use crate::seed::SEED_FILE;
 use crate::{Engine, EngineError, EngineResult};
-use kiln_core::machine::{CloneMethod, CloneRecord, MachineRecord};
+use kiln_core::Digest;
+use kiln_core::machine::{BootArtifacts, CloneMethod, CloneRecord, MachineRecord};
 use kiln_core::text::chain;
 use kiln_guest::config::SEED_SERIAL;
 use kiln_guest::transport;
 use kiln_vmm::{
-    AcceleratorChoice, ChannelName, Disk, DiskFormat, InvalidSerial, Mac, MachineSpec, MemoryBacking,
-    RestoreState, StateScope,
+    AcceleratorChoice, Boot, ChannelName, Disk, DiskFormat, InvalidSerial, KernelBoot, Mac, MachineSpec,
+    MemoryBacking, RestoreState, StateScope,
 };
 use std::path::{Path, PathBuf};
 
@@ -101,6 +102,21 @@ pub(crate) fn bad(record: &MachineRecord, reason: String) -> EngineError {
 }
 
 impl Engine {
+    /// Returns what a machine boots with, as files.
+    fn boot(&self, record: &MachineRecord) -> EngineResult<Boot> {
+        let path = |digest: &Digest| self.store.artifact_path(digest);
+        match &record.boot {
+            BootArtifacts::Kernel { kernel, format, initrd } => Ok(Boot::Kernel(KernelBoot {
+                kernel: path(kernel),
+                format: *format,
+                initrd: initrd.as_ref().map(path),
+                args: record.boot_args.clone(),
+            })),
+            BootArtifacts::Firmware { firmware } => Ok(Boot::Firmware { file: path(firmware) }),
+            _ => Err(bad(record, "it boots in a way that this kiln does not know".to_owned())),
+        }
+    }
+
     /// Returns what a machine monitor is asked for to make this machine of these files.
     pub(crate) fn machine_spec(&self, record: &MachineRecord, files: SpecFiles) -> EngineResult<MachineSpec> {
         let accelerator: AcceleratorChoice =
@@ -124,10 +140,7 @@ impl Engine {
         Ok(MachineSpec {
             shape: record.shape.clone(),
             arch: record.arch,
-            kernel: self.store.artifact_path(&record.kernel),
-            kernel_format: record.kernel_format,
-            initrd: record.initrd.map(|digest| self.store.artifact_path(&digest)),
-            boot_args: record.boot_args.clone(),
+            boot: self.boot(record)?,
             disks,
             network: record.network.clone(),
             mac: mac_of(record),

@@ -353,8 +353,8 @@ fn artifact<'a>(revision: &'a Revision, role: &ArtifactRole) -> EngineResult<&'a
 
 fn rootfs(revision: &Revision) -> EngineResult<Artifact> {
     let rootfs = artifact(revision, &ArtifactRole::rootfs())?;
-    if rootfs.format.is_read_only() {
-        return Err(EngineError::BaseReadOnly { revision: revision.id, format: rootfs.format.as_str() });
+    if rootfs.format != ArtifactFormat::Ext4 {
+        return Err(EngineError::BaseFormat { revision: revision.id, format: rootfs.format.as_str() });
     }
     Ok(rootfs.clone())
 }

@@ -35,7 +35,7 @@ use kiln_sys::lock::FileLock;
 use kiln_sys::process::poll_within;
 use kiln_sys::{IoResultExt as _, clock, fs, socket};
 use kiln_vmm::{
-    AGENT_SOCKET, Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm,
+    AGENT_SOCKET, Boot, Capabilities, CaptureTarget, Captured, Machine, MachineSpec, MemoryBacking, QemuVmm,
     RestoreState, RuntimeDir, StateScope, Stop, Vmm, VmmExit, Waited, holds_open,
 };
 use life::capture::CaptureError;
@@ -309,8 +309,8 @@ impl Host<'_> {
         let record = &self.record;
         let manifest = store.revision(&record.revision)?.manifest;
         let ensure = |digest, size| store.ensure_artifact(digest, size, &self.engine.cancel, &mut |_| {});
-        let used = [Some(record.kernel), record.initrd, Some(record.clone.artifact)];
-        for artifact in manifest.artifacts.iter().filter(|artifact| used.contains(&Some(artifact.digest))) {
+        let used: Vec<_> = record.boot.digests().chain([record.clone.artifact]).collect();
+        for artifact in manifest.artifacts.iter().filter(|artifact| used.contains(&artifact.digest)) {
             ensure(&artifact.digest, artifact.size)?;
         }
         let snapshot = record.snapshot.map(|id| store.snapshot(&id)).transpose()?.map(|of| of.manifest);
@@ -339,8 +339,8 @@ impl Host<'_> {
             files.restore = Some(RestoreState { state_file: self.saved_state(), scope: StateScope::Machine });
         }
         let mut spec = self.engine.machine_spec(record, files)?;
-        if matches!(begin, Begin::Boot) && !self.private.is_empty() {
-            spec.boot_args.push(WAIT_ARGUMENT.to_owned());
+        if let (Begin::Boot, Boot::Kernel(boot), false) = (begin, &mut spec.boot, self.private.is_empty()) {
+            boot.args.push(WAIT_ARGUMENT.to_owned());
         }
         Ok(spec)
     }

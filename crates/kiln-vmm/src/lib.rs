@@ -30,7 +30,7 @@ pub use snapshot::{
     CaptureTarget, Captured, MemoryBacking, RestoreFailure, RestoreState, RestoreTimings, Saved, StateScope,
 };
 pub use spec::{
-    ChannelName, CheckedSpec, Disk, DiskFormat, DiskSerial, InvalidChannelName, InvalidMac, InvalidSerial,
-    Mac, MachineSpec, SpecRejected,
+    Boot, ChannelName, CheckedSpec, Disk, DiskFormat, DiskSerial, InvalidChannelName, InvalidMac,
+    InvalidSerial, KernelBoot, Mac, MachineSpec, SpecRejected,
 };
 pub use vmm::{BoardSupport, Capabilities, CaptureSupport, Machine, Stop, Version, Vmm, VmmError, Waited};

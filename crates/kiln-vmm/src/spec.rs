@@ -17,6 +17,9 @@ const SERIAL_BYTES_MAX: usize = 20;
 /// The longest name of a channel, in bytes.
 const CHANNEL_BYTES_MAX: usize = 63;
 
+/// The largest firmware, in bytes: what QEMU maps at the end of the first 4 GiB.
+pub(crate) const FIRMWARE_BYTES_MAX: u64 = 8 << 20;
+
 /// What a machine should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineSpec {
@@ -24,14 +27,8 @@ pub struct MachineSpec {
     pub shape: MachineShape,
     /// The guest's architecture.
     pub arch: Arch,
-    /// The kernel's file.
-    pub kernel: PathBuf,
-    /// What the kernel's bytes are.
-    pub kernel_format: ArtifactFormat,
-    /// The initramfs's file.
-    pub initrd: Option<PathBuf>,
-    /// Kernel arguments, added to those of the monitor and the board.
-    pub boot_args: Vec<String>,
+    /// What it boots with.
+    pub boot: Boot,
     /// The disks, in the order in which the guest sees them.
     pub disks: Vec<Disk>,
     /// How it is connected.
@@ -47,10 +44,45 @@ pub struct MachineSpec {
     /// Whether it has a network device also where it is connected to nothing: one that is captured without a backend
     /// can be restored with any, or with none.
     pub unplugged_nic: bool,
-    /// What it is restored from, instead of being started with a kernel. Kernel and initramfs are not looked at. Its
+    /// What it is restored from, instead of being booted. Kernel and initramfs are not looked at; firmware is, as its code is
+    /// no part of the state. Its
     /// memory is [`MemoryBacking::Private`] for a state of [`StateScope::Devices`](crate::StateScope::Devices), and
     /// else not.
     pub restore: Option<RestoreState>,
+}
+
+/// What a machine boots with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Boot {
+    /// A kernel that the monitor loads.
+    Kernel(KernelBoot),
+    /// Firmware, which starts the boot loader on the first disk.
+    Firmware {
+        /// The firmware's file: a UEFI image of code and variables. What is written to its variables is gone with the machine.
+        file: PathBuf,
+    },
+}
+
+/// A kernel that the monitor loads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelBoot {
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// What the kernel's bytes are.
+    pub format: ArtifactFormat,
+    /// The initramfs's file.
+    pub initrd: Option<PathBuf>,
+    /// Kernel arguments, added to those of the monitor and the board.
+    pub args: Vec<String>,
+}
+
+impl Boot {
+    /// Returns an uncompressed kernel without an initramfs and arguments.
+    pub fn elf(kernel: impl Into<PathBuf>) -> Self {
+        let (kernel, format) = (kernel.into(), ArtifactFormat::Elf);
+        Self::Kernel(KernelBoot { kernel, format, initrd: None, args: Vec::new() })
+    }
 }
 
 /// A disk of a machine.
@@ -216,7 +248,7 @@ impl CheckedSpec {
     pub fn machine_type(&self) -> &str {
         &self.machine_type
     }
-    /// Returns the kernel's whole command line.
+    /// Returns the whole command line of the kernel that the monitor loads; empty where it loads none.
     pub fn command_line(&self) -> &str {
         &self.command_line
     }
@@ -283,6 +315,17 @@ pub enum SpecRejected {
     /// A kernel the monitor does not load.
     #[error("kernel is of format `{}`: elf and bzimage can be started", .0.as_str())]
     KernelFormat(ArtifactFormat),
+    /// Firmware, where there is none for the board or the architecture.
+    #[error("boot is firmware: {0}")]
+    Firmware(&'static str),
+    /// Firmware of a length that cannot be mapped below 4 GiB.
+    #[error("firmware {} has {len} bytes: multiples of 64 KiB up to {} MiB are possible", path.display(), FIRMWARE_BYTES_MAX >> 20)]
+    FirmwareLength {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
     /// A file that is not there or cannot be read.
     #[error("{what} cannot be used")]
     File {

@@ -1,6 +1,6 @@
 //! Disk images that distributions publish: looked up in the catalog, pinned, fetched, and taken in as disk images are.
 
-use super::disk::DiskPlan;
+use super::disk::{DiskPlan, How};
 use crate::error::BuildError;
 use crate::kernel;
 use crate::key::Parts;
@@ -9,9 +9,9 @@ use crate::report::{BuildEvent, Reporter, Running, Step};
 use crate::run::{BuildContext, BuildOutput};
 use crate::steps::need_space_in;
 use kiln_core::Date;
-use kiln_core::catalog::{Image, ImagePin, Serial};
+use kiln_core::catalog::{Image, ImageBoot, ImagePin, Serial};
 use kiln_core::lock::PinKind;
-use kiln_core::recipe::CatalogSource;
+use kiln_core::recipe::{CatalogSource, DiskBoot, Recipe};
 use kiln_core::size::ByteSize;
 use kiln_source::catalog::{self, LookUp, LookUpError, Verify, Word};
 use kiln_source::download::{self, Client, ClientOptions};
@@ -44,6 +44,7 @@ pub(crate) struct CatalogPlan {
     word: Option<Word>,
     bytes: Option<u64>,
     fetch: FetchOptions,
+    how: How,
 }
 
 /// Returns the present time.
@@ -82,6 +83,7 @@ fn telling<'a>(reporter: &'a dyn Reporter) -> impl FnMut(download::Progress<'_>)
 impl CatalogPlan {
     pub(super) fn plan(
         source: &CatalogSource,
+        recipe: &Recipe,
         cx: &PlanContext<'_>,
         parts: &mut Parts,
     ) -> Result<Self, BuildError> {
@@ -107,7 +109,12 @@ impl CatalogPlan {
         parts.pins.set(PinKind::Image, &name, &pin.to_string());
         parts.ask("source", "catalog");
         parts.ask("image", &name);
-        DiskPlan::parts_of_image(parts);
+        let boot = match image.boot {
+            ImageBoot::Auto => DiskBoot::Auto,
+            ImageBoot::Direct => DiskBoot::Direct,
+            ImageBoot::Firmware => DiskBoot::Firmware,
+        };
+        let how = How::plan(boot, recipe, cx, parts)?;
         Ok(Self {
             user: release.user.clone(),
             end_of_life: release.end_of_life,
@@ -117,6 +124,7 @@ impl CatalogPlan {
             word,
             bytes,
             fetch: cx.fetch,
+            how,
         })
     }
 
@@ -151,7 +159,7 @@ impl CatalogPlan {
         let signed = signed.map_err(refuse)?;
         let from = fetched.from.as_ref().map_or_else(|| "the cache".to_owned(), ToString::to_string);
         step.done(format!("{} from {from}", ByteSize::from_bytes(fetched.bytes).human()));
-        let disk = DiskPlan::of_image(path.clone(), self.image.format, kernel.clone());
+        let disk = DiskPlan::of_image(path.clone(), self.image.format, kernel.clone(), self.how.clone());
         let mut output = disk.run(plan, cx)?;
         let mut fact = |name: &str, value: String| output.facts.push((name.to_owned(), value));
         fact("image", self.name.clone());

@@ -1,15 +1,18 @@
-//! Root file systems that lie in a disk image.
+//! Disk images.
 //!
-//! The image becomes a raw file, of which the root's partition alone stays: a machine's disk is its root file system.
+//! Where the root file system is one that kiln boots directly, the image becomes a raw file, of which the root's partition alone stays: a machine's disk is its root file system.
 //! Its bytes are not changed. Kernel and modules are the image's own where the recipe names no others; they are read
-//! from the file system without mounting it.
+//! from the file system without mounting it. Another image that UEFI firmware can boot becomes a raw file as a whole
+//! ([`whole`]).
 
 mod contents;
+mod whole;
 
 use super::input;
 use super::kernel::KernelPlan;
 use crate::error::BuildError;
 use crate::fingerprint::FileIdentity;
+use crate::firmware::Firmware;
 use crate::key::Parts;
 use crate::plan::{BuildPlan, PlanContext};
 use crate::report::{BuildEvent, Running, Step};
@@ -19,7 +22,7 @@ use crate::steps::{Output, boot_files, file_system, lengthen, need_space};
 use contents::Contents;
 use kiln_core::lock::Pins;
 use kiln_core::name::ArtifactRole;
-use kiln_core::recipe::{BackingFiles, DiskFormat, DiskSource, Init};
+use kiln_core::recipe::{BackingFiles, DiskBoot, DiskFormat, DiskSource, Init, Recipe};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_core::text::chain;
@@ -41,6 +44,34 @@ pub(crate) struct DiskPlan {
     kernel: Option<KernelPlan>,
     /// The image's own kernel, where it lies outside.
     beside: Option<PathBuf>,
+    how: How,
+}
+
+/// How a disk is to be booted.
+#[derive(Debug, Clone)]
+pub(super) struct How {
+    boot: DiskBoot,
+    /// None where the host has none, or where it is not used.
+    firmware: Option<Firmware>,
+    /// A key of the recipe that a disk that firmware boots would not honour.
+    direct_only: Option<&'static str>,
+}
+
+impl How {
+    pub(super) fn plan(
+        boot: DiskBoot,
+        recipe: &Recipe,
+        cx: &PlanContext<'_>,
+        parts: &mut Parts,
+    ) -> Result<Self, BuildError> {
+        parts.add("disk_boot", boot.as_str());
+        let firmware = match &cx.host.firmware {
+            Some(file) if boot != DiskBoot::Direct => Some(Firmware::read(file)?),
+            _ => None,
+        };
+        parts.add("firmware", firmware.as_ref().map(|firmware| firmware.digest));
+        Ok(Self { boot, firmware, direct_only: whole::direct_only(recipe) })
+    }
 }
 
 /// What was found on a disk.
@@ -54,6 +85,7 @@ struct Found {
 impl DiskPlan {
     pub(super) fn plan(
         source: &DiskSource,
+        recipe: &Recipe,
         cx: &PlanContext<'_>,
         parts: &mut Parts,
     ) -> Result<Self, BuildError> {
@@ -72,19 +104,19 @@ impl DiskPlan {
                 None
             }
         };
-        let (format, backing) = (source.format, source.backing);
-        Ok(Self { path, format, backing, partition: source.partition, kernel, beside: None })
-    }
-
-    /// Adds to a key what every image that is taken in as it comes has in common.
-    pub(super) fn parts_of_image(parts: &mut Parts) {
-        parts.add("kernel", "image");
+        let how = How::plan(source.boot, recipe, cx, parts)?;
+        let (format, backing, partition) = (source.format, source.backing, source.partition);
+        let plan = Self { path, format, backing, partition, kernel, beside: None, how };
+        if source.boot == DiskBoot::Firmware {
+            plan.check_whole(cx.host.arch)?;
+        }
+        Ok(plan)
     }
 
     /// An image that was fetched, perhaps with its kernel in a file of its own.
-    pub(super) fn of_image(path: PathBuf, format: DiskFormat, beside: Option<PathBuf>) -> Self {
+    pub(super) fn of_image(path: PathBuf, format: DiskFormat, beside: Option<PathBuf>, how: How) -> Self {
         let (format, backing) = (Some(format), BackingFiles::Refuse);
-        Self { path, format, backing, partition: None, kernel: None, beside }
+        Self { path, format, backing, partition: None, kernel: None, beside, how }
     }
 
     pub(super) fn resolve(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<Pins, BuildError> {
@@ -96,6 +128,14 @@ impl DiskPlan {
     }
 
     pub(super) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
+        match self.how.boot {
+            DiskBoot::Direct => self.run_direct(plan, cx),
+            DiskBoot::Firmware => self.run_whole(plan, cx, None),
+            DiskBoot::Auto => self.run_direct(plan, cx).or_else(|error| self.run_otherwise(error, plan, cx)),
+        }
+    }
+
+    fn run_direct(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
         let mut output = Output::default();
         let root = output.file(cx, ArtifactRole::rootfs(), "rootfs.ext4", ArtifactFormat::Ext4);
         let found = self.take_out(plan, cx, &root, &mut output)?;

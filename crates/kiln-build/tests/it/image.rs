@@ -1,9 +1,10 @@
 //! Builds from disk images: what is taken out of them, and what is refused.
 
 use crate::host::{facts, kernel, output, planned, scratch, write};
-use kiln_build::{BuildContext, BuildError, BuildOutput, Quiet, run};
+use kiln_build::{BuildContext, BuildError, BuildOutput, HostFacts, Quiet, run};
 use kiln_core::digest::Digest;
 use kiln_core::recipe::parse;
+use kiln_core::revision::ArtifactFormat;
 use kiln_sys::tool::ScratchDir;
 use kiln_sys::{Cancel, Toolbox, fs};
 use std::io::Write as _;
@@ -71,10 +72,20 @@ fn build_with(
     machine: &str,
     toolbox: Toolbox,
 ) -> Result<(ScratchDir, BuildOutput), BuildError> {
+    build_on(&facts(), path, more, machine, toolbox)
+}
+
+fn build_on(
+    host: &HostFacts,
+    path: &Path,
+    more: &str,
+    machine: &str,
+    toolbox: Toolbox,
+) -> Result<(ScratchDir, BuildOutput), BuildError> {
     let text =
         format!("name = 'image'\n{machine}\n[source]\ntype = 'disk'\npath = '{}'\n{more}\n", path.display());
-    let (dir, host) = (scratch(), facts());
-    let plan = planned(&parse(&text).unwrap(), path.parent().unwrap(), &host)?;
+    let dir = scratch();
+    let plan = planned(&parse(&text).unwrap(), path.parent().unwrap(), host)?;
     let cancel = Cancel::new().unwrap();
     let cx = BuildContext {
         toolbox: &toolbox,
@@ -83,7 +94,7 @@ fn build_with(
         offline: false,
         reporter: &Quiet,
         cancel: &cancel,
-        host: &host,
+        host,
     };
     let built = run(&plan, &cx);
     built.map(|built| (dir, built))
@@ -325,4 +336,103 @@ fn same_lines(have: &str, want: &str) {
         assert_eq!(have, want);
     }
     assert_eq!(have.lines().count(), want.lines().count());
+}
+
+/// Facts of a host with this firmware.
+fn host_with(firmware: Option<PathBuf>) -> HostFacts {
+    HostFacts { firmware, ..facts() }
+}
+
+#[test]
+fn a_disk_that_cannot_be_booted_directly_is_taken_whole_with_the_hosts_firmware() {
+    let dir = scratch();
+    let firmware = dir.path().join("OVMF.fd");
+    write(&firmware, b"firmware");
+    let host = host_with(Some(firmware.clone()));
+    let kernel = named_kernel("6.1.0-test");
+    let direct = file_system(dir.path(), "direct", &[("boot/vmlinuz-6.1.0-test", &kernel)]);
+    let bare = file_system(dir.path(), "bare", &[("etc/hostname", b"no kernel")]);
+    let xfs = dir.path().join("xfs");
+    write(&xfs, b"XFSB\0\0\x10\0");
+    let build = |path: &Path, more: &str| build_on(&host, path, more, "", Toolbox::default());
+    let formats = |built: &BuildOutput| -> Vec<(String, ArtifactFormat)> {
+        built.artifacts.iter().map(|file| (file.role.to_string(), file.format)).collect()
+    };
+    let whole =
+        [("firmware".to_owned(), ArtifactFormat::Firmware), ("rootfs".to_owned(), ArtifactFormat::Disk)];
+    for (name, root, more) in
+        [("xfs.raw", &xfs, ""), ("bare.raw", &bare, ""), ("direct.raw", &direct, "boot = 'firmware'")]
+    {
+        let disk = partitioned(dir.path(), name, &[("U", None), ("linux", Some(root))]);
+        let packed = disk.with_extension("qcow2");
+        let ends = [disk.to_str().unwrap(), packed.to_str().unwrap()];
+        output("qemu-img", &[&["convert", "-f", "raw", "-O", "qcow2"], &ends[..]].concat());
+        for image in [&disk, &packed] {
+            let (made, built) = build(image, more).unwrap();
+            assert_eq!(formats(&built), whole, "{}", image.display());
+            assert_eq!(digest(&artifact(&built, "rootfs")), digest(&disk));
+            assert_eq!(digest(&artifact(&built, "firmware")), digest(&firmware));
+            assert_eq!(fact(&built, "firmware"), firmware.to_str().unwrap());
+            assert!(built.cloud_init, "the seed brings the agent");
+            assert_eq!(fs::list_dir(made.path()).unwrap(), ["disk.raw", "firmware"]);
+        }
+    }
+    let disk = partitioned(dir.path(), "both.raw", &[("U", None), ("linux", Some(&direct))]);
+    let kept = ["kernel", "rootfs"];
+    let (_made, built) = build(&disk, "").unwrap();
+    assert!(kept.iter().all(|role| built.artifacts.iter().any(|file| file.role.as_str() == *role)));
+    // The firmware is a part of the name, by its content.
+    let key = |host: &HostFacts, more: &str| {
+        let text = format!("name='a'\n[source]\ntype='disk'\npath='{}'\n{more}\n", disk.display());
+        planned(&parse(&text).unwrap(), dir.path(), host).unwrap().key
+    };
+    let other = dir.path().join("other.fd");
+    write(&other, b"another firmware");
+    let newer = host_with(Some(other));
+    assert_ne!(key(&host, ""), key(&newer, ""));
+    assert_eq!(key(&host, "boot='direct'"), key(&newer, "boot='direct'"));
+    assert_ne!(key(&host, ""), key(&host, "boot='firmware'"));
+}
+
+#[test]
+fn what_firmware_would_not_do_is_refused_by_name() {
+    let dir = scratch();
+    let xfs = dir.path().join("xfs");
+    write(&xfs, b"XFSB\0\0\x10\0");
+    let disk = partitioned(dir.path(), "disk.raw", &[("U", None), ("linux", Some(&xfs))]);
+    let refused = |firmware: Option<&Path>, path: &Path, more: &str, machine: &str| {
+        let host = host_with(firmware.map(Path::to_owned));
+        whole(&build_on(&host, path, more, machine, Toolbox::default()).unwrap_err())
+    };
+    let firmware = dir.path().join("OVMF.fd");
+    write(&firmware, b"firmware");
+    let some = Some(firmware.as_path());
+    for more in ["", "boot = 'firmware'"] {
+        assert!(
+            refused(None, &disk, more, "").contains("needs UEFI firmware to boot, and this host has none")
+        );
+        for (machine, field) in [
+            ("[boot]\nargs = ['quiet']", "`boot.args`"),
+            ("[machine]\ndisk = '1G'", "`machine.disk`"),
+            ("[machine]\nboard = 'microvm'", "`machine.board`"),
+            ("[agent]\ninit = 'agent'", "`agent.init`"),
+            ("[entrypoint]\ncommand = ['true']", "`entrypoint`"),
+            ("[[variant]]\nname = 'v'\nboot_args = ['quiet']", "`variant.boot_args`"),
+        ] {
+            let told = refused(some, &disk, more, machine);
+            assert!(
+                told.starts_with(&format!("{field} has no effect on a disk that firmware boots")),
+                "{told}"
+            );
+        }
+    }
+    // It stays what it was where nothing says that firmware boots it.
+    assert!(refused(some, &disk, "boot = 'direct'", "").contains("XFS"));
+    let plain = partitioned(dir.path(), "plain.raw", &[("linux", Some(&xfs))]);
+    let told = refused(some, &plain, "", "");
+    assert!(!told.contains("EFI") && told.contains("XFS"), "{told}");
+    let told = refused(some, &plain, "boot = 'firmware'", "");
+    assert!(told.contains("has no EFI system partition: its partitions are 1 (XFS"), "{told}");
+    fs::open_rw(&firmware).unwrap().set_len((8 << 20) + 1).unwrap();
+    assert!(refused(some, &disk, "", "").contains("has more than 8388608 bytes"));
 }

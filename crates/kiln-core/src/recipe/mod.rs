@@ -10,7 +10,7 @@ mod wire;
 pub use flake::{ATTRIBUTE_BYTES_MAX, FLAKE_BYTES_MAX, FlakeAttribute, FlakeRef, InvalidFlake, nix_system};
 pub use mvm::{MvmRecipe, from_mvm};
 pub use source::{
-    BackingFiles, BuildStep, CatalogSource, DebianSource, DiskFormat, DiskSource, DockerfileSource,
+    BackingFiles, BuildStep, CatalogSource, DebianSource, DiskBoot, DiskFormat, DiskSource, DockerfileSource,
     KernelSource, NixSource, OciSource, PathSource, Source, TemplateSource,
 };
 

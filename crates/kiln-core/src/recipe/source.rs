@@ -107,6 +107,31 @@ pub struct DiskSource {
     pub partition: Option<u32>,
     /// The kernel; none means that of the image.
     pub kernel: Option<KernelSource>,
+    /// Who loads the kernel.
+    pub boot: DiskBoot,
+}
+
+/// Who loads the kernel of what is on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DiskBoot {
+    /// The machine monitor where it can, else firmware.
+    #[default]
+    Auto,
+    /// The machine monitor.
+    Direct,
+    /// The disk's own boot loader, which firmware starts.
+    Firmware,
+}
+
+impl DiskBoot {
+    /// Returns the word used in recipes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Direct => "direct",
+            Self::Firmware => "firmware",
+        }
+    }
 }
 
 /// The format of a disk image.

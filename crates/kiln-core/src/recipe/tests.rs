@@ -178,6 +178,26 @@ fn steps_do_one_thing_each() {
     assert!(error(variant).starts_with("`source.from`: a template is wanted"));
 }
 
+#[test]
+fn a_disk_says_who_loads_its_kernel() {
+    let of = |more: &str| format!("name='a'\n[source]\ntype='disk'\npath='x.qcow2'\n{more}");
+    for (more, want) in [
+        ("", DiskBoot::Auto),
+        ("boot='auto'", DiskBoot::Auto),
+        ("boot='direct'\nkernel='k'", DiskBoot::Direct),
+        ("boot='firmware'", DiskBoot::Firmware),
+    ] {
+        let Source::Disk(source) = parse(&of(more)).unwrap().source else { panic!("not a disk") };
+        assert_eq!(source.boot, want, "{more}");
+        assert!(more.is_empty() || more.contains(want.as_str()));
+    }
+    assert!(error(&of("boot='bios'")).contains("bios"));
+    for more in ["partition=2", "kernel='k'", "kernel_package='k'"] {
+        let told = error(&of(&format!("boot='firmware'\n{more}")));
+        assert!(told.starts_with("`source.boot`: firmware takes the whole disk"), "{told}");
+    }
+}
+
 /// Returns a recipe with a part before its source and one in it.
 fn recipe(part: &str, in_source: &str) -> String {
     format!("name=\"a\"\n{part}\n[source]\ntype=\"debian\"\nsuite=\"x\"\n{in_source}\n")

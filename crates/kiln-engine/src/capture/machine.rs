@@ -4,7 +4,7 @@ use super::{CAPTURE_SPACE, Taken, millis};
 use crate::control::ask_save;
 use crate::create::{DATA_DISK_FILE, DISK_STEM, START_LOCK, disk_files};
 use crate::progress::{Progress, Reporter};
-use crate::seed::{SEED_BYTES, SEED_FILE};
+use crate::seed::{SEED_FILE, seed_bytes};
 use crate::spec::{MEMORY_FILE, SpecFiles};
 use crate::supervisor::{STATE_FILE, SUPERVISOR_LOCK, copy_disk, whole_file};
 use crate::{Engine, EngineError, EngineResult, private};
@@ -216,7 +216,10 @@ impl Engine {
         let root = blank(Path::new(DISK_STEM).with_extension(CloneMethod::Copy.extension()))?;
         let data = record.shape.data_disk.map(|_| blank(DATA_DISK_FILE.into())).transpose()?;
         let whole = whole_file(staging.path());
-        let seed = record.seed.then(|| blank_of(&dir.join(SEED_FILE), SEED_BYTES as u64)).transpose()?;
+        let seed = record
+            .seed
+            .then(|| blank_of(&dir.join(SEED_FILE), seed_bytes(&record.boot) as u64))
+            .transpose()?;
         let files = SpecFiles { seed, ..SpecFiles::of_raw(record, root, data)? }.loaded(
             memory,
             whole.clone(),

@@ -11,9 +11,9 @@ fn connected() -> Network {
     Network::User { forwards: vec![Forward { host: 8080, guest: 80 }], outbound: true }
 }
 
-fn document(files: &[(&'static str, String)], name: &str) -> Value {
+fn document(files: &[SeedFile], name: &str) -> Value {
     let (_, text) = files.iter().find(|(known, _)| *known == name).unwrap();
-    serde_json::from_str(text).unwrap()
+    serde_json::from_slice(text).unwrap()
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn user_data_is_passed_as_it_is() {
     let text = "#cloud-config\nruncmd:\n  - [sh, -c, 'echo a: b # c']\n".to_owned();
     let seed = Seed { user_data: Some(text.clone()), ..Seed::identity() };
     let files = files(&record(Network::None), &seed);
-    assert_eq!(files.iter().find(|(name, _)| *name == "user-data").unwrap().1, text);
+    assert_eq!(files.iter().find(|(name, _)| *name == "user-data").unwrap().1, text.as_bytes());
 }
 
 #[test]
@@ -65,9 +65,43 @@ fn a_seed_is_a_file_system_of_one_length_and_its_label() {
         // Where ISO 9660 has its volume descriptor: `CD001`, and the label.
         assert_eq!((&bytes[32769..32774], &bytes[32808..32814]), (&b"CD001"[..], &b"cidata"[..]));
         for (_, text) in files(&record, &seed) {
-            assert!(bytes.windows(text.len()).any(|window| window == text.as_bytes()));
+            assert!(bytes.windows(text.len()).any(|window| window == &text[..]));
         }
         let image = IsoImage::open(Cursor::new(bytes)).unwrap();
         assert_eq!(image.root_dir().iter(&image).entries().count(), 5, "three files, itself and its parent");
     }
+}
+
+#[test]
+fn a_machine_that_firmware_boots_takes_its_agent_from_a_longer_seed() {
+    let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+    let boot = BootArtifacts::Firmware { firmware: kiln_core::Digest::of(b"firmware") };
+    let record = MachineRecord { boot, ..record(connected()) };
+    let text = "#cloud-config\nruncmd: [[\"true\"]]\n".to_owned();
+    write(dir.path(), &record, &Seed { user_data: Some(text), ..Seed::identity() }).unwrap();
+    let path = dir.path().join(SEED_FILE);
+    assert_eq!(fs::metadata(&path).unwrap().len(), seed_bytes(&record.boot) as u64);
+    let image = IsoImage::open(Cursor::new(fs::read_limited(&path, SEED_AGENT_BYTES).unwrap())).unwrap();
+    let names = image.root_dir().iter(&image).entries().count();
+    assert_eq!(names, 2 + 3 + 4, "what every seed has, the script, two services and the agent");
+    let files = files(&record, &Seed::identity());
+    let of = |name: &str| &files.iter().find(|(known, _)| *known == name).unwrap().1;
+    // cloud-init knows what it is by its first line, and runs it by its second.
+    assert!(of("vendor-data").starts_with(b"#cloud-boothook\n#!/bin/sh\n"));
+    assert!(of("kiln-agent").starts_with(b"\x7fELF"));
+}
+
+#[test]
+fn the_script_that_takes_the_agent_is_one_for_every_shell() {
+    let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
+    let script = dir.path().join("script");
+    kiln_sys::commit::write_file(&script, AGENT_SCRIPT.as_bytes(), 0o600, kiln_sys::commit::Existing::Refuse)
+        .unwrap();
+    let (tools, cancel) = (kiln_sys::Toolbox::default(), kiln_sys::Cancel::new().unwrap());
+    for (shell, args) in [("sh", &[][..]), ("busybox", &["sh"])] {
+        let tool = tools.find(shell).unwrap().args(args).arg("-n").arg(&script);
+        tool.run(&cancel, &mut |_| ()).unwrap();
+    }
+    let names = AGENT_SCRIPT.matches("$from/kiln-agent").count();
+    assert_eq!(names, 3, "the agent and a service for each of two inits");
 }

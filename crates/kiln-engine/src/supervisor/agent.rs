@@ -8,7 +8,6 @@ use crate::EngineResult;
 use crate::guest::hook_words;
 use crate::spec::mac_of;
 use kiln_core::machine::{IdentityPolicy, MachineRecord, Network};
-use kiln_core::ready::ReadyProbe;
 use kiln_core::text::tail;
 use kiln_guest::identity::{Identity, IdentityNetwork, PartResult};
 use kiln_guest::message::{AgentEvent, AgentState, Configure, FEATURE_ENVIRONMENT, NetworkConfig};
@@ -26,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// Time to readiness where the recipe has no probe.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// The same for a guest that firmware boots, whose agent its cloud-init brings: minutes where it is emulated.
+const FIRMWARE_READY_WITHIN: Duration = Duration::from_secs(600);
 /// Time a restored guest has to become a machine of its own, hooks and the keys of an SSH server included.
 const IDENTIFY_WITHIN: Duration = Duration::from_secs(180);
 /// Time its agent, which is up already, has to answer.
@@ -124,7 +125,10 @@ impl Attendant {
     }
 
     fn make_ready(&self, stream: IoResult<UnixStream>) -> Result<Receiver<AgentEvent>, Unready> {
-        let within = time_to_readiness(self.record.ready.as_ref(), self.arrival != Arrival::Booted);
+        if !self.record.has_agent() {
+            return self.without_agent();
+        }
+        let within = time_to_readiness(&self.record, self.arrival != Arrival::Booted);
         let deadline = self.begun + within;
         let late = |what: &str, within: Duration| {
             Unready::Never(format!("{what} within {} s", within.as_secs_f32()))
@@ -175,6 +179,20 @@ impl Attendant {
         }
         self.probe(&session, &events, deadline)?;
         Ok(events)
+    }
+
+    /// Finds out whether a guest that has no agent can be what is wanted; it is ready as soon as it runs.
+    fn without_agent(&self) -> Result<Receiver<AgentEvent>, Unready> {
+        let never = |what: &str| Err(Unready::Never(format!("its guest has no agent {what}")));
+        if !self.private.is_empty() {
+            return never("to take its environment and secrets");
+        }
+        let was_another = matches!(self.arrival, Arrival::Restored | Arrival::Copied);
+        if was_another && self.record.identity == IdentityPolicy::Require {
+            return never("that could make it a machine of its own");
+        }
+        // Nobody tells of its events.
+        Ok(std::sync::mpsc::channel().1)
     }
 
     /// Makes a restored guest a machine of its own.
@@ -236,7 +254,9 @@ impl Attendant {
 
     /// Returns what makes this machine itself.
     fn identity(&self) -> Configure {
-        let network = matches!(self.record.network, Network::User { .. }).then(|| NetworkConfig {
+        // The cloud-init that brought the agent has set up the network too, as the seed says.
+        let is_connected = matches!(self.record.network, Network::User { .. });
+        let network = (is_connected && !self.record.boot.is_firmware()).then(|| NetworkConfig {
             mac: None,
             address: USER_ADDRESS.to_owned(),
             gateway: Some(USER_GATEWAY.to_owned()),
@@ -332,9 +352,13 @@ fn random_uuid() -> String {
 }
 
 /// Returns the time a machine has to become ready, from its supervisor's start.
-fn time_to_readiness(probe: Option<&ReadyProbe>, restored: bool) -> Duration {
-    let without = if restored { READY_WITHIN.max(IDENTIFY_WITHIN) } else { READY_WITHIN };
-    probe.map_or(without, |probe| Duration::from_millis(probe.timeout_ms))
+fn time_to_readiness(record: &MachineRecord, restored: bool) -> Duration {
+    let without = match restored {
+        _ if record.boot.is_firmware() => FIRMWARE_READY_WITHIN,
+        true => READY_WITHIN.max(IDENTIFY_WITHIN),
+        false => READY_WITHIN,
+    };
+    record.ready.as_ref().map_or(without, |probe| Duration::from_millis(probe.timeout_ms))
 }
 
 /// Returns a reason in one line whose beginning, which says what was waited for, and end are kept.
@@ -356,17 +380,21 @@ mod tests {
 
     #[test]
     fn the_time_to_readiness_is_the_probes_or_two_minutes() {
-        assert_eq!(time_to_readiness(None, false), Duration::from_secs(120));
+        let mut record = crate::supervisor::record_for_tests(None, "no");
+        assert_eq!(time_to_readiness(&record, false), Duration::from_secs(120));
         // The keys of an SSH server alone may take two minutes under emulation.
-        assert_eq!(time_to_readiness(None, true), Duration::from_secs(180));
-        let probe = ReadyProbe {
+        assert_eq!(time_to_readiness(&record, true), Duration::from_secs(180));
+        let firmware = kiln_core::Digest::of(b"firmware");
+        record.boot = kiln_core::machine::BootArtifacts::Firmware { firmware };
+        assert_eq!(time_to_readiness(&record, false), Duration::from_secs(600));
+        record.ready = Some(kiln_core::ready::ReadyProbe {
             check: kiln_core::ready::ReadyCheck::Agent,
             interval_ms: 1,
             timeout_ms: 86_400_000,
             start_period_ms: None,
             retries: None,
-        };
-        assert_eq!(time_to_readiness(Some(&probe), true), Duration::from_secs(86_400));
+        });
+        assert_eq!(time_to_readiness(&record, true), Duration::from_secs(86_400));
     }
 
     #[test]

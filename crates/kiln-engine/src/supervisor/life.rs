@@ -358,7 +358,10 @@ impl<W: World> Life<W> {
         self.take(&Event::StopRequested)?;
         let heard = !grace.is_zero() && (!paused || machine.resume().is_ok()) && self.world.power_off(grace);
         if !heard {
-            return Ok(Some(machine.stop(Stop::Now)?));
+            // Where there is no agent to ask, there is a power button.
+            let by_button = !self.record.has_agent() && !grace.is_zero();
+            let stop = if by_button { Stop::Graceful { within: grace } } else { Stop::Now };
+            return Ok(Some(machine.stop(stop)?));
         }
         let at = self.world.now() + grace;
         *give_up = Some(give_up.map_or(at, |earlier| earlier.min(at)));

@@ -38,9 +38,22 @@ pub(super) const NO_SESSION: &str = "-";
 /// Longest reason.
 const REASON_BYTES_MAX: u64 = 4096;
 
-struct DaemonPlatform {
+/// A guest whose init is the image's own.
+pub(super) struct DaemonPlatform {
     server: Arc<OnceLock<Arc<Server>>>,
     machine: Machine,
+}
+
+impl DaemonPlatform {
+    /// Returns the platform of the guest that this runs in.
+    pub(super) fn live() -> Self {
+        Self { server: Arc::default(), machine: Machine::live() }
+    }
+
+    /// Returns where the server has to be put that is asked to stop the guest.
+    pub(super) fn server(&self) -> Arc<OnceLock<Arc<Server>>> {
+        Arc::clone(&self.server)
+    }
 }
 
 impl Platform for DaemonPlatform {
@@ -79,8 +92,8 @@ fn serve(channel: &str, session: &str, boot_id: &str) -> io::Result<()> {
     let _ = setsid();
     let mut reason = String::new();
     File::from(status).take(REASON_BYTES_MAX).read_to_string(&mut reason)?;
-    let platform = DaemonPlatform { server: Arc::default(), machine: Machine::live() };
-    let cell = Arc::clone(&platform.server);
+    let platform = DaemonPlatform::live();
+    let cell = platform.server();
     let server = Server::new(Box::new(platform), Reaper::start()?, boot_id.to_owned(), AgentState::Ready);
     let _ = cell.set(Arc::clone(&server));
     let failed = !reason.is_empty();

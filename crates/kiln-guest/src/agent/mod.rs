@@ -1,7 +1,7 @@
 //! The agent: the guest's side of the channel.
 //!
-//! One program has three modes, chosen by its arguments: PID 1 of an initramfs, the daemon beside an image's
-//! own init, and, for tests, a server on a unix socket.
+//! One program has four modes, chosen by its arguments: PID 1 of an initramfs, the daemon beside an image's own init that
+//! PID 1 leaves, a service of an image that firmware boots, and, for tests, a server on a unix socket.
 
 #![expect(
     clippy::disallowed_methods,
@@ -41,6 +41,7 @@ mod raw;
 mod reaper;
 mod runtime;
 mod server;
+mod service;
 mod socket;
 mod stream;
 mod tree;
@@ -66,6 +67,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         ([Some(daemon::MODE), Some(channel), Some(session), Some(boot_id)], _) => {
             daemon::run(channel, session, boot_id)
         }
+        ([Some("serve"), Some("--port")], _) => service::run(),
         ([Some("serve"), Some("--socket"), _, rest @ ..], [_, _, path, ..]) => {
             let socket = PathBuf::from(path);
             match (rest, arguments.get(4)) {
@@ -84,6 +86,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    console::log("usage: kiln-agent serve --socket PATH [--pretend-configure | --pretend-root DIR]");
+    console::log(
+        "usage: kiln-agent serve (--port | --socket PATH [--pretend-configure | --pretend-root DIR])",
+    );
     ExitCode::from(EXIT_USAGE)
 }

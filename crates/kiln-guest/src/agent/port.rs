@@ -41,13 +41,30 @@ const PAUSE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Opens the agent's port; only one process of the guest can have it open.
 pub(super) fn open() -> Result<File, String> {
-    let path =
-        wait_for(PORT_WAIT, find).ok_or_else(|| format!("no virtio port is named {AGENT_PORT_NAME}"))?;
-    File::options()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(|error| format!("cannot open {}: {error}", path.display()))
+    open_within(PORT_WAIT).map_err(|error| error.to_string())
+}
+
+/// Why the agent's port could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error("no virtio port is named {AGENT_PORT_NAME}")]
+    Missing,
+    #[error("{} is in use", path.display())]
+    Taken { path: PathBuf },
+    #[error("cannot open {}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// Opens the agent's port, which may take so long to appear.
+pub(super) fn open_within(wait: Duration) -> Result<File, OpenError> {
+    let path = wait_for(wait, find).ok_or(OpenError::Missing)?;
+    File::options().read(true).write(true).open(&path).map_err(|source| {
+        if source.kind() == io::ErrorKind::ResourceBusy {
+            OpenError::Taken { path }
+        } else {
+            OpenError::Io { path, source }
+        }
+    })
 }
 
 fn find() -> Option<PathBuf> {

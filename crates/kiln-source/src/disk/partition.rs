@@ -30,6 +30,10 @@ const ROOT_AMD64: [u8; 16] =
 const ROOT_ARM64: [u8; 16] =
     [0x45, 0xb0, 0x21, 0xb9, 0xf0, 0x1d, 0xc3, 0x41, 0xaf, 0x44, 0x4c, 0x6f, 0x28, 0x0d, 0x3f, 0xae];
 
+/// The type of the partition with the boot loaders that UEFI firmware starts.
+const EFI_SYSTEM: [u8; 16] =
+    [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+
 /// A partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
@@ -43,6 +47,13 @@ pub struct Partition {
     pub content: Option<FileSystem>,
     /// Its type in a GUID partition table.
     kind: Option<[u8; 16]>,
+}
+
+impl Partition {
+    /// Returns whether it is typed, in a GUID partition table, as the one with the boot loaders of UEFI firmware.
+    pub fn is_efi_system(&self) -> bool {
+        self.kind == Some(EFI_SYSTEM)
+    }
 }
 
 /// Reads the partitions of a raw disk in order; none where it has no table.

@@ -1,7 +1,9 @@
 //! Each file of the store at the largest size that is read, and one byte over it; each version that is not known.
 
 use crate::{Fixture, record};
-use kiln_core::machine::{CloneMethod, CloneRecord, MachineRecord, MachineStatus, Network, RECORD_VERSION};
+use kiln_core::machine::{
+    BootArtifacts, CloneMethod, CloneRecord, MachineRecord, MachineStatus, Network, RECORD_VERSION,
+};
 use kiln_core::revision::{ArtifactFormat, InvalidManifest};
 use kiln_core::variant::MachineShape;
 use kiln_core::{Arch, ArtifactRole, ByteSize, Digest, MachineId, Tag, TemplateName};
@@ -57,9 +59,7 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         variant: None,
         arch: Arch::X86_64,
         shape: MachineShape::default(),
-        kernel: digest,
-        kernel_format: ArtifactFormat::Elf,
-        initrd: None,
+        boot: BootArtifacts::Kernel { kernel: digest, format: ArtifactFormat::Elf, initrd: None },
         boot_args: Vec::new(),
         ready: None,
         network: Network::None,

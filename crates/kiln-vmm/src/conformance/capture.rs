@@ -4,7 +4,7 @@ use super::{PATIENCE, Subject, greeted_as, launch};
 use crate::exit::StopStep;
 use crate::runtime_dir::{AGENT_SOCKET, CONSOLE_LOG, RuntimeDir};
 use crate::snapshot::{CaptureTarget, MemoryBacking, RestoreFailure, RestoreState, StateScope};
-use crate::spec::{MachineSpec, SpecRejected};
+use crate::spec::{Boot, MachineSpec, SpecRejected};
 use crate::vmm::{Machine, Stop, VmmError, Waited};
 use crate::{QMP_SOCKET, console};
 use kiln_sys::fs;
@@ -30,7 +30,7 @@ fn restorable(subject: &dyn Subject, snapshot: &Snapshot) -> MachineSpec {
     MachineSpec {
         memory: MemoryBacking::Private { file: snapshot.memory.clone() },
         restore: Some(RestoreState { state_file: snapshot.state.clone(), scope: StateScope::Devices }),
-        kernel: "/no/kernel/is/needed".into(),
+        boot: Boot::elf("/no/kernel/is/needed"),
         ..subject.spec()
     }
 }
@@ -110,7 +110,7 @@ pub fn a_saved_machine_goes_on_and_what_was_saved_can_be_captured(subject: &dyn 
         dir
     };
     let restore = Some(RestoreState { state_file: whole, scope: StateScope::Machine });
-    let spec = MachineSpec { restore, kernel: "/no/kernel/is/needed".into(), ..subject.spec() };
+    let spec = MachineSpec { restore, boot: Boot::elf("/no/kernel/is/needed"), ..subject.spec() };
     let alone = in_dir("alone");
     let (mut machine, _) = launch(subject, &spec, &alone).expect("the machine is restored");
     let again = fs::create_new(&alone.join("whole")).expect("the directory is writable");

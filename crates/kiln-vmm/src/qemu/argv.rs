@@ -1,10 +1,10 @@
 //! The arguments of a QEMU run. No text from outside gets into QEMU's option syntax: paths of disks go in as JSON,
-//! paths of kernels as words of their own, and every other value is of a type that has no comma in it.
+//! paths of kernels and firmware as words of their own, and every other value is of a type that has no comma in it.
 
 use crate::accel::Accelerator;
 use crate::runtime_dir::{AGENT_SOCKET, QMP_SOCKET};
 use crate::snapshot::MemoryBacking;
-use crate::spec::{CheckedSpec, Disk, DiskFormat, MachineSpec};
+use crate::spec::{Boot, CheckedSpec, Disk, DiskFormat, MachineSpec};
 use kiln_core::machine::Network;
 use kiln_core::variant::Board;
 use serde_json::json;
@@ -67,20 +67,34 @@ pub fn argv(checked: &CheckedSpec) -> Vec<OsString> {
     args.pair("-object", "rng-random,id=rng0,filename=/dev/urandom");
     args.device("virtio-rng", "id=entropy0,rng=rng0", board, SLOT_ENTROPY);
     network(&mut args, spec);
+    let firmware = match &spec.boot {
+        Boot::Firmware { file } => Some(file),
+        Boot::Kernel(_) => None,
+    };
     for (number, disk) in spec.disks.iter().enumerate() {
         args.pair("-blockdev", blockdev(number, disk));
-        let options = format!("id=disk{number},drive=block{number},serial={}", disk.serial.as_str());
+        let mut options = format!("id=disk{number},drive=block{number},serial={}", disk.serial.as_str());
+        if number == 0 && firmware.is_some() {
+            // Or it would try the network first.
+            options.push_str(",bootindex=0");
+        }
         args.device("virtio-blk", &options, board, SLOT_DISKS + number);
     }
-    if spec.restore.is_some() {
-        args.pair("-incoming", "defer");
-        return args.0;
+    if let Some(firmware) = firmware {
+        // Also where the machine is restored: the state has a ROM of its length.
+        args.pair("-bios", firmware.as_os_str());
     }
-    args.pair("-kernel", spec.kernel.as_os_str());
-    if let Some(initrd) = &spec.initrd {
-        args.pair("-initrd", initrd.as_os_str());
+    match &spec.boot {
+        _ if spec.restore.is_some() => args.pair("-incoming", "defer"),
+        Boot::Kernel(boot) => {
+            args.pair("-kernel", boot.kernel.as_os_str());
+            if let Some(initrd) = &boot.initrd {
+                args.pair("-initrd", initrd.as_os_str());
+            }
+            args.pair("-append", checked.command_line.as_str());
+        }
+        Boot::Firmware { .. } => {}
     }
-    args.pair("-append", checked.command_line.as_str());
     args.0
 }
 

@@ -5,7 +5,7 @@ mod memory;
 use super::command_line;
 use super::probe::machine_type;
 use crate::accel::{self, AccelFacts, Accelerator};
-use crate::spec::{CheckedSpec, Disk, DiskFormat, MachineSpec, SpecRejected};
+use crate::spec::{Boot, CheckedSpec, Disk, DiskFormat, FIRMWARE_BYTES_MAX, MachineSpec, SpecRejected};
 use crate::vmm::{BoardSupport, Capabilities};
 use kiln_core::arch::Arch;
 use kiln_core::machine::{FORWARDS_MAX, Network};
@@ -32,6 +32,9 @@ pub(crate) fn check(
         version: caps.version,
     })?;
     counts(spec, support)?;
+    if matches!(spec.boot, Boot::Firmware { .. }) {
+        takes_firmware(board, spec.arch)?;
+    }
     network(vmm, &spec.network)?;
     memory::combination(vmm, spec, caps)?;
     let facts = AccelFacts { host: Arch::host(), guest: spec.arch, vmm_has_kvm: caps.has_kvm };
@@ -40,8 +43,12 @@ pub(crate) fn check(
         let reason = "without KVM it needs a host whose time stamp counter has a steady rate";
         return Err(SpecRejected::BoardHere { board: board.as_str(), reason });
     }
-    let command_line =
-        command_line::build(board, spec.shape.vcpus, chosen.accelerator, caps.tsc_khz, &spec.boot_args)?;
+    let command_line = match &spec.boot {
+        Boot::Kernel(boot) => {
+            command_line::build(board, spec.shape.vcpus, chosen.accelerator, caps.tsc_khz, &boot.args)?
+        }
+        Boot::Firmware { .. } => String::new(),
+    };
     Ok(CheckedSpec {
         spec: files(spec)?,
         accelerator: chosen.accelerator,
@@ -86,13 +93,17 @@ fn network(vmm: &'static str, network: &Network) -> Result<(), SpecRejected> {
 /// Returns the spec with absolute paths, all of which lead to files that can be used.
 fn files(spec: &MachineSpec) -> Result<MachineSpec, SpecRejected> {
     let mut spec = spec.clone();
-    if spec.restore.is_none() {
-        if !matches!(spec.kernel_format, ArtifactFormat::Elf | ArtifactFormat::Bzimage) {
-            return Err(SpecRejected::KernelFormat(spec.kernel_format));
-        }
-        spec.kernel = file("kernel", &spec.kernel)?;
-        if let Some(initrd) = &mut spec.initrd {
-            *initrd = file("initrd", initrd)?;
+    match &mut spec.boot {
+        Boot::Firmware { file: path } => *path = firmware(path)?,
+        Boot::Kernel(_) if spec.restore.is_some() => {}
+        Boot::Kernel(boot) => {
+            if !matches!(boot.format, ArtifactFormat::Elf | ArtifactFormat::Bzimage) {
+                return Err(SpecRejected::KernelFormat(boot.format));
+            }
+            boot.kernel = file("kernel", &boot.kernel)?;
+            if let Some(initrd) = &mut boot.initrd {
+                *initrd = file("initrd", initrd)?;
+            }
         }
     }
     memory::files(&mut spec)?;
@@ -104,6 +115,24 @@ fn files(spec: &MachineSpec) -> Result<MachineSpec, SpecRejected> {
         usable(disk)?;
     }
     Ok(spec)
+}
+
+fn takes_firmware(board: Board, arch: Arch) -> Result<(), SpecRejected> {
+    let refuse = |why| Err(SpecRejected::Firmware(why));
+    match (board, arch) {
+        (Board::Pc | Board::Q35, Arch::X86_64) => Ok(()),
+        (_, Arch::X86_64) => refuse("board microvm has none; pc and q35 do"),
+        _ => refuse("it is known for x86_64 guests only"),
+    }
+}
+
+fn firmware(path: &Path) -> Result<PathBuf, SpecRejected> {
+    let path = file("firmware", path)?;
+    let len = fs::metadata(&path).map_err(|source| SpecRejected::File { what: "firmware", source })?.len();
+    if !(64 << 10..=FIRMWARE_BYTES_MAX).contains(&len) || !len.is_multiple_of(64 << 10) {
+        return Err(SpecRejected::FirmwareLength { path, len });
+    }
+    Ok(path)
 }
 
 fn file(what: &'static str, path: &Path) -> Result<PathBuf, SpecRejected> {

@@ -61,10 +61,7 @@ mod tests {
         let spec = MachineSpec {
             shape: kiln_core::variant::MachineShape::default(),
             arch: kiln_core::arch::Arch::X86_64,
-            kernel: file("kernel", 1),
-            kernel_format: kiln_core::revision::ArtifactFormat::Elf,
-            initrd: None,
-            boot_args: Vec::new(),
+            boot: crate::Boot::elf(file("kernel", 1)),
             disks: Vec::new(),
             network: Network::None,
             mac: crate::Mac::local([0, 0, 1]),

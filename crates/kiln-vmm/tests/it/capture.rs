@@ -126,7 +126,8 @@ fn clones_count_on_from_where_the_captured_machine_stopped() {
             assert!(machine.restored().is_some());
             assert_eq!(text(&dir), "", "it runs before it is told to");
             assert!(spec.disks.iter().all(|disk| holds_open(machine.pid(), &disk.path).unwrap()));
-            assert!(!holds_open(machine.pid(), &spec.kernel).unwrap());
+            let kiln_vmm::Boot::Kernel(boot) = &spec.boot else { panic!("it has a kernel") };
+            assert!(!holds_open(machine.pid(), &boot.kernel).unwrap());
             clones.push((machine, dir));
         }
         for (machine, dir) in &mut clones {

@@ -2,10 +2,9 @@
 
 use kiln_core::arch::Arch;
 use kiln_core::machine::Network;
-use kiln_core::revision::ArtifactFormat;
 use kiln_core::size::ByteSize;
 use kiln_core::variant::MachineShape;
-use kiln_vmm::{AcceleratorChoice, ChannelName, Mac, MachineSpec, MemoryBacking};
+use kiln_vmm::{AcceleratorChoice, Boot, ChannelName, Mac, MachineSpec, MemoryBacking};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -105,10 +104,7 @@ pub(crate) fn spec(kernel: &Path) -> MachineSpec {
     MachineSpec {
         shape: MachineShape { memory: ByteSize::from_mib(64), ..MachineShape::default() },
         arch: Arch::X86_64,
-        kernel: kernel.to_owned(),
-        kernel_format: ArtifactFormat::Elf,
-        initrd: None,
-        boot_args: Vec::new(),
+        boot: Boot::elf(kernel),
         disks: Vec::new(),
         network: Network::None,
         mac: Mac::local([0, 0, 1]),

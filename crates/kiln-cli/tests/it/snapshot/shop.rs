@@ -1,7 +1,7 @@
 //! A store with a revision, and snapshots and machines made by hand.
 
 use crate::context;
-use kiln_core::machine::{CloneMethod, CloneRecord, MachineStatus, Network, RECORD_VERSION};
+use kiln_core::machine::{BootArtifacts, CloneMethod, CloneRecord, MachineStatus, Network, RECORD_VERSION};
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
 use kiln_core::snapshot::{
     Compatibility, SNAPSHOT_RECORD_VERSION, SNAPSHOT_VERSION, SnapshotFile, SnapshotKeep, SnapshotManifest,
@@ -126,9 +126,7 @@ impl Shop {
             variant: None,
             arch: Arch::X86_64,
             shape: MachineShape::default(),
-            kernel: self.revision,
-            kernel_format: ArtifactFormat::Elf,
-            initrd: None,
+            boot: BootArtifacts::Kernel { kernel: self.revision, format: ArtifactFormat::Elf, initrd: None },
             boot_args: Vec::new(),
             ready: None,
             network: Network::None,

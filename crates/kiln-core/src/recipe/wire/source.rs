@@ -3,7 +3,7 @@
 use super::{parsed, parsed_opt, value};
 use crate::name::VariantName;
 use crate::recipe::{
-    BackingFiles, BuildStep, CatalogSource, DebianSource, DiskFormat, DiskSource, DockerfileSource,
+    BackingFiles, BuildStep, CatalogSource, DebianSource, DiskBoot, DiskFormat, DiskSource, DockerfileSource,
     FlakeAttribute, KernelSource, NixSource, OciSource, PACKAGES_MAX, PathSource, RecipeError, Source,
     TemplateSource,
 };
@@ -165,6 +165,17 @@ pub(super) struct DiskTable {
     modules: Option<PathBuf>,
     /// The package that brings kernel and modules, in place of the image's.
     kernel_package: Option<String>,
+    /// Who loads the kernel: `direct`, the machine monitor; `firmware`, the disk's own boot loader, which UEFI firmware starts;
+    /// or `auto` (default), the machine monitor where the root is ext4 and has a kernel, else firmware.
+    boot: Option<DiskBootWord>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum DiskBootWord {
+    Auto,
+    Direct,
+    Firmware,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
@@ -193,6 +204,17 @@ fn disk(table: DiskTable) -> Result<DiskSource, RecipeError> {
     let own_kernel = table.kernel.is_none() && table.modules.is_none() && table.kernel_package.is_none();
     let kernel =
         (!own_kernel).then(|| kernel(table.kernel, table.modules, table.kernel_package)).transpose()?;
+    let boot = match table.boot {
+        None | Some(DiskBootWord::Auto) => DiskBoot::Auto,
+        Some(DiskBootWord::Direct) => DiskBoot::Direct,
+        Some(DiskBootWord::Firmware) => DiskBoot::Firmware,
+    };
+    if boot == DiskBoot::Firmware && (kernel.is_some() || table.partition.is_some()) {
+        return Err(value(
+            "source.boot",
+            "firmware takes the whole disk with its own kernel: it goes with neither `partition` nor a kernel",
+        ));
+    }
     Ok(DiskSource {
         path: table.path,
         format: table.format.map(|word| match word {
@@ -207,6 +229,7 @@ fn disk(table: DiskTable) -> Result<DiskSource, RecipeError> {
         },
         partition: table.partition,
         kernel,
+        boot,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::supervisor::desk::Said;
-use kiln_core::machine::{CloneMethod, CloneRecord, Network, RECORD_VERSION};
+use kiln_core::machine::{BootArtifacts, CloneMethod, CloneRecord, Network, RECORD_VERSION};
 use kiln_core::revision::ArtifactFormat;
 use kiln_core::variant::{Board, MachineShape};
 use kiln_core::{Arch, ByteSize, Digest, MachineId, RestartPolicy};
@@ -254,10 +254,7 @@ fn spec(dir: &ScratchDir) -> MachineSpec {
     MachineSpec {
         shape: shape(),
         arch: Arch::X86_64,
-        kernel: dir.path().join("kernel"),
-        kernel_format: ArtifactFormat::Elf,
-        initrd: None,
-        boot_args: Vec::new(),
+        boot: kiln_vmm::Boot::elf(dir.path().join("kernel")),
         disks: Vec::new(),
         network: Network::None,
         mac: Mac::local([1, 2, 3]),
@@ -283,9 +280,11 @@ pub(crate) fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
         variant: None,
         arch: Arch::X86_64,
         shape: shape(),
-        kernel: Digest::of(b"kernel"),
-        kernel_format: ArtifactFormat::Elf,
-        initrd: None,
+        boot: BootArtifacts::Kernel {
+            kernel: Digest::of(b"kernel"),
+            format: ArtifactFormat::Elf,
+            initrd: None,
+        },
         boot_args: Vec::new(),
         ready: None,
         network: Network::None,

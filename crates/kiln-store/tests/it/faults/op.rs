@@ -1,6 +1,8 @@
 //! Operations on a store as the engine does them, locks and order included, over a handful of contents and names.
 
-use kiln_core::machine::{CloneMethod, MachineRecord, MachineStatus, Network, Phase, RECORD_VERSION};
+use kiln_core::machine::{
+    BootArtifacts, CloneMethod, MachineRecord, MachineStatus, Network, Phase, RECORD_VERSION,
+};
 use kiln_core::revision::{Artifact, ArtifactFormat, MANIFEST_VERSION, Manifest};
 use kiln_core::snapshot::{
     Compatibility, SNAPSHOT_RECORD_VERSION, SNAPSHOT_VERSION, SnapshotFile, SnapshotKeep, SnapshotManifest,
@@ -391,9 +393,7 @@ fn machine(
         variant: None,
         arch: revision.manifest.arch,
         shape: MachineShape::default(),
-        kernel: kernel.digest,
-        kernel_format: kernel.format,
-        initrd: None,
+        boot: BootArtifacts::Kernel { kernel: kernel.digest, format: kernel.format, initrd: None },
         boot_args: Vec::new(),
         ready: None,
         network: Network::None,

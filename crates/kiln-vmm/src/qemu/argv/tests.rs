@@ -4,7 +4,6 @@ use crate::snapshot::{RestoreState, StateScope};
 use crate::spec::{ChannelName, DiskFormat, Mac};
 use kiln_core::arch::Arch;
 use kiln_core::machine::Forward;
-use kiln_core::revision::ArtifactFormat;
 use kiln_core::variant::MachineShape;
 
 fn checked(board: Board, machine_type: &str, accelerator: Accelerator) -> CheckedSpec {
@@ -12,10 +11,7 @@ fn checked(board: Board, machine_type: &str, accelerator: Accelerator) -> Checke
         spec: MachineSpec {
             shape: MachineShape { board, ..MachineShape::default() },
             arch: Arch::X86_64,
-            kernel: "/k/vmlinux".into(),
-            kernel_format: ArtifactFormat::Elf,
-            initrd: None,
-            boot_args: Vec::new(),
+            boot: Boot::elf("/k/vmlinux"),
             disks: Vec::new(),
             network: Network::None,
             mac: Mac::local([0, 0, 1]),
@@ -34,7 +30,8 @@ fn checked(board: Board, machine_type: &str, accelerator: Accelerator) -> Checke
 }
 
 fn with_everything(mut checked: CheckedSpec) -> CheckedSpec {
-    checked.spec.initrd = Some("/k/initrd.cpio".into());
+    let Boot::Kernel(boot) = &mut checked.spec.boot else { panic!("no kernel") };
+    boot.initrd = Some("/k/initrd.cpio".into());
     checked.spec.network = Network::User {
         forwards: vec![Forward { host: 8080, guest: 80 }, Forward { host: 2222, guest: 22 }],
         outbound: true,
@@ -114,6 +111,20 @@ fn pc_with_everything() {
     let text = text(&with_everything(checked(Board::Pc, "pc-i440fx-7.2", Accelerator::Tcg)));
     let common = PC.split_once("\n-kernel").unwrap().0;
     assert_eq!(text, format!("{common}\n{PC_EVERYTHING}"));
+}
+
+#[test]
+fn firmware_stands_in_for_a_kernel_and_boots_the_first_disk() {
+    let mut checked = with_everything(checked(Board::Pc, "pc-i440fx-7.2", Accelerator::Tcg));
+    checked.spec.boot = Boot::Firmware { file: "/f/OVMF.fd".into() };
+    let common = PC.split_once("\n-kernel").unwrap().0;
+    let more =
+        PC_EVERYTHING.split_once("\n-kernel").unwrap().0.replace("serial=root,", "serial=root,bootindex=0,");
+    let wanted = format!("{common}\n{more}\n-bios /f/OVMF.fd");
+    assert_eq!(text(&checked), wanted);
+    let state_file = "/s/state".into();
+    checked.spec.restore = Some(RestoreState { state_file, scope: StateScope::Machine });
+    assert_eq!(text(&checked), format!("{wanted}\n-incoming defer"));
 }
 
 #[test]

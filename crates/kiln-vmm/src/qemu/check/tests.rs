@@ -18,6 +18,15 @@ fn touch(path: &Path, len: u64) {
     fs::create_new(path).unwrap().set_len(len).unwrap();
 }
 
+impl Fixture {
+    fn kernel(&mut self) -> &mut crate::KernelBoot {
+        match &mut self.spec.boot {
+            Boot::Kernel(boot) => boot,
+            Boot::Firmware { .. } => panic!("no kernel"),
+        }
+    }
+}
+
 fn fixture() -> Fixture {
     let dir = ScratchDir::new(&std::env::temp_dir()).unwrap();
     let kernel = dir.path().join("vmlinux");
@@ -31,10 +40,7 @@ fn fixture() -> Fixture {
     let spec = MachineSpec {
         shape: MachineShape::default(),
         arch: Arch::X86_64,
-        kernel,
-        kernel_format: ArtifactFormat::Elf,
-        initrd: None,
-        boot_args: Vec::new(),
+        boot: Boot::elf(kernel),
         disks: Vec::new(),
         network: Network::None,
         mac: Mac::local([0, 0, 1]),
@@ -123,22 +129,45 @@ fn disks_are_counted_named_and_measured() {
 #[test]
 fn files_must_be_there_and_have_names_that_can_be_said() {
     let mut f = fixture();
-    f.spec.initrd = Some(f.dir.path().join("missing"));
+    f.kernel().initrd = Some(f.dir.path().join("missing"));
     assert_eq!(f.refusal(), "initrd cannot be used");
-    f.spec.initrd = Some(f.dir.path().to_owned());
+    f.kernel().initrd = Some(f.dir.path().to_owned());
     assert!(matches!(f.check(), Err(SpecRejected::File { what: "initrd", .. })));
     let mut f = fixture();
-    f.spec.kernel_format = ArtifactFormat::Cpio;
+    f.kernel().format = ArtifactFormat::Cpio;
     assert_eq!(f.refusal(), "kernel is of format `cpio`: elf and bzimage can be started");
     let mut f = fixture();
-    f.spec.kernel = f.dir.path().join("a\nb");
-    touch(&f.spec.kernel, 1);
+    let path = f.dir.path().join("a\nb");
+    touch(&path, 1);
+    f.spec.boot = Boot::elf(path);
     assert!(matches!(f.check(), Err(SpecRejected::Path { what: "kernel", .. })));
     let mut f = fixture();
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"a\xff");
-    f.spec.kernel = f.dir.path().join(name);
-    touch(&f.spec.kernel, 1);
+    let path = f.dir.path().join(name);
+    touch(&path, 1);
+    f.spec.boot = Boot::elf(path);
     assert!(matches!(f.check(), Err(SpecRejected::Path { what: "kernel", .. })));
+}
+
+#[test]
+fn firmware_is_for_boards_that_have_it_and_looked_at_also_in_a_restore() {
+    let mut f = fixture();
+    let path = f.dir.path().join("OVMF.fd");
+    touch(&path, 2 << 20);
+    f.spec.boot = Boot::Firmware { file: path.clone() };
+    assert_eq!(f.check().unwrap().command_line(), "");
+    f.spec.shape.board = Board::Microvm;
+    assert_eq!(f.refusal(), "boot is firmware: board microvm has none; pc and q35 do");
+    f.spec.shape.board = Board::Pc;
+    for len in [0, (64 << 10) + 1, 16 << 20] {
+        fs::open_rw(&path).unwrap().set_len(len).unwrap();
+        assert!(f.refusal().ends_with("multiples of 64 KiB up to 8 MiB are possible"));
+    }
+    let state_file = f.dir.path().join("state");
+    touch(&state_file, 1);
+    f.spec.restore = Some(RestoreState { state_file, scope: StateScope::Machine });
+    f.spec.boot = Boot::Firmware { file: "/no/such/firmware".into() };
+    assert_eq!(f.refusal(), "firmware cannot be used");
 }
 
 #[test]
@@ -196,7 +225,7 @@ fn memory_in_a_file_is_refused_where_it_cannot_be_captured_or_restored() {
     assert!(f.refusal().ends_with("has 4096 bytes, and 268435456 are expected"));
     f.spec.memory = MemoryBacking::Private { file: memory(&f, f.spec.shape.memory.bytes()) };
     f.spec.network = Network::User { forwards: Vec::new(), outbound: true };
-    f.spec.kernel = "/no/such/kernel".into();
+    f.spec.boot = Boot::elf("/no/such/kernel");
     assert!(f.check().unwrap().reads_memory_only);
     f.spec.restore = None;
     assert_eq!(f.refusal(), "memory is private: a private memory file needs a state to restore");
