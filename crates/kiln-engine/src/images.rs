@@ -76,21 +76,23 @@ pub struct PulledImage {
 
 /// An image of the catalog that is, or would be, a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Listed {
-    image: ImageName,
-    template: TemplateName,
-    tag: Tag,
+pub(crate) struct Listed {
+    pub(crate) image: ImageName,
+    pub(crate) template: TemplateName,
+    pub(crate) tag: Tag,
 }
 
 impl Listed {
     fn find(catalog: &Catalog, name: &ImageName) -> EngineResult<Self> {
         let (distribution, release) = catalog.find(name)?;
-        let image = ImageName::of(&distribution.name, Some(&release.name));
-        let (template, tag) = (distribution.name.parse(), release.name.parse());
-        match (image, template, tag) {
-            (Some(image), Ok(template), Ok(tag)) => Ok(Self { image, template, tag }),
-            _ => Err(EngineError::ImageName { name: name.to_string() }),
-        }
+        Self::of(&distribution.name, &release.name)
+            .ok_or_else(|| EngineError::ImageName { name: name.to_string() })
+    }
+
+    /// Returns what a release of a distribution would be; none where a template or a tag cannot have the name.
+    pub(crate) fn of(distribution: &str, release: &str) -> Option<Self> {
+        let image = ImageName::of(distribution, Some(release))?;
+        Some(Self { image, template: distribution.parse().ok()?, tag: release.parse().ok()? })
     }
 
     fn reference(&self, like: &Reference) -> Reference {
@@ -100,7 +102,7 @@ impl Listed {
     }
 
     /// Returns the recipe of the template.
-    fn recipe(&self) -> EngineResult<FoundRecipe> {
+    pub(crate) fn recipe(&self) -> EngineResult<FoundRecipe> {
         let (name, image) = (&self.template, &self.image);
         let text = format!(
             "name = \"{name}\"\n\n[source]\ntype = \"catalog\"\nimage = \"{image}\"\n\n[machine]\nmemory = \"1G\"\n"
@@ -121,7 +123,7 @@ fn image_name(reference: &Reference) -> Option<ImageName> {
 }
 
 /// Returns what an image's name stood for when a revision was made of it.
-fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
+pub(crate) fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
     let fact = |key: &str| record.facts.get(key);
     if fact(IMAGE).is_none_or(|image| image != name) {
         return None;

@@ -38,6 +38,7 @@ mod steps;
 mod suspend;
 mod template;
 mod verify;
+mod vmrs;
 mod vsock;
 
 use kiln_testing::TestContext;
