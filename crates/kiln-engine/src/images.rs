@@ -13,6 +13,7 @@ use kiln_core::{Digest, Reference, Tag, TemplateName};
 use kiln_store::{BuildRecord, StoreError};
 use kiln_sys::fs;
 use kiln_sys::lock::Share;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -32,6 +33,8 @@ const IMAGE_KERNEL_DIGEST: &str = "image_kernel_digest";
 const IMAGE_SERIAL: &str = "image_serial";
 /// The fact that says by whom.
 const IMAGE_SIGNER: &str = "image_signer";
+/// The fact of how it was found that it is what its maker gave.
+pub(crate) const IMAGE_VERIFIED: &str = "image_verified";
 
 /// How an image is pulled.
 #[derive(Debug, Clone, Copy, Default)]
@@ -134,6 +137,24 @@ pub(crate) fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
         serial: fact(IMAGE_SERIAL).and_then(|serial| serial.parse::<Serial>().ok()),
         signer: fact(IMAGE_SIGNER).and_then(|signer| signer.parse().ok()),
     })
+}
+
+/// Orders what is known of an image by how much it is worth: how it was verified.
+pub(crate) fn weight(verified: Option<&String>) -> u8 {
+    match verified.map(String::as_str) {
+        Some("signature") => 3,
+        Some("checksum" | "lock") => 2,
+        Some(_) => 1,
+        None => 0,
+    }
+}
+
+/// Keeps what is known of an image where the same files come again and less is known of them.
+pub(crate) fn keep_what_is_known(before: &BTreeMap<String, String>, now: &mut BTreeMap<String, String>) {
+    if weight(before.get(IMAGE_VERIFIED)) > weight(now.get(IMAGE_VERIFIED)) {
+        let of_image = before.iter().filter(|(name, _)| *name == IMAGE || name.starts_with("image_"));
+        now.extend(of_image.map(|(name, value)| (name.clone(), value.clone())));
+    }
 }
 
 /// Refuses what was signed before that which is there: an old image with known holes is genuine too.

@@ -136,8 +136,9 @@ fn image(home: &Path, names: [&OsStr; 2], arch: Arch, place: &str) -> EngineResu
     }
     let dir = home.join(arch.as_str());
     if !fs::exists(&dir)? {
-        let others = entries(home)?;
-        return Ok(if others.is_empty() { Looked::Nothing } else { Looked::Foreign });
+        let is_there = |arch: Arch| fs::exists(&home.join(arch.as_str()));
+        let foreign = is_there(Arch::X86_64)? || is_there(Arch::Aarch64)?;
+        return Ok(if foreign { Looked::Foreign } else { Looked::Nothing });
     }
     if !is_directory(&dir)? {
         return Err(ImageFilesError::Kind { path: dir, wanted: "a directory" }.into());
@@ -215,6 +216,7 @@ mod tests {
         put("ubuntu/22.04/x86_64/disk.raw", b"disk");
         put("ubuntu/20.04/aarch64/disk.img", b"disk");
         put("ubuntu/18.04/x86_64/disk.tmp", b"dis");
+        put("machines/one/disk.img", b"no image");
         put("ubuntu/empty/x86_64/disk.img", b"");
         put("ubuntu/half/x86_64/disk.img", b"disk");
         put("ubuntu/half/x86_64/vmlinuz", b"");

@@ -3,7 +3,7 @@
 use super::PROGRAM;
 use super::find::{self, FoundImage, ImageFilesError};
 use crate::build::{BuildOptions, FETCHED, Forward, FoundRecipe};
-use crate::images::{Listed, pin_of, refuse_older};
+use crate::images::{IMAGE_VERIFIED, Listed, pin_of, refuse_older, weight};
 use crate::progress::{Progress, Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult, RegistryProblem};
 use kiln_build::{BuildError, FetchOptions, HostFacts, LocalFiles, LocalImage, PlanContext, catalog::Verify};
@@ -219,7 +219,7 @@ impl Engine {
         let facts = local.facts();
         self.know_better(&revision, &facts)?;
         let moved = self.store.set_tag(&listed.template, &listed.tag, &revision, "import")?;
-        let verified = facts.into_iter().find(|(name, _)| name == VERIFIED).map(|(_, how)| how);
+        let verified = facts.into_iter().find(|(name, _)| name == IMAGE_VERIFIED).map(|(_, how)| how);
         Ok(ImportedVmrsImage {
             name,
             place: found.place.clone(),
@@ -275,7 +275,13 @@ impl Engine {
         let Some(record) = self.store.tag(&listed.template, &listed.tag)? else { return Ok(()) };
         let build = self.store.build_record(&record.revision)?;
         match build.as_ref().map(|build| (pin_of(build, name), build.facts.get(IMPORTED))) {
-            Some((Some(before), _)) => refuse_older(name, &before, now),
+            Some((Some(before), _)) => match (before.serial, now.serial) {
+                // Beside the disk that was signed, too.
+                (Some(have), None) if before.kernel != now.kernel => {
+                    Err(EngineError::UnsignedImage { name: name.to_owned(), have })
+                }
+                _ => refuse_older(name, &before, now),
+            },
             Some((None, Some(program))) if program == PROGRAM => Ok(()),
             _ => {
                 let (name, revision) = (name.to_owned(), record.revision);
@@ -287,8 +293,8 @@ impl Engine {
     /// Writes beside a revision by whose word it is what it should be, where less was known of it.
     fn know_better(&self, id: &Digest, facts: &[(String, String)]) -> EngineResult<()> {
         let Some(mut record) = self.store.build_record(id)? else { return Ok(()) };
-        let now = facts.iter().find(|(name, _)| name == VERIFIED).map(|(_, how)| how);
-        if weight(record.facts.get(VERIFIED)) < weight(now) {
+        let now = facts.iter().find(|(name, _)| name == IMAGE_VERIFIED).map(|(_, how)| how);
+        if weight(record.facts.get(IMAGE_VERIFIED)) < weight(now) {
             record.facts.extend(facts.iter().cloned());
             let manifest = self.store.revision(id)?.manifest;
             self.store.commit_revision(&manifest, &record)?;
@@ -299,18 +305,6 @@ impl Engine {
 
 /// The fact of which program a revision came from.
 const IMPORTED: &str = "imported";
-/// The fact of how it was found that an image is what is published.
-const VERIFIED: &str = "image_verified";
-
-/// Orders what is known of an image by how much it is worth.
-fn weight(verified: Option<&String>) -> u8 {
-    match verified.map(String::as_str) {
-        Some("signature") => 3,
-        Some("checksum" | "lock") => 2,
-        Some(_) => 1,
-        None => 0,
-    }
-}
 
 /// Finds out which image of the catalog one is; one that is not there keeps its name.
 fn name(found: FoundImage, catalog: &Catalog, arch: Arch) -> EngineResult<Named> {
