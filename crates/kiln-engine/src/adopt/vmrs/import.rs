@@ -319,3 +319,56 @@ fn name(found: FoundImage, catalog: &Catalog, arch: Arch) -> EngineResult<Named>
     };
     Ok(Named { listed: listed.ok_or_else(bad)?, image, found })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Settings;
+    use kiln_sys::commit::{Existing, write_file};
+    use kiln_sys::tool::ScratchDir;
+    use kiln_sys::{Cancel, Toolbox};
+    use std::path::PathBuf;
+
+    /// Writes a file anew once a step begins.
+    struct Rewrite {
+        step: &'static str,
+        path: PathBuf,
+    }
+
+    impl Reporter for Rewrite {
+        fn progress(&self, event: Progress) {
+            if matches!(event, Progress::Started { step } if step.starts_with(self.step)) {
+                write_file(&self.path, b"something else", 0o644, Existing::Replace).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn files_that_change_after_they_were_hashed_are_refused() {
+        let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
+        let settings = Settings {
+            home: scratch.path().join("home"),
+            toolbox: Toolbox::default(),
+            own_program: PathBuf::from("/bin/false"),
+        };
+        let engine = Engine::open(settings, Cancel::new().unwrap()).unwrap();
+        let arch = Arch::host().unwrap().as_str();
+        let image = scratch.path().join("images/own/1").join(arch);
+        fs::create_dir_all(&image).unwrap();
+        let mut disk = vec![0; 64 << 10];
+        disk[1024 + 0x38..][..2].copy_from_slice(&[0x53, 0xef]);
+        let fetch = FetchOptions { verify: Verify::Nothing, ..FetchOptions::default() };
+        let request = ImportVmrs { dir: scratch.path(), fetch, kernel_inside: false };
+        for name in ["vmlinuz", "disk.img"] {
+            write_file(&image.join("disk.img"), &disk, 0o644, Existing::Replace).unwrap();
+            write_file(&image.join("vmlinuz"), b"kernel", 0o644, Existing::Replace).unwrap();
+            let rewrite = Rewrite { step: "disk", path: image.join(name) };
+            let imported = engine.import_vmrs(&request, &rewrite).unwrap();
+            assert!(imported.images.is_empty());
+            let EngineError::NotImported { source, .. } = &imported.failed[0].error else { panic!("{name}") };
+            let told = source.to_string();
+            assert!(told.contains(name) && told.contains("changed while it was read"), "{told}");
+        }
+        assert!(engine.store.tags().unwrap().is_empty());
+    }
+}
