@@ -72,7 +72,9 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::OlderImage { name, .. } => vec![
             "a mirror that lags behind, or somebody who wants an old image to be used: try again later"
                 .to_owned(),
-            format!("kiln catalog update --allow-older {name} takes it all the same"),
+            format!(
+                "kiln catalog update --allow-older {name} takes it all the same, kiln update --allow-older for a recipe"
+            ),
         ],
         EngineError::UnsignedImage { name, .. } => {
             one(format!("kiln catalog update --allow-older {name} takes it all the same"))

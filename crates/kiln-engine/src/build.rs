@@ -1,7 +1,7 @@
 //! Building: recipe to revision, once for equal inputs.
 
 use crate::explain::Reproduced;
-use crate::images::keep_what_is_known;
+use crate::images::{Located, PullOptions, keep_what_is_known};
 use crate::lock::keep_to_lock;
 use crate::progress::{Progress, Reporter, step, waiting};
 use crate::steps::Derived;
@@ -205,7 +205,12 @@ impl Engine {
         let mut pins = pins.clone();
         let name = source.from.to_string();
         if pins.get(PinKind::Template, &name).is_none() {
-            let id = self.store.resolve(&source.from)?.id;
+            // A build has pulled it before it took its locks.
+            let from = match self.locate(&source.from)? {
+                Located::Here(from) => from,
+                Located::Listed(_) => source.from.clone(),
+            };
+            let id = self.store.resolve(&from)?.id;
             pins.set(PinKind::Template, &name, &id.to_string());
         }
         Ok(pins)
@@ -223,6 +228,12 @@ impl Engine {
         self.sweep();
         let work = format!("building {name}");
         let mut waiting = waiting(reporter);
+        if let Source::Template(source) = &found.recipe.source
+            && let Ok(Located::Listed(_)) = self.locate(&source.from)
+        {
+            let (fetch, offline) = (options.fetch, options.offline);
+            self.bring(&source.from, &PullOptions { fetch, offline, ..PullOptions::default() }, reporter)?;
+        }
         // The order everybody keeps: the store's lock, then a template's.
         let _store = self.store.lock(Share::Shared, &work, &self.cancel, &mut waiting)?;
         let _template = self.store.lock_template(name, &work, &self.cancel, &mut waiting)?;

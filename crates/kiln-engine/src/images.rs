@@ -5,7 +5,7 @@ use crate::build::{BuildOptions, FoundRecipe, elapsed_ms};
 use crate::progress::{Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{FetchOptions, HostFacts};
-use kiln_core::catalog::{CATALOG_BYTES_MAX, Catalog, ImageName, ImagePin, Serial};
+use kiln_core::catalog::{CATALOG_BYTES_MAX, Catalog, ImageName, ImagePin, NotListed, Serial};
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe;
 use kiln_core::reference::RevisionSelector;
@@ -83,6 +83,14 @@ pub(crate) struct Listed {
     pub(crate) image: ImageName,
     pub(crate) template: TemplateName,
     pub(crate) tag: Tag,
+}
+
+/// What a reference means.
+pub(crate) enum Located {
+    /// A revision that is here.
+    Here(Reference),
+    /// An image that nobody pulled.
+    Listed(Listed),
 }
 
 impl Listed {
@@ -203,25 +211,35 @@ impl Engine {
         options: &PullOptions,
         reporter: &dyn Reporter,
     ) -> EngineResult<Reference> {
+        match self.locate(reference)? {
+            Located::Here(reference) => Ok(reference),
+            Located::Listed(listed) => {
+                self.pull_listed(&listed, options, reporter)?;
+                Ok(listed.reference(reference))
+            }
+        }
+    }
+
+    /// Finds what a reference means: a revision that is here, or an image of the catalog that is not.
+    ///
+    /// # Errors
+    /// When neither the store nor the catalog has the name.
+    pub(crate) fn locate(&self, reference: &Reference) -> EngineResult<Located> {
         let error = match self.store.resolve(reference) {
-            Ok(_) => return Ok(reference.clone()),
+            Ok(_) => return Ok(Located::Here(reference.clone())),
             Err(error @ StoreError::NotFound { kind: "template" | "tag", .. }) => error,
             Err(error) => return Err(error.into()),
         };
         let Some(name) = image_name(reference) else { return Err(error.into()) };
-        let catalog = self.catalog()?;
-        let listed = match Listed::find(&catalog, &name) {
+        let listed = match Listed::find(&self.catalog()?, &name) {
             Ok(listed) => listed,
-            Err(EngineError::NotListed(kiln_core::catalog::NotListed::Distribution { .. })) => {
-                return Err(error.into());
-            }
+            Err(EngineError::NotListed(NotListed::Distribution { .. })) => return Err(error.into()),
             Err(error) => return Err(error),
         };
-        let found = listed.reference(reference);
-        if self.store.tag(&listed.template, &listed.tag)?.is_none() {
-            self.pull_listed(&listed, options, reporter)?;
+        match self.store.tag(&listed.template, &listed.tag)? {
+            Some(_) => Ok(Located::Here(listed.reference(reference))),
+            None => Ok(Located::Listed(listed)),
         }
-        Ok(found)
     }
 
     /// Makes an image of the catalog a template. What was pulled before stays what it is, unless it is to be looked up

@@ -1,9 +1,11 @@
 //! Locks beside recipes: made, moved and kept to.
 
 use crate::build::{BuildOptions, FETCHED, Forward, FoundRecipe};
+use crate::images::refuse_older;
 use crate::progress::{Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{BuildContext, BuildError, BuildPlan, HostFacts};
+use kiln_core::catalog::ImagePin;
 use kiln_core::lock::{LOCK_BYTES_MAX, Lock, Moved, PinKind, Pins};
 use kiln_sys::commit::{Existing, write_file};
 use kiln_sys::fs;
@@ -19,6 +21,8 @@ pub struct LockRequest {
     pub update: bool,
     /// Writes nothing.
     pub dry_run: bool,
+    /// Pins an image of the catalog also where it was signed before the one that is pinned.
+    pub allow_older: bool,
 }
 
 /// What became of a lock.
@@ -77,6 +81,27 @@ pub(crate) fn keep_to_lock(
 fn inputs(plan: &BuildPlan) -> BTreeMap<String, String> {
     let asked = plan.explanation.iter().filter(|part| part.shapes_pins);
     asked.map(|part| (part.name.clone(), part.value.clone())).collect()
+}
+
+/// Leaves images as they were pinned that are the same, signed again.
+fn keep_equal_images(known: &Pins, now: &mut Pins) {
+    for (name, before) in known.of(PinKind::Image) {
+        let pin = |text: &str| text.parse::<ImagePin>().ok().map(|pin| (pin.disk, pin.kernel));
+        if now.get(PinKind::Image, name).is_some_and(|now| pin(now).is_some() && pin(now) == pin(before)) {
+            now.set(PinKind::Image, name, before);
+        }
+    }
+}
+
+/// Refuses images that were signed before those that were pinned.
+fn refuse_older_images(known: &Pins, now: &Pins) -> EngineResult<()> {
+    for (name, to) in now.of(PinKind::Image) {
+        let before = known.get(PinKind::Image, name).and_then(|pin| pin.parse().ok());
+        if let (Some(before), Ok(now)) = (before, to.parse()) {
+            refuse_older(name, &before, &now)?;
+        }
+    }
+    Ok(())
 }
 
 fn of_kind(pins: &Pins, kind: PinKind) -> Pins {
@@ -142,7 +167,11 @@ impl Engine {
             cancel: &self.cancel,
             host: &host,
         };
-        let pins = kiln_build::resolve(&plan, &context)?;
+        let mut pins = kiln_build::resolve(&plan, &context)?;
+        keep_equal_images(&known, &mut pins);
+        if !request.allow_older {
+            refuse_older_images(&known, &pins)?;
+        }
         // Dates of archives say where to look for versions, and change every day.
         let moved: Vec<Moved> =
             known.moved(&pins).into_iter().filter(|moved| moved.kind != PinKind::Archive).collect();

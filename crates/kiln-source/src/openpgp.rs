@@ -8,6 +8,8 @@
 //!
 //! - it was made by a pinned primary key or by a subkey that the primary key binds and that claims the primary key in
 //!   turn, and the newest valid self-signature of that key allows it to sign;
+//! - it is of version 4 or 6, or of version 3, which openSUSE's are: those differ in having neither the whole fingerprint
+//!   of their key nor conditions;
 //! - its hash is SHA-256, SHA-384, SHA-512 or SHA-3 (a self-signature in a certificate may use SHA-1: there the key's
 //!   owner chose every byte);
 //! - neither it nor the key had expired when it was made, it is not older than its key, has not expired since, and is

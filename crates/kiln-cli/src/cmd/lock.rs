@@ -40,6 +40,9 @@ pub(crate) struct UpdateArgs {
     /// Tell what would move, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Pin images of the catalog also where they were signed before those that are pinned
+    #[arg(long)]
+    allow_older: bool,
 }
 
 #[derive(Debug, Args)]
@@ -100,5 +103,9 @@ pub(crate) fn lock(context: &Context, args: &LockArgs) -> CliResult {
 }
 
 pub(crate) fn update(context: &Context, args: &UpdateArgs) -> CliResult {
-    make(context, &args.of, LockRequest { update: true, dry_run: args.dry_run })
+    make(
+        context,
+        &args.of,
+        LockRequest { update: true, dry_run: args.dry_run, allow_older: args.allow_older },
+    )
 }

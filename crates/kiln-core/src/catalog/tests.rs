@@ -1,5 +1,7 @@
 use super::*;
 
+mod built_in;
+
 const ONE: &str = r#"
 version = 1
 [[distribution]]
@@ -39,34 +41,6 @@ signature = "inline"
 
 fn name(text: &str) -> ImageName {
     text.parse().unwrap()
-}
-
-#[test]
-fn what_comes_with_kiln_is_a_catalog() {
-    for (name, text) in BUILT_IN {
-        let catalog = Catalog::parse(text).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        assert_eq!(catalog.distributions().map(|it| it.name.as_str()).collect::<Vec<_>>(), [name]);
-    }
-    let catalog = Catalog::built_in();
-    assert_eq!(catalog.distributions().count(), BUILT_IN.len());
-    let image = catalog.image(&name("Ubuntu:noble"), Arch::X86_64).unwrap();
-    let base = "https://cloud-images.ubuntu.com/releases/noble/release";
-    assert_eq!(image.urls, [format!("{base}/ubuntu-24.04-server-cloudimg-amd64.img")]);
-    assert_eq!(image.checksums, format!("{base}/SHA256SUMS"));
-    let signature = image.signature.as_ref().unwrap();
-    assert_eq!(signature.place, SignaturePlace::OfChecksums(format!("{base}/SHA256SUMS.gpg")));
-    for distribution in catalog.distributions() {
-        for image in distribution.releases.iter().flat_map(|release| release.images.values()) {
-            let keys = image.signature.iter().flat_map(|signature| &signature.keys);
-            let keys = keys.filter_map(|key| match key {
-                KeySource::Address(url) => Some(url),
-                KeySource::Armoured(_) => None,
-            });
-            for url in image.urls.iter().chain([&image.checksums]).chain(keys) {
-                assert!(url.starts_with("https://"), "{url}");
-            }
-        }
-    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ impl From<DownloadError> for Failure {
                         | ureq::Error::Http(_)
                         | ureq::Error::BadUri(_)
                         | ureq::Error::LargeResponseHeader(..)
-                );
+                ) || is_untrusted(&inner);
                 let error = DownloadError::Broken { url, source: Broken::Http(inner) };
                 if for_good { Self::Place(error) } else { Self::Passing(error, None) }
             }
@@ -45,6 +45,13 @@ impl From<DownloadError> for Failure {
             error => Self::Final(error),
         }
     }
+}
+
+/// Whether the place could not say who it is. What TLS says of it comes wrapped, as the handshake is part of a write.
+fn is_untrusted(error: &ureq::Error) -> bool {
+    let ureq::Error::Io(error) = error else { return false };
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 impl From<kiln_sys::cancel::Cancelled> for Failure {

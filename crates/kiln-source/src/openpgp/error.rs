@@ -235,7 +235,7 @@ pub enum SignatureError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unusable {
-    /// A version of signatures from before keys were told by fingerprint, or an unknown one.
+    /// A version of signatures from before version 3, or an unknown one.
     #[error("it is of an old version of signatures")]
     Version,
     /// A signature over something other than such data.

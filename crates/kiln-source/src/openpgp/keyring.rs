@@ -125,3 +125,27 @@ fn certificate(index: usize, packets: Vec<Packet>) -> Result<Option<Certificate>
     let fingerprint = fingerprint(&key.primary_key);
     Ok(fingerprint.map(|fingerprint| Certificate { fingerprint, key, revocations }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_core::catalog::{Catalog, KeySource};
+    use std::time::{Duration, SystemTime};
+
+    /// The 22nd of November 2026, when the catalog was checked.
+    const CHECKED: Duration = Duration::from_secs(1_795_305_600);
+
+    #[test]
+    fn the_keys_in_the_catalog_may_sign() {
+        let now = SystemTime::UNIX_EPOCH + CHECKED;
+        let catalog = Catalog::built_in();
+        let images = catalog.distributions().flat_map(|it| &it.releases).flat_map(|it| it.images.values());
+        for key in images.filter_map(|image| image.signature.as_ref()).flat_map(|it| &it.keys) {
+            let KeySource::Armoured(text) = key else { continue };
+            for certificate in Keyring::parse(text.as_bytes()).unwrap().certificates {
+                let standings: Vec<_> = certificate.candidates().map(|key| key.standing(now)).collect();
+                assert!(standings.iter().any(Result::is_ok), "{}: {standings:?}", certificate.fingerprint);
+            }
+        }
+    }
+}

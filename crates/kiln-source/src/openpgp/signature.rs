@@ -80,7 +80,10 @@ fn form(signature: &Signature, kind: SignatureType) -> Result<(), Unusable> {
     let (Some(found), Some(hash)) = (signature.typ(), signature.hash_alg()) else {
         return Err(Unusable::Version);
     };
-    if !matches!(signature.version(), SignatureVersion::V4 | SignatureVersion::V6) {
+    // What version 3 signs beside the data is its kind and its time. The last bytes that later versions sign there are 0xFF
+    // and a length, which as version 3 would be no kind that is asked for: none is taken for the other.
+    let known = [SignatureVersion::V3, SignatureVersion::V4, SignatureVersion::V6];
+    if !known.contains(&signature.version()) {
         return Err(Unusable::Version);
     }
     if found != kind {

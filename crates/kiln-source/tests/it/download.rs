@@ -1,6 +1,7 @@
 //! Files of the web, from a server of our own that does all that goes wrong.
 
 mod faults;
+mod nginx;
 mod processes;
 mod redirects;
 mod server;

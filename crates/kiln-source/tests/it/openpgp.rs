@@ -1,5 +1,6 @@
 //! Signatures made by GnuPG, checked here.
 
+mod built_in;
 mod certificate;
 mod clear;
 mod detached;

@@ -136,8 +136,9 @@ fn tell(report: &PullReport) {
         (_, true) => format!("{}{of} is here already", report.name),
         (None, false) => format!("{}{of} pulled in {span}", report.name),
         (Some(before), false) => {
-            let from = serial(Some(before)).unwrap_or_else(|| before.disk.to_string());
-            format!("{} moved from {from} to{of} in {span}", report.name)
+            let side = |pin: &ImagePin| serial(Some(pin)).unwrap_or_else(|| pin.disk.to_string());
+            let (from, to) = (side(before), report.pin.as_ref().map(side).unwrap_or_default());
+            format!("{} moved from {from} to {to} in {span}", report.name)
         }
     });
 }

@@ -170,6 +170,41 @@ fn a_body_shorter_than_it_says_is_not_whole() {
 }
 
 #[test]
+fn a_body_of_another_length_than_it_says_is_not_kept() {
+    let bytes = content(100_000);
+    // One byte too few is said, so that the last never comes; then one too many, so that the end is a break.
+    for said in [99_999, 100_001] {
+        let server = spoilt(&bytes, move |request, reply| match request.nth {
+            0 => reply.without("Content-Length").with(&format!("Content-Length: {said}")),
+            _ => reply,
+        });
+        let fetcher = Fetcher::new();
+        let mut told = 0;
+        let urls = [server.url("/file")];
+        fetcher
+            .fetch_told(&urls, Some(&sha256(&bytes)), &mut |progress| {
+                if let Progress::Again { .. } = progress {
+                    told += 1;
+                    assert!(!fetcher.target().exists());
+                }
+            })
+            .unwrap();
+        assert!(std::fs::read(fetcher.target()).unwrap() == bytes, "{said}");
+        assert!(told > 0 && fetcher.left().is_empty(), "{said}");
+        // Where it never says otherwise there is one clear error.
+        let server = spoilt(&bytes, move |_, reply| {
+            reply.without("Content-").with(&format!("Content-Length: {said}"))
+        });
+        let fetcher = Fetcher::new();
+        let error = fetcher.fetch(&[server.url("/file")], Some(&sha256(&bytes))).unwrap_err();
+        let short = matches!(error, DownloadError::Digest { .. }) && said < bytes.len();
+        let long = matches!(error, DownloadError::Broken { .. }) && said > bytes.len();
+        assert!(short || long, "{said}: {error:?}");
+        assert!(!fetcher.target().exists(), "{said}");
+    }
+}
+
+#[test]
 fn a_server_that_ignores_the_range_gives_it_from_the_start() {
     let bytes = content(100_000);
     let body = bytes.clone();

@@ -3,6 +3,7 @@
 use super::server::{Reply, Server};
 use super::{Fetcher, content, sha256};
 use kiln_source::download::{DownloadError, Refusal, Url};
+use kiln_sys::Toolbox;
 
 fn to(location: &str) -> Reply {
     Reply::status(302).with(&format!("Location: {location}"))
@@ -55,4 +56,20 @@ fn who_asks_is_told_to_the_first_host_only() {
     assert_eq!(server.seen().len(), 2);
     assert_eq!(other.seen()[0].authorization, None);
     assert_eq!(elsewhere.host(), "127.0.0.1");
+}
+
+#[test]
+fn a_public_host_does_not_lead_into_a_private_network() {
+    for location in ["http://169.254.169.254/latest", "http://10.0.0.1/x", "https://[::1]/x", "//127.0.0.1/x"]
+    {
+        // A proxy stands for the public network.
+        let server = Server::start(move |_| to(location));
+        let mut fetcher = Fetcher::new();
+        let proxy = format!("http://{}", server.address()).into();
+        fetcher.toolbox = Toolbox::new(Vec::new(), vec![("http_proxy".into(), proxy)]);
+        let error = fetcher.fetch(&["http://1.1.1.1/file".parse().unwrap()], None).unwrap_err();
+        assert!(matches!(error, DownloadError::RedirectRefused { why: Refusal::Private, .. }), "{error:?}");
+        assert_eq!(server.seen().len(), 1);
+        assert!(!fetcher.target().exists() && fetcher.left().is_empty());
+    }
 }

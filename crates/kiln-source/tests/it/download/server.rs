@@ -190,7 +190,13 @@ fn serve(
 ) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream).lines();
     let mut request = Request::default();
-    let first = lines.next().transpose()?.unwrap_or_default();
+    let mut first = lines.next().transpose()?.unwrap_or_default();
+    if first.starts_with("CONNECT ") {
+        // As a proxy, it is every host itself.
+        while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+        stream.write_all(b"HTTP/1.1 200 x\r\n\r\n")?;
+        first = lines.next().transpose()?.unwrap_or_default();
+    }
     request.path = first.split(' ').nth(1).unwrap_or_default().to_owned();
     if request.path.is_empty() {
         return Ok(());
