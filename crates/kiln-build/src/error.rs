@@ -7,7 +7,7 @@ use crate::kernel::KernelError;
 use crate::modules::ModuleError;
 use crate::source::NixError;
 use kiln_core::arch::Arch;
-use kiln_core::catalog::NotListed;
+use kiln_core::catalog::{NotListed, Serial};
 use kiln_core::image::{ContentDigest, Platform};
 use kiln_core::lock::{Moved, PinKind};
 use kiln_core::size::ByteSize;
@@ -159,6 +159,30 @@ pub enum BuildError {
         /// Why.
         #[source]
         source: Box<DownloadError>,
+    },
+    /// A file of an image that is not the one its maker publishes at present.
+    #[error("{} has {digest}, and what is published of `{name}` at present{} is {published}", path.display(), of(*serial))]
+    NotPublished {
+        /// Distribution and release.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        digest: ContentDigest,
+        /// What is published.
+        published: ContentDigest,
+        /// When that was signed.
+        serial: Option<Serial>,
+    },
+    /// A kernel that nobody vouches for, where there is no other.
+    #[error("nothing that is published tells of {}, and there is no kernel inside {}", path.display(), disk.display())]
+    UnknownKernel {
+        /// Distribution and release.
+        name: String,
+        /// The kernel.
+        path: PathBuf,
+        /// The disk image.
+        disk: PathBuf,
     },
     /// The root disk cannot be written.
     #[error(transparent)]
@@ -341,6 +365,10 @@ pub enum BuildError {
     /// A file could not be read or written.
     #[error(transparent)]
     Io(#[from] IoError),
+}
+
+fn of(serial: Option<Serial>) -> String {
+    serial.map(|serial| format!(" (of {serial})")).unwrap_or_default()
 }
 
 fn of_another_version(kind: PinKind, moved: &[Moved]) -> String {

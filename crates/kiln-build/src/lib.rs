@@ -39,14 +39,14 @@ pub use error::BuildError;
 pub use host::HostFacts;
 pub use key::KeyPart;
 pub use kiln_source::oci::OciError;
-pub use plan::{BuildPlan, PlanContext, plan};
+pub use plan::{BuildPlan, PlanContext, plan, plan_local};
 pub use report::{BuildEvent, Quiet, Reporter, Step};
 pub use run::{
     BuildContext, BuildOutput, OutputFile, PACKAGES_SPACE_MIN, SPACE_RESERVE, boot, builder_pins, resolve,
     run,
 };
 pub use seed::PlannedSeed;
-pub use source::{FetchOptions, NixError, PlannedStep, legacy_key};
+pub use source::{FetchOptions, LocalFiles, LocalImage, NixError, PlannedStep, legacy_key, look_at};
 pub use tree::TreeSize;
 pub use unpack::Ownership;
 

@@ -6,7 +6,7 @@ use crate::key::{KeyPart, Parts};
 use crate::packed::Packed;
 use crate::report::Reporter;
 use crate::seed::PlannedSeed;
-use crate::source::{FetchOptions, PlannedSource, PlannedStep};
+use crate::source::{FetchOptions, LocalImage, PlannedSource, PlannedStep};
 use crate::{ext4, initramfs};
 use kiln_core::arch::Arch;
 use kiln_core::catalog::Catalog;
@@ -88,6 +88,23 @@ impl std::fmt::Debug for PlanContext<'_> {
 
 /// Plans a build. Files are looked at and not read, names that are not pinned are looked up.
 pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildError> {
+    plan_of(recipe, cx, |parts| PlannedSource::plan(recipe, cx, parts))
+}
+
+/// Plans a build of an image that is on this host, in place of the source that the recipe names.
+pub fn plan_local(
+    recipe: &Recipe,
+    image: &LocalImage,
+    cx: &PlanContext<'_>,
+) -> Result<BuildPlan, BuildError> {
+    plan_of(recipe, cx, |parts| Ok(PlannedSource::Local(image.plan(recipe, cx, parts)?)))
+}
+
+fn plan_of(
+    recipe: &Recipe,
+    cx: &PlanContext<'_>,
+    source: impl FnOnce(&mut Parts) -> Result<PlannedSource, BuildError>,
+) -> Result<BuildPlan, BuildError> {
     let host = cx.host;
     let mut parts = Parts::default();
     parts.add("layout", (LAYOUT_VERSION, ext4::EPOCH_SECONDS, initramfs::ROOT_OPTIONS));
@@ -97,7 +114,7 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
     parts.add("mke2fs", &host.mke2fs_version);
     // Owners that only root can keep on disk come out differently for a directory.
     parts.add("root", host.is_root);
-    let source = PlannedSource::plan(recipe, cx, &mut parts)?;
+    let source = source(&mut parts)?;
     let agent = source.agent(&recipe.agent)?;
     agent_parts(&agent, &mut parts);
     parts.add("disk", recipe.disk_size_min);

@@ -5,6 +5,7 @@ mod debian;
 mod disk;
 mod dockerfile;
 mod kernel;
+mod local;
 mod nix;
 mod oci;
 mod path;
@@ -28,6 +29,8 @@ use template::TemplatePlan;
 
 pub use catalog::FetchOptions;
 pub(crate) use debian::{DebianPlan, MirrorPlan};
+pub(crate) use local::LocalPlan;
+pub use local::{LocalFiles, LocalImage, look_at};
 pub use nix::{NixError, legacy_key};
 pub use template::PlannedStep;
 
@@ -39,6 +42,7 @@ pub(crate) enum PlannedSource {
     Tar(PathPlan),
     Disk(DiskPlan),
     Catalog(CatalogPlan),
+    Local(LocalPlan),
     Nix(NixPlan),
     Oci(OciPlan),
     Dockerfile(DockerfilePlan),
@@ -72,13 +76,13 @@ impl PlannedSource {
             Self::Disk(source) => source.resolve(plan, cx),
             Self::Oci(source) => source.resolve(plan, cx),
             Self::Dockerfile(source) => source.resolve(plan, cx),
-            Self::Catalog(_) | Self::Nix(_) | Self::Template(_) => Ok(Pins::default()),
+            Self::Catalog(_) | Self::Local(_) | Self::Nix(_) | Self::Template(_) => Ok(Pins::default()),
         }
     }
 
     /// Returns whether the root file system is made here, of files, and can be any.
     pub(crate) fn takes_any_root(&self) -> bool {
-        !matches!(self, Self::Disk(_) | Self::Catalog(_) | Self::Nix(_) | Self::Template(_))
+        !matches!(self, Self::Disk(_) | Self::Catalog(_) | Self::Local(_) | Self::Nix(_) | Self::Template(_))
     }
 
     /// Makes the files.
@@ -89,6 +93,7 @@ impl PlannedSource {
             Self::Tar(source) => source.run_tar(plan, cx),
             Self::Disk(source) => source.run(plan, cx),
             Self::Catalog(source) => source.run(plan, cx),
+            Self::Local(image) => image.run(plan, cx),
             Self::Nix(source) => source.run(plan, cx),
             Self::Oci(source) => source.run(plan, cx),
             Self::Dockerfile(source) => source.run(plan, cx),

@@ -54,10 +54,20 @@ pub(crate) fn rootfs_clones() -> PathBuf {
 
 /// Returns where mvm keeps its templates.
 pub(crate) fn mvm_data() -> Result<PathBuf, CliError> {
+    data("MVM_DATA_DIR", ".mvm")
+}
+
+/// Returns where vm-rs keeps its images.
+pub(crate) fn vmrs_data() -> Result<PathBuf, CliError> {
+    data("VMRS_DATA_DIR", ".vm-rs")
+}
+
+/// Returns the directory that a variable names, else one in the user's home.
+fn data(variable: &str, in_home: &str) -> Result<PathBuf, CliError> {
     let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    path("MVM_DATA_DIR")
-        .or_else(|| Some(path("HOME")?.join(".mvm")))
-        .ok_or_else(|| CliError::Usage("neither MVM_DATA_DIR nor HOME is set: name the directory".to_owned()))
+    path(variable)
+        .or_else(|| Some(path("HOME")?.join(in_home)))
+        .ok_or_else(|| CliError::Usage(format!("neither {variable} nor HOME is set: name the directory")))
 }
 
 fn directory(variable: &str, otherwise: &str) -> PathBuf {

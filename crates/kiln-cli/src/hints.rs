@@ -10,6 +10,7 @@ use kiln_core::Arch;
 use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
 use kiln_engine::EngineError;
+use kiln_engine::adopt::vmrs::ImageFilesError;
 use kiln_engine::supervisor::OLD_AGENT;
 use kiln_store::{CannotGrow, StoreError};
 use kiln_sys::ToolError;
@@ -61,6 +62,7 @@ fn one(text: impl Into<String>) -> Vec<String> {
 
 fn engine(error: &EngineError) -> Vec<String> {
     match error {
+        EngineError::NotImported { source, .. } => not_imported(source),
         EngineError::NotListed(_) => one("kiln catalog ls --all lists every image"),
         EngineError::Catalog { path, .. } => {
             one(format!("docs/formats/catalog.md tells its keys; mend or remove {}", path.display()))
@@ -522,6 +524,36 @@ fn disk_image(error: &BuildError) -> Option<&'static str> {
         }
         _ => return None,
     })
+}
+
+/// What to try when an image that another program keeps did not come.
+fn not_imported(error: &EngineError) -> Vec<String> {
+    let taken = |name: &str| {
+        one(format!(
+            "kiln tag {name} NEW:TAG gives what is here another name, kiln untag {name} then makes room"
+        ))
+    };
+    match error {
+        EngineError::NotListed(_) | EngineError::Build(BuildError::UnknownKernel { .. }) => {
+            one("--verify none takes it as it is")
+        }
+        EngineError::Build(BuildError::NotPublished { name, .. }) => vec![
+            format!("an older build, or a damaged file: kiln catalog pull {name} brings what is published"),
+            "--verify none takes it as it is".to_owned(),
+        ],
+        EngineError::Build(BuildError::NoKernel { .. }) => {
+            one("a vmlinuz beside the disk is taken with --verify none")
+        }
+        EngineError::OlderImage { name, .. } | EngineError::UnsignedImage { name, .. } => taken(name),
+        EngineError::ImageFiles(ImageFilesError::Taken { name, .. }) => taken(name),
+        EngineError::ImageFiles(ImageFilesError::NoDisk { .. } | ImageFilesError::Empty(_)) => {
+            one("have vm-rs fetch it again, or kiln catalog pull")
+        }
+        EngineError::ImageFiles(ImageFilesError::Link(_)) => {
+            one("copy what it leads to into its place, or import the directory it leads to")
+        }
+        error => engine(error),
+    }
 }
 
 /// What to try when an image of the catalog could not be looked up or fetched.

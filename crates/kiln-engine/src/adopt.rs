@@ -15,6 +15,7 @@
 mod export;
 pub mod mvm;
 mod scan;
+pub mod vmrs;
 
 pub use export::{ExportRegistry, Exported, ExportedDisk, ExportedStack};
 

@@ -1,7 +1,7 @@
 //! Building: recipe to revision, once for equal inputs.
 
 use crate::explain::Reproduced;
-use crate::images::{Located, PullOptions};
+use crate::images::{Located, PullOptions, keep_what_is_known};
 use crate::lock::keep_to_lock;
 use crate::progress::{Progress, Reporter, step, waiting};
 use crate::steps::Derived;
@@ -311,13 +311,17 @@ impl Engine {
         begun: Instant,
         facts: Vec<(String, String)>,
     ) -> EngineResult<Digest> {
+        let mut facts = facts.into_iter().collect();
+        if let Ok(Some(before)) = self.store.build_record(&manifest.id()) {
+            keep_what_is_known(&before.facts, &mut facts);
+        }
         let record = BuildRecord {
             version: 1,
             template: template.clone(),
             key: *key,
             built_unix_ms: clock::now_unix_ms(),
             elapsed_ms: elapsed_ms(begun),
-            facts: facts.into_iter().collect(),
+            facts,
         };
         self.cancel.check()?;
         let id = self.store.commit_revision(manifest, &record)?;

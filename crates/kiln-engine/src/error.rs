@@ -324,6 +324,18 @@ pub enum EngineError {
     /// An image that the catalog does not have.
     #[error(transparent)]
     NotListed(#[from] NotListed),
+    /// An image of another program's directory that did not come.
+    #[error("image `{name}` was not imported")]
+    NotImported {
+        /// Its place in the directory.
+        name: String,
+        /// Why not.
+        #[source]
+        source: Box<EngineError>,
+    },
+    /// What another program keeps as an image is none that is whole.
+    #[error(transparent)]
+    ImageFiles(#[from] crate::adopt::vmrs::ImageFilesError),
     /// A catalog that was added and is none.
     #[error("{} is not a catalog", path.display())]
     Catalog {

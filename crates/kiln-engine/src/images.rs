@@ -13,6 +13,7 @@ use kiln_core::{Digest, Reference, Tag, TemplateName};
 use kiln_store::{BuildRecord, StoreError};
 use kiln_sys::fs;
 use kiln_sys::lock::Share;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -32,6 +33,8 @@ const IMAGE_KERNEL_DIGEST: &str = "image_kernel_digest";
 const IMAGE_SERIAL: &str = "image_serial";
 /// The fact that says by whom.
 const IMAGE_SIGNER: &str = "image_signer";
+/// The fact of how it was found that it is what its maker gave.
+pub(crate) const IMAGE_VERIFIED: &str = "image_verified";
 
 /// How an image is pulled.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,9 +80,9 @@ pub struct PulledImage {
 /// An image of the catalog that is, or would be, a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listed {
-    image: ImageName,
-    template: TemplateName,
-    tag: Tag,
+    pub(crate) image: ImageName,
+    pub(crate) template: TemplateName,
+    pub(crate) tag: Tag,
 }
 
 /// What a reference means.
@@ -93,12 +96,14 @@ pub(crate) enum Located {
 impl Listed {
     fn find(catalog: &Catalog, name: &ImageName) -> EngineResult<Self> {
         let (distribution, release) = catalog.find(name)?;
-        let image = ImageName::of(&distribution.name, Some(&release.name));
-        let (template, tag) = (distribution.name.parse(), release.name.parse());
-        match (image, template, tag) {
-            (Some(image), Ok(template), Ok(tag)) => Ok(Self { image, template, tag }),
-            _ => Err(EngineError::ImageName { name: name.to_string() }),
-        }
+        Self::of(&distribution.name, &release.name)
+            .ok_or_else(|| EngineError::ImageName { name: name.to_string() })
+    }
+
+    /// Returns what a release of a distribution would be; none where a template or a tag cannot have the name.
+    pub(crate) fn of(distribution: &str, release: &str) -> Option<Self> {
+        let image = ImageName::of(distribution, Some(release))?;
+        Some(Self { image, template: distribution.parse().ok()?, tag: release.parse().ok()? })
     }
 
     fn reference(&self, like: &Reference) -> Reference {
@@ -108,7 +113,7 @@ impl Listed {
     }
 
     /// Returns the recipe of the template.
-    fn recipe(&self) -> EngineResult<FoundRecipe> {
+    pub(crate) fn recipe(&self) -> EngineResult<FoundRecipe> {
         let (name, image) = (&self.template, &self.image);
         let text = format!(
             "name = \"{name}\"\n\n[source]\ntype = \"catalog\"\nimage = \"{image}\"\n\n[machine]\nmemory = \"1G\"\n"
@@ -129,7 +134,7 @@ fn image_name(reference: &Reference) -> Option<ImageName> {
 }
 
 /// Returns what an image's name stood for when a revision was made of it.
-fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
+pub(crate) fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
     let fact = |key: &str| record.facts.get(key);
     if fact(IMAGE).is_none_or(|image| image != name) {
         return None;
@@ -140,6 +145,24 @@ fn pin_of(record: &BuildRecord, name: &str) -> Option<ImagePin> {
         serial: fact(IMAGE_SERIAL).and_then(|serial| serial.parse::<Serial>().ok()),
         signer: fact(IMAGE_SIGNER).and_then(|signer| signer.parse().ok()),
     })
+}
+
+/// Orders what is known of an image by how much it is worth: how it was verified.
+pub(crate) fn weight(verified: Option<&String>) -> u8 {
+    match verified.map(String::as_str) {
+        Some("signature") => 3,
+        Some("checksum" | "lock") => 2,
+        Some(_) => 1,
+        None => 0,
+    }
+}
+
+/// Keeps what is known of an image where the same files come again and less is known of them.
+pub(crate) fn keep_what_is_known(before: &BTreeMap<String, String>, now: &mut BTreeMap<String, String>) {
+    if weight(before.get(IMAGE_VERIFIED)) > weight(now.get(IMAGE_VERIFIED)) {
+        let of_image = before.iter().filter(|(name, _)| *name == IMAGE || name.starts_with("image_"));
+        now.extend(of_image.map(|(name, value)| (name.clone(), value.clone())));
+    }
 }
 
 /// Refuses what was signed before that which is there: an old image with known holes is genuine too.

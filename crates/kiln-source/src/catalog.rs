@@ -6,6 +6,7 @@
 
 mod error;
 
+pub use crate::hash::digest_of;
 pub use error::LookUpError;
 
 use crate::checksum::{Checksums, MANIFEST_BYTES_MAX};

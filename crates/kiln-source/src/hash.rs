@@ -1,8 +1,14 @@
 //! Digests computed on the way.
 
+use crate::catalog::LookUpError;
 use kiln_core::image::{Algorithm, ContentDigest};
+use kiln_sys::{Cancel, IoResultExt as _, fs};
 use sha2::Digest as _;
 use std::io::{self, Read};
+use std::path::Path;
+
+/// Bytes of a file that are read at once.
+const STEP_BYTES: usize = 1 << 20;
 
 /// A digest in the making.
 #[derive(Clone)]
@@ -42,6 +48,35 @@ impl Hasher {
     }
 }
 
+/// Returns the digest of a file of at most `bytes_max` bytes.
+///
+/// # Errors
+/// When it cannot be read, and when it is longer.
+pub fn digest_of(
+    path: &Path,
+    algorithm: Algorithm,
+    bytes_max: u64,
+    cancel: &Cancel,
+) -> Result<ContentDigest, LookUpError> {
+    let mut file = fs::open(path)?;
+    let mut hasher = Hasher::new(algorithm);
+    let (mut buffer, mut total) = (vec![0; STEP_BYTES], 0);
+    loop {
+        cancel.check().map_err(|_| LookUpError::Cancelled)?;
+        let read = match file.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read.at("read", path)?,
+        };
+        total += read as u64;
+        if total > bytes_max {
+            let error = io::Error::new(io::ErrorKind::InvalidData, format!("more than {bytes_max} bytes"));
+            return Err(error).at("read", path).map_err(LookUpError::from);
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
 /// A reader that counts and hashes what passes.
 pub(crate) struct Hashing<R> {
     pub(crate) inner: R,
@@ -61,5 +96,28 @@ impl<R: Read> Read for Hashing<R> {
         self.hasher.update(&buffer[..read]);
         self.count += read as u64;
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_sys::commit::{Existing, write_file};
+    use kiln_sys::tool::ScratchDir;
+
+    #[test]
+    fn a_file_that_is_hashed_has_a_largest_size() {
+        let (scratch, cancel) = (ScratchDir::new(&std::env::temp_dir()).unwrap(), Cancel::new().unwrap());
+        let path = scratch.path().join("file");
+        write_file(&path, b"text", 0o600, Existing::Refuse).unwrap();
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let digest = digest_of(&path, algorithm, 4, &cancel).unwrap();
+            assert_eq!(digest, Hasher::of(algorithm, b"text"));
+        }
+        let error = digest_of(&path, Algorithm::Sha256, 3, &cancel).unwrap_err();
+        assert!(matches!(&error, LookUpError::Io(_)), "{error}");
+        cancel.cancel();
+        let error = digest_of(&path, Algorithm::Sha256, 4, &cancel).unwrap_err();
+        assert!(matches!(error, LookUpError::Cancelled), "{error}");
     }
 }

@@ -48,19 +48,42 @@ pub(crate) struct CatalogPlan {
 }
 
 /// Returns the present time.
-fn now() -> SystemTime {
+pub(super) fn now() -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(clock::now_unix_ms())
 }
 
-fn client(toolbox: &Toolbox, offline: bool, fetch: FetchOptions) -> Client<'_> {
+pub(super) fn client(toolbox: &Toolbox, offline: bool, fetch: FetchOptions) -> Client<'_> {
     let mut options = ClientOptions::new(toolbox);
     options.offline = offline;
     options.rate_max = fetch.rate_max;
     Client::new(options)
 }
 
+/// Adds an image to a key. The same bytes, signed again or had from elsewhere, are the same image.
+pub(super) fn key_parts(name: &str, pin: &ImagePin, parts: &mut Parts) {
+    parts.add("image_digest", (&pin.disk, &pin.kernel));
+    parts.pins.set(PinKind::Image, name, &pin.to_string());
+    parts.ask("source", "catalog");
+    parts.ask("image", name);
+}
+
+/// Settles how an image is booted.
+pub(super) fn how(
+    boot: ImageBoot,
+    recipe: &Recipe,
+    cx: &PlanContext<'_>,
+    parts: &mut Parts,
+) -> Result<How, BuildError> {
+    let boot = match boot {
+        ImageBoot::Auto => DiskBoot::Auto,
+        ImageBoot::Direct => DiskBoot::Direct,
+        ImageBoot::Firmware => DiskBoot::Firmware,
+    };
+    How::plan(boot, recipe, cx, parts)
+}
+
 /// Tells how a download goes.
-fn telling<'a>(reporter: &'a dyn Reporter) -> impl FnMut(download::Progress<'_>) + use<'a> {
+pub(super) fn telling<'a>(reporter: &'a dyn Reporter) -> impl FnMut(download::Progress<'_>) + use<'a> {
     move |progress| match progress {
         download::Progress::Bytes { have, total } => {
             reporter.event(BuildEvent::Bytes { have, total });
@@ -104,17 +127,8 @@ impl CatalogPlan {
                 (found.pin, Some(found.word), found.disk_bytes)
             }
         };
-        // The same bytes, signed again, are the same image.
-        parts.add("image_digest", (&pin.disk, &pin.kernel));
-        parts.pins.set(PinKind::Image, &name, &pin.to_string());
-        parts.ask("source", "catalog");
-        parts.ask("image", &name);
-        let boot = match image.boot {
-            ImageBoot::Auto => DiskBoot::Auto,
-            ImageBoot::Direct => DiskBoot::Direct,
-            ImageBoot::Firmware => DiskBoot::Firmware,
-        };
-        let how = How::plan(boot, recipe, cx, parts)?;
+        key_parts(&name, &pin, parts);
+        let how = how(image.boot, recipe, cx, parts)?;
         Ok(Self {
             user: release.user.clone(),
             end_of_life: release.end_of_life,
@@ -172,7 +186,7 @@ impl CatalogPlan {
         }
         fact("image_user", self.user.clone());
         let word = signed.map(Word::Signed).or_else(|| self.word.clone());
-        self.word_facts(word.as_ref(), &mut fact);
+        word_facts(word.as_ref(), &self.pin, &mut fact);
         if !self.fetch.keep {
             remove(&path)?;
             kernel.as_deref().map(remove).transpose()?;
@@ -191,31 +205,31 @@ impl CatalogPlan {
         step.done(ByteSize::from_bytes(fetched.bytes).human());
         Ok(Some(catalog::cached_path(cx.cache, digest)))
     }
+}
 
-    /// Tells by whose word the image is what it should be.
-    fn word_facts(&self, word: Option<&Word>, fact: &mut impl FnMut(&str, String)) {
-        let (mut serial, mut signer) = (self.pin.serial, self.pin.signer);
-        let verified = match word {
-            Some(Word::Signed(verified)) => {
-                let since = verified.signed_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-                serial = Some(Serial::of_unix_seconds(since.as_secs()));
-                signer = Some(verified.signer);
-                if let Some(user) = &verified.user {
-                    fact("image_signer_name", user.clone());
-                }
-                "signature"
+/// Tells by whose word the image is what it should be.
+pub(super) fn word_facts(word: Option<&Word>, pin: &ImagePin, fact: &mut impl FnMut(&str, String)) {
+    let (mut serial, mut signer) = (pin.serial, pin.signer);
+    let verified = match word {
+        Some(Word::Signed(verified)) => {
+            let since = verified.signed_at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+            serial = Some(Serial::of_unix_seconds(since.as_secs()));
+            signer = Some(verified.signer);
+            if let Some(user) = &verified.user {
+                fact("image_signer_name", user.clone());
             }
-            Some(Word::Checksum) => "checksum",
-            Some(_) => "nothing",
-            None => "lock",
-        };
-        fact("image_verified", verified.to_owned());
-        if let Some(serial) = serial {
-            fact("image_serial", serial.to_string());
+            "signature"
         }
-        if let Some(signer) = signer {
-            fact("image_signer", signer.to_string());
-        }
+        Some(Word::Checksum) => "checksum",
+        Some(_) => "nothing",
+        None => "lock",
+    };
+    fact("image_verified", verified.to_owned());
+    if let Some(serial) = serial {
+        fact("image_serial", serial.to_string());
+    }
+    if let Some(signer) = signer {
+        fact("image_signer", signer.to_string());
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::mvm::ExportMvmArgs;
+use super::vmrs::ExportVmrsArgs;
 use crate::error::CliResult;
 use crate::output;
 use clap::{Args, Subcommand};
@@ -24,6 +25,8 @@ enum Format {
     RootfsRegistry(RegistryArgs),
     /// Templates of mvm: templates/ID/artifacts/REVISION
     Mvm(ExportMvmArgs),
+    /// Images of distributions as vm-rs keeps them: images/DISTRIBUTION/RELEASE/ARCHITECTURE
+    Vmrs(ExportVmrsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +81,7 @@ pub(crate) fn run(context: &Context, args: &ExportArgs) -> CliResult {
     match &args.format {
         Format::RootfsRegistry(args) => registry(context, args),
         Format::Mvm(args) => super::mvm::export(context, args),
+        Format::Vmrs(args) => super::vmrs::export(context, args),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::mvm::ImportMvmArgs;
+use super::vmrs::ImportVmrsArgs;
 use crate::error::{CliError, CliResult};
 use crate::{env, output};
 use clap::{Args, Subcommand};
@@ -23,6 +24,8 @@ enum Format {
     RootfsRegistry(RegistryArgs),
     /// Templates of mvm: templates/ID/artifacts/REVISION
     Mvm(ImportMvmArgs),
+    /// Images of distributions that vm-rs fetched: images/DISTRIBUTION/RELEASE/ARCHITECTURE
+    Vmrs(ImportVmrsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -75,6 +78,7 @@ pub(crate) fn run(context: &Context, args: &ImportArgs) -> CliResult {
     match &args.format {
         Format::RootfsRegistry(args) => registry(context, args),
         Format::Mvm(args) => super::mvm::import(context, args),
+        Format::Vmrs(args) => super::vmrs::import(context, args),
     }
 }
 

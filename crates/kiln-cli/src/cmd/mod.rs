@@ -40,6 +40,7 @@ pub(crate) mod tag;
 pub(crate) mod template;
 pub(crate) mod verify;
 pub(crate) mod version;
+mod vmrs;
 pub(crate) mod wait;
 pub(crate) mod why;
 

@@ -41,6 +41,7 @@ mod steps;
 mod suspend;
 mod template;
 mod verify;
+mod vmrs;
 mod vsock;
 
 use kiln_testing::TestContext;
