@@ -148,7 +148,7 @@ fn trusting(authority: &Path) -> Fetcher {
 /// Fetches until so many bytes are there, and leaves it there.
 fn fetch_some(fetcher: &mut Fetcher, url: &Url, bytes: &[u8], some: u64) -> u64 {
     let (cancel, mut last) = (fetcher.cancel.clone(), 0);
-    let result = fetcher.fetch_told(&[url.clone()], Some(&sha256(bytes)), &mut |progress| {
+    let result = fetcher.fetch_told(std::slice::from_ref(url), Some(&sha256(bytes)), &mut |progress| {
         if let Progress::Bytes { have, .. } = progress {
             last = have;
             if have >= some {
