@@ -135,6 +135,8 @@ pub(crate) enum Command {
     #[command(skip)]
     Disk(cmd::bench::DiskArgs),
     #[command(skip)]
+    Download(cmd::bench::DownloadArgs),
+    #[command(skip)]
     ProbeKvm(cmd::supervise::ProbeArgs),
 }
 
@@ -169,6 +171,7 @@ fn parse_own(line: &[OsString]) -> Option<Result<Cli, clap::Error>> {
         kiln_engine::PROBE_COMMAND => alone(rest, Command::ProbeKvm),
         kiln_engine::bench::INGEST_COMMAND => alone(rest, Command::Ingest),
         kiln_engine::bench::DISK_COMMAND => alone(rest, Command::Disk),
+        kiln_engine::bench::DOWNLOAD_COMMAND => alone(rest, Command::Download),
         _ => return None,
     })
 }

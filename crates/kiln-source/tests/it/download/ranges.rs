@@ -110,10 +110,13 @@ fn a_part_of_another_version_or_place_is_never_mixed_in() {
     let (old, new) = (content(LENGTH), content(LENGTH + 1)[1..].to_vec());
     for (etag, changed) in [("\"2\"", 1), ("\"2\"", 3)] {
         let (before, after) = (old.clone(), new.clone());
+        let gate = Gate::default();
+        // None of the old version is whole before the new one is asked for.
         let server = Server::start(move |request| {
             if request.nth < changed {
-                return Reply::file(request, &before, "\"1\"");
+                return Reply::file(request, &before, "\"1\"").act(Act::Gate(1000, gate.clone()));
             }
+            gate.open();
             // One that does not look at the condition.
             let mut asked = request.clone();
             asked.if_range = asked.if_range.filter(|_| request.nth % 2 == 0);
