@@ -116,13 +116,12 @@ fn ends(range: &str, length: u64) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read as _;
 
     #[test]
     fn a_file_is_given_whole_or_in_part() {
         let scratch = kiln_sys::tool::ScratchDir::new(&std::env::temp_dir()).unwrap();
         let path = scratch.path().join("file");
-        std::fs::write(&path, "0123456789").unwrap();
+        kiln_sys::commit::write_staged(&path, b"0123456789", 0o600).unwrap();
         let server = Server::start(&path).unwrap();
         for (range, status, body) in [
             ("", "200", "0123456789"),
