@@ -137,6 +137,8 @@ pub(crate) enum Command {
     #[command(skip)]
     Disk(cmd::bench::DiskArgs),
     #[command(skip)]
+    Download(cmd::bench::DownloadArgs),
+    #[command(skip)]
     ProbeKvm(cmd::supervise::ProbeArgs),
 }
 
@@ -171,6 +173,7 @@ fn parse_own(line: &[OsString]) -> Option<Result<Cli, clap::Error>> {
         kiln_engine::PROBE_COMMAND => alone(rest, Command::ProbeKvm),
         kiln_engine::bench::INGEST_COMMAND => alone(rest, Command::Ingest),
         kiln_engine::bench::DISK_COMMAND => alone(rest, Command::Disk),
+        kiln_engine::bench::DOWNLOAD_COMMAND => alone(rest, Command::Download),
         _ => return None,
     })
 }

@@ -8,6 +8,7 @@
 mod clone;
 mod contest;
 mod disk;
+mod download;
 mod fork;
 mod host;
 mod ingest;
@@ -17,6 +18,7 @@ mod report;
 mod verify;
 
 pub use disk::{DISK_COMMAND, bench_disk, raw_of_image};
+pub use download::{DOWNLOAD_COMMAND, DOWNLOAD_MIB, bench_download, fetch_file};
 pub use fork::{FORKS, ForkBenchRequest, bench_fork};
 pub use host::Host;
 pub use ingest::{INGEST_COMMAND, ingest_file};
@@ -32,15 +34,16 @@ use material::Material;
 use std::path::Path;
 
 /// The benchmarks there are: name, and what it measures.
-pub const BENCHMARKS: [(&str, &str); 3] = [
+pub const BENCHMARKS: [(&str, &str); 4] = [
     ("disk", "disk images of other formats made raw, beside qemu-img"),
+    ("download", "a file fetched and checked, beside curl and sha256sum"),
     ("fork", "machines that begin as a snapshot, beside machines that boot and the monitor's own way"),
     ("store", "verification, seal check, private disks, ingest and memory, beside other tools"),
 ];
 /// Data in MiB where nothing else is asked for.
 pub const SIZE_MIB: u32 = 256;
 /// The most data, in MiB.
-pub const SIZE_MIB_MAX: u32 = 4096;
+pub const SIZE_MIB_MAX: u32 = 8192;
 /// The most rounds.
 pub const ROUNDS_MAX: u32 = 1000;
 /// From this load average on, times say little.

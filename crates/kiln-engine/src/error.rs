@@ -309,6 +309,9 @@ pub enum EngineError {
     /// The store refused.
     #[error(transparent)]
     Store(StoreError),
+    /// A file that cannot be fetched.
+    #[error(transparent)]
+    Download(kiln_source::download::DownloadError),
     /// The machine monitor refused.
     #[error(transparent)]
     Vmm(#[from] VmmError),
@@ -413,6 +416,17 @@ impl From<ToolError> for EngineError {
 impl From<BuildError> for EngineError {
     fn from(error: BuildError) -> Self {
         if matches!(error, BuildError::Cancelled) { Self::Cancelled } else { Self::Build(error) }
+    }
+}
+
+impl From<kiln_source::download::DownloadError> for EngineError {
+    fn from(error: kiln_source::download::DownloadError) -> Self {
+        use kiln_source::download::DownloadError;
+        match error {
+            DownloadError::Cancelled => Self::Cancelled,
+            DownloadError::Io(error) => error.into(),
+            error => Self::Download(error),
+        }
     }
 }
 

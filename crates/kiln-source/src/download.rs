@@ -2,7 +2,7 @@
 //! mirror where one fails, once for all processes that want the same.
 //!
 //! What has come so far is beside the file in the cache: `<name>.part`, with a note `<name>.json` of what its origin
-//! calls this version and a lock `<name>.lock` of whoever fetches it. Nothing is at its final path before it is whole
+//! calls this version and of what is there, and a lock `<name>.lock` of whoever fetches it. Nothing is at its final path before it is whole
 //! and its digest is the one expected.
 
 mod attempt;
@@ -11,6 +11,8 @@ mod error;
 mod pace;
 mod partial;
 mod redirect;
+mod segments;
+mod there;
 mod url;
 mod wire;
 
@@ -18,6 +20,8 @@ pub use client::{CONNECT_MAX, Client, ClientOptions, STALL_MAX};
 pub use error::{Broken, DownloadError, Refusal};
 pub use pace::{CONNECTIONS_MAX, Clock, HostClock, RETRY_AFTER_MAX};
 pub use partial::{NOTE_BYTES_MAX, VALIDATOR_BYTES_MAX};
+pub use segments::{RANGES_BYTES_MIN, SEGMENT_BYTES_MAX};
+pub use there::PARTS_MAX;
 pub use url::{InvalidUrl, URL_BYTES_MAX, Url};
 
 use crate::hash::Hasher;

@@ -89,6 +89,27 @@ pub fn open_rw(path: &Path) -> IoResult<File> {
     rustix::fs::open(path, flags, Mode::empty()).map(File::from).at("open", path)
 }
 
+/// Opens or creates a file of our own for reading and writing, readable by its owner only; what is in it stays.
+pub fn open_or_create(path: &Path) -> IoResult<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(File::from).at("open", path)
+}
+
+/// Makes a file at least so many bytes long, and has the file system set space aside for them where it can.
+///
+/// # Errors
+/// When there is not so much space.
+pub fn reserve(file: &File, path: &Path, bytes: u64) -> IoResult<()> {
+    let long = file.metadata().at("inspect", path)?.len() >= bytes;
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) if long => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+            file.set_len(bytes).at("set the length of", path)
+        }
+        other => other.at("set space aside for", path),
+    }
+}
+
 /// Opens or creates a file for appending, readable by its owner only.
 pub fn append(path: &Path) -> IoResult<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -6,13 +6,16 @@ use crate::signals::SignalDesk;
 use crate::{env, output};
 use clap::Args;
 use kiln_core::Reference;
+use kiln_core::image::ContentDigest;
 use kiln_core::text::count;
 use kiln_engine::Engine;
 use kiln_engine::bench::{
-    BENCHMARKS, BenchReport, BenchRequest, FORKS, ForkBenchRequest, Level, Measured, Peer, ROUNDS_MAX, Row,
-    SIZE_MIB, SIZE_MIB_MAX, Verdict, bench_disk, bench_fork, bench_store, ingest_file, raw_of_image,
+    BENCHMARKS, BenchReport, BenchRequest, DOWNLOAD_MIB, FORKS, ForkBenchRequest, Level, Measured, Peer,
+    ROUNDS_MAX, Row, SIZE_MIB, SIZE_MIB_MAX, Verdict, bench_disk, bench_download, bench_fork, bench_store,
+    fetch_file, ingest_file, raw_of_image,
 };
 use kiln_engine::fork::FORKS_MAX;
+use kiln_source::download::Url;
 use kiln_sys::{Cancel, IoResultExt as _};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -23,20 +26,23 @@ use std::time::Duration;
 const FORK: &str = "fork";
 /// The benchmark of disk images.
 const DISK: &str = "disk";
+/// The benchmark of downloads.
+const DOWNLOAD: &str = "download";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Measures kiln beside other tools on real bytes: in turn (A B, B A), medians of at least 7 rounds,
 of 100 for what takes under 10 ms. Calls are compared with calls, programs with programs. A ratio
 above 1 means that kiln takes less; `floor` is the share of the time that nothing can save. A load
-average over 3 marks a run as noisy: then only processor times count. `store` and `disk` work in a
-directory of their own, which is removed afterwards; `fork` with a template of yours, whose machines
+average over 3 marks a run as noisy: then only processor times count. `store`, `disk` and `download`
+work in a directory of their own, which is removed afterwards; `fork` with a template of yours, whose machines
 and snapshots of the benchmark are removed.
 
 Examples:
   kiln bench --list
   kiln bench store
   kiln bench disk --size 512
+  kiln bench download --size 8192
   kiln bench store --dir /srv/xfs --json >store.json
   kiln bench fork --template web --forks 50")]
 pub(crate) struct BenchArgs {
@@ -49,10 +55,10 @@ pub(crate) struct BenchArgs {
     /// Where to work: the file system there is what is measured [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Data of the largest files
-    #[arg(long, value_name = "MIB", default_value_t = SIZE_MIB,
+    /// Data of the largest files [default: 256, 1024 of `download`]
+    #[arg(long, value_name = "MIB",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(SIZE_MIB_MAX)))]
-    size: u32,
+    size: Option<u32>,
     /// The template that `fork` takes, of your store
     #[arg(long, value_name = "REF", default_value = "demo")]
     template: Reference,
@@ -88,6 +94,19 @@ pub(crate) struct DiskArgs {
     /// End only when the file is kept
     #[arg(long)]
     sync: bool,
+}
+
+/// kiln's part of a comparison of downloads.
+#[derive(Debug, Args)]
+pub(crate) struct DownloadArgs {
+    /// Where it is
+    url: Url,
+    /// What it must be
+    digest: ContentDigest,
+    /// The directory of what has come so far
+    cache: PathBuf,
+    /// Where it is in the end
+    target: PathBuf,
 }
 
 #[derive(Serialize)]
@@ -220,10 +239,13 @@ pub(crate) fn run(args: &BenchArgs, home: Option<PathBuf>, progress: ProgressMod
         bench_fork(&engine, &request, &reporter)?
     } else {
         let dir = args.dir.clone().unwrap_or_else(env::temporary);
-        let request = BenchRequest { dir: &dir, size_mib: args.size, rounds: args.rounds };
+        let usual = if args.name.as_deref() == Some(DOWNLOAD) { DOWNLOAD_MIB } else { SIZE_MIB };
+        let size_mib = args.size.unwrap_or(usual);
+        let request = BenchRequest { dir: &dir, size_mib, rounds: args.rounds };
         let settings = env::settings(None)?;
         match args.name.as_deref() {
             Some(DISK) => bench_disk(&settings, &request, &cancel, &reporter)?,
+            Some(DOWNLOAD) => bench_download(&settings, &request, &cancel, &reporter)?,
             _ => bench_store(&settings, &request, &cancel, &reporter)?,
         }
     };
@@ -247,6 +269,13 @@ pub(crate) fn ingest(args: &IngestArgs) -> CliResult {
 pub(crate) fn disk(args: &DiskArgs) -> CliResult {
     let cancel = Cancel::new().at("make", "an event")?;
     raw_of_image(&env::settings(None)?.toolbox, &args.from, &args.to, args.sync, &cancel)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn download(args: &DownloadArgs) -> CliResult {
+    let cancel = Cancel::new().at("make", "an event")?;
+    let toolbox = env::settings(None)?.toolbox;
+    fetch_file(&toolbox, &args.url, &args.digest, &args.cache, &args.target, &cancel)?;
     Ok(ExitCode::SUCCESS)
 }
 

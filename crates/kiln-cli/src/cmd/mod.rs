@@ -93,6 +93,7 @@ pub(crate) fn dispatch(cli: Cli) -> ExitCode {
         Command::Bench(args) => bench::run(&args, global.home, global.progress),
         Command::Ingest(args) => bench::ingest(&args),
         Command::Disk(args) => bench::disk(&args),
+        Command::Download(args) => bench::download(&args),
         Command::ProbeKvm(_) => supervise::probe_kvm(),
         Command::Supervise(args) => supervise::run(&args),
         command => Context::open(global).and_then(|context| engine_command(&context, command)),

@@ -14,8 +14,8 @@ fn benchmarks_are_listed() {
         .iter()
         .map(|listed| listed["name"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names, ["disk", "fork", "store"]);
-    assert!(context.kiln(["bench", "--list"]).ok().contains("store   verification"));
+    assert_eq!(names, ["disk", "download", "fork", "store"]);
+    assert!(context.kiln(["bench", "--list"]).ok().contains("store      verification"));
     for bad in [
         &["bench"][..],
         &["bench", "boat"],
@@ -25,6 +25,18 @@ fn benchmarks_are_listed() {
         context.kiln(bad).fails(2);
     }
     assert!(!context.home().exists(), "a benchmark does not touch the store");
+}
+
+#[test]
+fn a_download_is_measured_beside_what_does_the_same() {
+    let context = context();
+    let args = ["bench", "download", "--size", "2", "--rounds", "1", "--json", "--dir"];
+    let told = context.kiln(args.into_iter().chain([context.work().to_str().unwrap()])).json();
+    assert_eq!(told["size_bytes"], 2 << 20);
+    let row = &told["rows"][0];
+    assert_eq!((&row["name"], &row["compares"]), (&"a file fetched and checked".into(), &"programs".into()));
+    assert!(row["peers"][0]["wall_ratio"].as_f64().unwrap() > 0.0 && row["met"].is_boolean(), "{row}");
+    assert_eq!(std::fs::read_dir(context.work()).unwrap().count(), 0, "it leaves nothing");
 }
 
 #[test]

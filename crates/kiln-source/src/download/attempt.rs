@@ -3,6 +3,7 @@
 use super::client::{Answer, Asker, Client};
 use super::error::{Broken, DownloadError};
 use super::partial::{BUFFER_BYTES, Partial, Validator};
+use super::segments::{self, Asked, Ended};
 use super::url::Url;
 use super::{Progress, pace};
 use crate::http;
@@ -18,7 +19,7 @@ pub(super) enum Failure {
     Place(DownloadError),
     /// It may come the next time; perhaps the place said when.
     Passing(DownloadError, Option<Duration>),
-    /// What was there is of no use, and is gone.
+    /// What was there is of no use, or it has to be asked for otherwise: at once.
     Anew(DownloadError),
 }
 
@@ -66,12 +67,14 @@ pub(super) struct Attempt<'a> {
     cancel: &'a Cancel,
     asker: Asker<'a>,
     bytes_max: u64,
+    /// Whether it comes by one connection, as the origin gave no parts.
+    single: bool,
     pub(super) partial: Partial,
 }
 
 impl<'a> Attempt<'a> {
     pub(super) fn new(client: &'a Client<'a>, cancel: &'a Cancel, bytes_max: u64, partial: Partial) -> Self {
-        Self { client, cancel, asker: Asker::new(client, cancel), bytes_max, partial }
+        Self { client, cancel, asker: Asker::new(client, cancel), bytes_max, single: false, partial }
     }
 
     /// Asks a place for what is missing, and takes what comes.
@@ -80,36 +83,40 @@ impl<'a> Attempt<'a> {
         if have > 0 && self.partial.total == Some(have) {
             return Ok(());
         }
-        let range = format!("bytes={have}-");
+        if self.single && self.partial.there().is_some() {
+            self.partial.narrow()?;
+        }
+        let (have, from) = (self.partial.have, self.partial.missing());
+        let range = format!("bytes={from}-");
         let validator = self.partial.validator.clone().filter(|_| have > 0);
         let asked = match &validator {
             Some(validator) => self.asker.get(url, &[("Range", &range), ("If-Range", validator.as_str())]),
             None => self.asker.get(url, &[]),
         };
         let mut answer = asked?;
-        let header = |name: &str| text(&answer, name);
-        match (answer.response.status().as_u16(), &validator) {
+        match (answer.status(), &validator) {
             (200, _) => {
-                let total = header("content-length").and_then(|length| length.parse::<u64>().ok());
+                let total = answer.header("content-length").and_then(|length| length.parse::<u64>().ok());
                 self.check_size(url, total)?;
-                self.partial.begin(Validator::of(header), total)?;
+                self.partial.begin(Validator::of(|name| answer.header(name)), total)?;
             }
             (206, Some(validator)) => {
-                let part = header("content-range").and_then(|range| content_range(&range));
-                let same = part.is_some_and(|(first, total)| {
-                    first == have
-                        && (total.is_none() || self.partial.total.is_none_or(|known| total == Some(known)))
+                let part = answer.part();
+                let same = part.is_some_and(|part| {
+                    let known = self.partial.total;
+                    part.from == from
+                        && (part.total.is_none() || known.is_none_or(|known| part.total == Some(known)))
                 });
-                if !same || validator.is_contradicted(header) {
+                if !same || validator.is_contradicted(|name| answer.header(name)) {
                     return Err(self.anew(url, 206)?);
                 }
-                let total = self.partial.total.or(part.and_then(|(_, total)| total));
+                let total = self.partial.total.or(part.and_then(|part| part.total));
                 self.check_size(url, total)?;
                 self.partial.total = total;
             }
             (416, Some(_)) => return Err(self.anew(url, 416)?),
             (status, _) => {
-                let after = header("retry-after");
+                let after = answer.header("retry-after");
                 let now = self.client.options.clock.unix_seconds();
                 let after = after.and_then(|value| pace::retry_after(&value, now));
                 let said = http::said(answer.response);
@@ -121,7 +128,45 @@ impl<'a> Attempt<'a> {
                 });
             }
         }
-        self.take(url, &mut answer, progress)
+        match self.total_of_parts(&answer) {
+            Some(total) => self.take_parts(url, answer, total, progress),
+            None => self.take(url, &mut answer, progress),
+        }
+    }
+
+    /// Returns the bytes of a file that is to come by several connections.
+    fn total_of_parts(&self, answer: &Answer<'_>) -> Option<u64> {
+        let gives =
+            answer.status() == 206 || answer.header("accept-ranges").is_some_and(|unit| unit == "bytes");
+        // The time of a change is too coarse a name for parts that come at once.
+        let strong = matches!(self.partial.validator, Some(Validator::Etag(_)));
+        let total = self.partial.total.filter(|_| gives && strong && !self.single)?;
+        let much = total - self.partial.have.min(total) >= self.client.options.ranges_bytes_min;
+        (much || self.partial.there().is_some()).then_some(total)
+    }
+
+    fn take_parts(
+        &mut self,
+        url: &Url,
+        answer: Answer<'_>,
+        total: u64,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Failure> {
+        let Some(validator) = self.partial.validator.clone() else { return Err(self.anew(url, 206)?) };
+        let asked = Asked { client: self.client, cancel: self.cancel, url, validator: &validator, total };
+        match segments::take(&asked, &self.asker, answer, &mut self.partial, progress)? {
+            Ended::Whole => Ok(()),
+            Ended::Broken { failure, alone } => {
+                self.single |= alone;
+                Err(failure)
+            }
+            Ended::Changed => Err(self.anew(url, 206)?),
+            Ended::Refused { status } => {
+                self.single = true;
+                let said = "it gives no parts".to_owned();
+                Err(Failure::Anew(DownloadError::Status { url: url.clone(), status, said }))
+            }
+        }
     }
 
     fn take(
@@ -176,44 +221,5 @@ impl<'a> Attempt<'a> {
         self.partial.begin(None, None)?;
         let said = "it does not go on where it was asked to".to_owned();
         Ok(Failure::Anew(DownloadError::Status { url: url.clone(), status, said }))
-    }
-}
-
-fn text(answer: &Answer<'_>, name: &str) -> Option<String> {
-    answer.response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-}
-
-/// Reads where a part begins and of how many bytes it is, of `bytes 5-9/10`.
-fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
-    let (part, total) = value.strip_prefix("bytes ")?.trim().split_once('/')?;
-    let (first, last) = part.split_once('-')?;
-    let (first, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
-    let total = match total {
-        "*" => None,
-        total => Some(total.parse::<u64>().ok()?),
-    };
-    (first <= last && total.is_none_or(|total| last < total)).then_some((first, total))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_part_says_where_it_begins_and_of_how_much_it_is() {
-        for (value, part) in [
-            ("bytes 5-9/10", Some((5, Some(10)))),
-            ("bytes 5-9/*", Some((5, None))),
-            ("bytes 5-10/10", None),
-            ("bytes 9-5/10", None),
-            ("bytes */10", None),
-            ("lines 5-9/10", None),
-            ("bytes 5-9", None),
-            ("bytes -5-9/10", None),
-            ("bytes 5-9/99999999999999999999", None),
-            ("", None),
-        ] {
-            assert_eq!(content_range(value), part, "{value}");
-        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::error::{Broken, DownloadError, Refusal};
 use super::pace::{Clock, HostClock, Hosts, Permit, Rate};
+use super::segments::RANGES_BYTES_MIN;
 use super::url::Url;
 use super::{redirect, wire};
 use crate::http;
@@ -32,6 +33,8 @@ pub struct ClientOptions<'a> {
     pub rate_max: Option<NonZeroU64>,
     /// The longest wait for an answer, and for each further byte of one.
     pub stall_max: Duration,
+    /// From how many missing bytes on a file comes by several connections, where its origin lets it.
+    pub ranges_bytes_min: u64,
     /// The time.
     pub clock: Box<dyn Clock>,
 }
@@ -40,7 +43,8 @@ impl<'a> ClientOptions<'a> {
     /// Returns the usual ones: as fast as it goes, by the host's clock.
     pub fn new(toolbox: &'a Toolbox) -> Self {
         let clock = Box::new(HostClock::new());
-        Self { toolbox, offline: false, rate_max: None, stall_max: STALL_MAX, clock }
+        let (stall_max, ranges_bytes_min) = (STALL_MAX, RANGES_BYTES_MIN);
+        Self { toolbox, offline: false, rate_max: None, stall_max, ranges_bytes_min, clock }
     }
 }
 
@@ -114,16 +118,72 @@ impl<'a> Client<'a> {
 }
 
 /// What one download asks with.
+#[derive(Clone)]
 pub(super) struct Asker<'a> {
     client: &'a Client<'a>,
     cancel: &'a Cancel,
     agents: Vec<(Way<'a>, Agent)>,
 }
 
+/// Why nothing was answered to who does not wait.
+pub(super) enum Unasked {
+    /// The host has as many connections as it may.
+    Busy,
+    Failed(DownloadError),
+}
+
+impl From<DownloadError> for Unasked {
+    fn from(error: DownloadError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// An answer, and the connection it comes by.
 pub(super) struct Answer<'a> {
     pub(super) response: Response<Body>,
     _permit: Permit<'a>,
+}
+
+impl Answer<'_> {
+    pub(super) fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    /// Returns a header, if it is text.
+    pub(super) fn header(&self, name: &str) -> Option<String> {
+        self.response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    }
+
+    /// Returns which part it says it is.
+    pub(super) fn part(&self) -> Option<Part> {
+        self.header("content-range").and_then(|range| Part::parse(&range))
+    }
+}
+
+/// Which part of a file an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Its first byte.
+    pub(super) from: u64,
+    /// The one after its last.
+    pub(super) to: u64,
+    /// The bytes of the file, where the origin says.
+    pub(super) total: Option<u64>,
+}
+
+impl Part {
+    /// Reads `bytes 5-9/10`.
+    fn parse(value: &str) -> Option<Self> {
+        let (part, total) = value.strip_prefix("bytes ")?.trim().split_once('/')?;
+        let (first, last) = part.split_once('-')?;
+        let (from, last) = (first.parse::<u64>().ok()?, last.parse::<u64>().ok()?);
+        let total = match total {
+            "*" => None,
+            total => Some(total.parse::<u64>().ok()?),
+        };
+        let fits = from <= last && total.is_none_or(|total| last < total);
+        fits.then_some(Self { from, to: last.checked_add(1)?, total })
+    }
 }
 
 impl<'a> Asker<'a> {
@@ -143,10 +203,26 @@ impl<'a> Asker<'a> {
 
     /// Asks, following redirections; whatever else is answered is returned.
     pub(super) fn get(&mut self, url: &Url, headers: &[(&str, &str)]) -> Result<Answer<'a>, DownloadError> {
+        let (hosts, cancel) = (&self.client.hosts, self.cancel);
+        self.ask(url, headers, |host| hosts.connect(host, cancel))
+    }
+
+    /// Asks as [`Asker::get`] does, but does not wait for another connection to end.
+    pub(super) fn try_get(&mut self, url: &Url, headers: &[(&str, &str)]) -> Result<Answer<'a>, Unasked> {
+        let hosts = &self.client.hosts;
+        self.ask(url, headers, |host| hosts.try_connect(host).ok_or(Unasked::Busy))
+    }
+
+    fn ask<E: From<DownloadError>>(
+        &mut self,
+        url: &Url,
+        headers: &[(&str, &str)],
+        connect: impl Fn(&str) -> Result<Permit<'a>, E>,
+    ) -> Result<Answer<'a>, E> {
         let mut target = url.clone();
         let mut guarded = false;
         for _ in 0..=http::REDIRECTIONS_MAX {
-            let permit = self.client.hosts.connect(target.host(), self.cancel)?;
+            let permit = connect(target.host())?;
             let mut request =
                 self.agent(&target, guarded)?.get(target.uri()).header("Accept-Encoding", "identity");
             for (name, value) in headers {
@@ -159,12 +235,12 @@ impl<'a> Asker<'a> {
                 Ok(response) => response,
                 Err(error) if wire::is_guarded(&error) => {
                     let (from, to, why) = (url.clone(), target.to_string(), Refusal::Private);
-                    return Err(DownloadError::RedirectRefused { from, to, why });
+                    return Err(DownloadError::RedirectRefused { from, to, why }.into());
                 }
                 Err(error) => {
-                    self.cancel.check()?;
+                    self.cancel.check().map_err(DownloadError::from)?;
                     let source = Broken::Http(Box::new(error));
-                    return Err(DownloadError::Broken { url: url.clone(), source });
+                    return Err(DownloadError::Broken { url: url.clone(), source }.into());
                 }
             };
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
@@ -173,7 +249,7 @@ impl<'a> Asker<'a> {
             let location =
                 response.headers().get("location").map(|value| value.as_bytes()).unwrap_or_default();
             let location = String::from_utf8_lossy(location);
-            let refused = |to, why| Err(DownloadError::RedirectRefused { from: url.clone(), to, why });
+            let refused = |to, why| Err(DownloadError::RedirectRefused { from: url.clone(), to, why }.into());
             let Ok(next) = target.join(&location) else { return refused(shown(&location), Refusal::NotHttp) };
             guarded = guarded || redirect::is_public_host(&target);
             if let Err(why) = redirect::check(&target, &next, guarded) {
@@ -181,7 +257,7 @@ impl<'a> Asker<'a> {
             }
             target = next;
         }
-        Err(DownloadError::TooManyRedirects { url: url.clone(), max: http::REDIRECTIONS_MAX })
+        Err(DownloadError::TooManyRedirects { url: url.clone(), max: http::REDIRECTIONS_MAX }.into())
     }
 }
 
@@ -227,6 +303,26 @@ mod tests {
             ("http://127.0.0.1:5000/", Way::Guarded),
         ] {
             assert_eq!(client.way(&url.parse().unwrap(), true), way, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_part_says_where_it_is_and_of_how_much() {
+        let part = |from, to, total| Some(Part { from, to, total });
+        for (value, wanted) in [
+            ("bytes 5-9/10", part(5, 10, Some(10))),
+            ("bytes 5-9/*", part(5, 10, None)),
+            ("bytes 5-10/10", None),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("lines 5-9/10", None),
+            ("bytes 5-9", None),
+            ("bytes -5-9/10", None),
+            ("bytes 5-9/99999999999999999999", None),
+            ("bytes 5-18446744073709551615/*", None),
+            ("", None),
+        ] {
+            assert_eq!(Part::parse(value), wanted, "{value}");
         }
     }
 

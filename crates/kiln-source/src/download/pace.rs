@@ -128,8 +128,22 @@ impl Rate {
 /// The connections that are open, by host.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
-    open: Mutex<HashMap<String, usize>>,
+    open: Mutex<HashMap<String, Open>>,
     closed: Condvar,
+}
+
+/// What a host has.
+#[derive(Debug, Default)]
+struct Open {
+    connections: usize,
+    /// Who waits for one.
+    waiting: usize,
+}
+
+impl Open {
+    fn is_idle(&self) -> bool {
+        self.connections == 0 && self.waiting == 0
+    }
 }
 
 /// A connection that may be open. Dropping it lets another be.
@@ -144,24 +158,44 @@ impl Hosts {
     pub(super) fn connect(&self, host: &str, cancel: &Cancel) -> Result<Permit<'_>, DownloadError> {
         let host = host.to_ascii_lowercase();
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waits = false;
         loop {
-            cancel.check()?;
-            let count = open.entry(host.clone()).or_default();
-            if *count < CONNECTIONS_MAX {
-                *count += 1;
+            let known = open.entry(host.clone()).or_default();
+            known.waiting -= usize::from(waits);
+            if let Err(cancelled) = cancel.check() {
+                if known.is_idle() {
+                    open.remove(&host);
+                }
+                return Err(cancelled.into());
+            }
+            if known.connections < CONNECTIONS_MAX {
+                known.connections += 1;
                 return Ok(Permit { hosts: self, host });
             }
+            known.waiting += 1;
+            waits = true;
             open = self.closed.wait_timeout(open, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Lets a host be connected to if nobody has to wait for it.
+    pub(super) fn try_connect(&self, host: &str) -> Option<Permit<'_>> {
+        let host = host.to_ascii_lowercase();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = open.entry(host.clone()).or_default();
+        // A further connection of one download is worth less than the first of another.
+        let free = known.connections < CONNECTIONS_MAX && known.waiting == 0;
+        known.connections += usize::from(free);
+        free.then(|| Permit { hosts: self, host })
     }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let mut open = self.hosts.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.host) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(known) = open.get_mut(&self.host) {
+            known.connections -= 1;
+            if known.is_idle() {
                 open.remove(&self.host);
             }
         }
@@ -230,7 +264,8 @@ mod tests {
             fifth.join().unwrap()
         });
         seen.unwrap();
-        held.push(hosts.connect("a", &cancel).unwrap());
+        held.push(hosts.try_connect("a").unwrap());
+        assert!(hosts.try_connect("a").is_none());
         cancel.cancel();
         assert!(matches!(hosts.connect("a", &cancel), Err(DownloadError::Cancelled)));
         drop(held);

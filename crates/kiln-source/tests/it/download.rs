@@ -3,6 +3,7 @@
 mod faults;
 mod nginx;
 mod processes;
+mod ranges;
 mod redirects;
 mod server;
 mod whole;
@@ -74,6 +75,7 @@ struct Fetcher {
     rate: Option<u64>,
     stall: Duration,
     bytes_max: u64,
+    ranges_bytes_min: u64,
     cancel: Cancel,
 }
 
@@ -87,6 +89,7 @@ impl Fetcher {
             rate: None,
             stall: Duration::from_secs(20),
             bytes_max: 64 << 20,
+            ranges_bytes_min: u64::MAX,
             cancel: Cancel::new().unwrap(),
         }
     }
@@ -99,6 +102,7 @@ impl Fetcher {
         let mut options = ClientOptions::new(&self.toolbox);
         (options.offline, options.stall_max) = (self.offline, self.stall);
         options.rate_max = self.rate.and_then(std::num::NonZeroU64::new);
+        options.ranges_bytes_min = self.ranges_bytes_min;
         options.clock = Box::new(self.waits.clone());
         Client::new(options)
     }

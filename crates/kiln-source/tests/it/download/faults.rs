@@ -260,7 +260,7 @@ fn a_file_that_changes_between_the_halves_is_never_mixed() {
 #[test]
 fn a_note_that_is_not_understood_begins_it_anew() {
     let bytes = content(100_000);
-    for note in ["", "{", r#"{"version":2,"validator":{"etag":"\"1\""}}"#, r#"{"version":1}"#] {
+    for note in ["", "{", r#"{"version":3,"validator":{"etag":"\"1\""}}"#, r#"{"version":1}"#] {
         let server = spoilt(&bytes, |request, reply| match request.nth {
             0 => reply.act(Act::Cut(60_000)),
             1 => Reply::status(404),

@@ -21,8 +21,14 @@ pub(super) struct Request {
 impl Request {
     /// Returns the first byte that is asked for.
     pub(super) fn from(&self) -> usize {
-        let range = self.range.as_deref().unwrap_or("bytes=0-");
-        range.strip_prefix("bytes=").unwrap().trim_end_matches('-').parse().unwrap()
+        self.ends().0
+    }
+
+    /// Returns the first byte that is asked for, and the one after the last where it is said.
+    pub(super) fn ends(&self) -> (usize, Option<usize>) {
+        let range = self.range.as_deref().unwrap_or("bytes=0-").strip_prefix("bytes=").unwrap();
+        let (from, last) = range.split_once('-').unwrap();
+        (from.parse().unwrap(), last.parse().ok().map(|last: usize| last + 1))
     }
 }
 
@@ -74,16 +80,17 @@ impl Reply {
     pub(super) fn file(request: &Request, bytes: &[u8], etag: &str) -> Self {
         let etagged = format!("ETag: {etag}");
         let fresh = request.if_range.as_deref().is_none_or(|asked| asked == etag);
-        let from = if fresh { request.from() } else { 0 };
+        let (from, to) = if fresh { request.ends() } else { (0, None) };
+        let to = to.unwrap_or(bytes.len()).min(bytes.len());
         if from >= bytes.len() && from > 0 {
             return Self::status(416).with(&format!("Content-Range: bytes */{}", bytes.len()));
         }
-        let body = bytes[from..].to_vec();
+        let body = bytes[from..to].to_vec();
         let length = format!("Content-Length: {}", body.len());
-        let mut headers = vec![etagged, length];
+        let mut headers = vec![etagged, length, "Accept-Ranges: bytes".to_owned()];
         let partial = request.range.is_some() && fresh;
         if partial {
-            headers.push(format!("Content-Range: bytes {from}-{}/{}", bytes.len() - 1, bytes.len()));
+            headers.push(format!("Content-Range: bytes {from}-{}/{}", to - 1, bytes.len()));
         }
         Self { status: if partial { 206 } else { 200 }, headers, body, act: Act::Whole }
     }
@@ -234,9 +241,10 @@ fn serve(
             stream.read(&mut [0]).map(|_| ())
         }
         Act::Gate(at, gate) => {
-            stream.write_all(&body[..at])?;
+            let (before, after) = body.split_at(at.min(body.len()));
+            stream.write_all(before)?;
             gate.wait();
-            stream.write_all(&body[at..])
+            stream.write_all(after)
         }
         Act::Drip => body.iter().try_for_each(|byte| stream.write_all(&[*byte])),
     }
