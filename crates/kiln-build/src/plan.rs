@@ -110,6 +110,9 @@ pub fn plan(recipe: &Recipe, cx: &PlanContext<'_>) -> Result<BuildPlan, BuildErr
     }
     let seed = PlannedSeed::plan(&recipe.seed, cx)?;
     parts.add_record("seed", seed.key());
+    if let Some(user) = seed.user() {
+        parts.add_record("seed_user", user);
+    }
     parts.add_record("variants", &recipe.variants);
     parts.add_record("profile", &recipe.profile);
     Ok(BuildPlan {

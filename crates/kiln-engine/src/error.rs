@@ -169,6 +169,15 @@ pub enum EngineError {
     /// A shape no machine can have was asked for.
     #[error("such a machine cannot be made")]
     Shape(#[from] kiln_core::variant::InvalidShape),
+    /// SSH keys for a machine whose guest would not be told of them.
+    #[error("`{reference}` has no seed: its machines are told no SSH keys")]
+    NoSeed {
+        /// What the machine was to run.
+        reference: String,
+    },
+    /// More SSH keys than a machine can have.
+    #[error(transparent)]
+    SshKeys(#[from] kiln_core::ssh::TooManySshKeys),
     /// The machine is not in a phase in which that can be done.
     #[error("machine `{name}` is {phase}: it cannot be {action}")]
     Phase {
