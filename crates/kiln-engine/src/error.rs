@@ -178,6 +178,16 @@ pub enum EngineError {
     /// More SSH keys than a machine can have.
     #[error(transparent)]
     SshKeys(#[from] kiln_core::ssh::TooManySshKeys),
+    /// Nothing listens on the guest's port of SSH.
+    #[error("machine `{machine}` has no SSH server that takes connections: {reason}")]
+    NoSshServer {
+        /// The machine.
+        machine: String,
+        /// Whether the guest has such a server, which may come up yet.
+        installed: bool,
+        /// What the port's answer was.
+        reason: String,
+    },
     /// The machine is not in a phase in which that can be done.
     #[error("machine `{name}` is {phase}: it cannot be {action}")]
     Phase {

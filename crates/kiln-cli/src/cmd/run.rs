@@ -3,6 +3,7 @@
 use super::clone::CloneBy;
 use super::exec::{GuestOptions, shell_of, strip_dashes};
 use super::private::PrivateOptions;
+use super::ssh::keys::SshKeyOptions;
 use super::suspend::idle_after;
 use super::{Context, echo, logs};
 use crate::error::{CliError, CliResult};
@@ -12,7 +13,7 @@ use crate::terminal;
 use clap::{Args, ValueEnum};
 use kiln_core::machine::{EndCause, Forward, IdentityPolicy, Network};
 use kiln_core::variant::Board;
-use kiln_core::{ByteSize, MachineName, Reference, RestartPolicy, TimeSpan};
+use kiln_core::{ByteSize, MachineName, Reference, RestartPolicy, SshPublicKey, TimeSpan};
 use kiln_engine::EngineError;
 use kiln_engine::create::CreateRequest;
 use kiln_engine::machines::ConsoleReader;
@@ -108,6 +109,7 @@ Examples:
   kiln run -it --rm web
   kiln run -d --name w1 -p 8080:80 web
   kiln run -d --restart on-failure:5 --ttl 12h web
+  kiln run -d --ssh-key ~/.ssh/id_ed25519.pub --name w1 web && kiln ssh w1
   kiln run --rm -e LANG=C --secret token=token.txt web -- cat /run/kiln/secrets/token
   kiln run web/big:v1 -- nproc")]
 pub(crate) struct RunArgs {
@@ -163,6 +165,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME")]
     idle_suspend: Option<TimeSpan>,
     #[command(flatten)]
+    ssh: SshKeyOptions,
+    #[command(flatten)]
     private: PrivateOptions,
     #[command(flatten)]
     options: GuestOptions,
@@ -186,7 +190,11 @@ impl RunArgs {
         network_of(self.net, forwards)
     }
 
-    fn create_request(&self, private: Private) -> Result<CreateRequest, CliError> {
+    fn create_request(
+        &self,
+        private: Private,
+        ssh_keys: Vec<SshPublicKey>,
+    ) -> Result<CreateRequest, CliError> {
         Ok(CreateRequest {
             reference: self.reference.clone(),
             name: self.name.clone(),
@@ -217,6 +225,7 @@ impl RunArgs {
             ttl: self.ttl.map(TimeSpan::get),
             restart: self.restart.unwrap_or_default(),
             private,
+            ssh_keys,
             idle_suspend: idle_after(self.idle_suspend)?,
         })
     }
@@ -246,7 +255,7 @@ impl RunArgs {
     }
 }
 
-pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
+pub(crate) fn run(context: &Context, args: &RunArgs) -> CliResult {
     let command = strip_dashes(&args.command).to_vec();
     if args.detach && (args.options.tty || args.options.interactive) {
         return Err(CliError::Usage("-d leaves the terminal, -i and -t want it".to_owned()));
@@ -261,7 +270,8 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
     let private = args.private.read(args.identity, args.options.interactive)?;
     let reporter =
         if args.detach { context.reporter(false) } else { Shown::of_foreground(context.progress_mode()) };
-    let created = context.engine.create(&args.create_request(private)?, &reporter)?;
+    let ssh_keys = args.ssh.read(context, &args.reference)?;
+    let created = context.engine.create(&args.create_request(private, ssh_keys)?, &reporter)?;
     let entry = created.entry.clone();
     let ownership = if args.detach { Ownership::Detached } else { Ownership::Owned };
     let started = context.engine.start_created(created, ownership, &reporter)?;
@@ -273,7 +283,7 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
         echo(&started.name);
         return Ok(ExitCode::SUCCESS);
     }
-    foreground(context, &args, started, &entry, request)
+    foreground(context, args, started, &entry, request)
 }
 
 fn foreground(
