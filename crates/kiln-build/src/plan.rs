@@ -135,6 +135,9 @@ fn plan_of(
     }
     let seed = PlannedSeed::plan(&recipe.seed, cx)?;
     parts.add_record("seed", seed.key());
+    if let Some(user) = seed.user() {
+        parts.add_record("seed_user", user);
+    }
     parts.add_record("variants", &recipe.variants);
     parts.add_record("profile", &recipe.profile);
     Ok(BuildPlan {

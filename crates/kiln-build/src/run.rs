@@ -10,6 +10,7 @@ use kiln_core::lock::{PinKind, Pins};
 use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::AgentOptions;
 use kiln_core::revision::ArtifactFormat;
+use kiln_core::seed::Seed;
 use kiln_core::size::ByteSize;
 use kiln_source::oci::OciError;
 use kiln_sys::{Cancel, ToolError, Toolbox};
@@ -63,8 +64,9 @@ pub struct BuildOutput {
     pub artifacts: Vec<OutputFile>,
     /// What is known of them, to stand beside the revision: names and values.
     pub facts: Vec<(String, String)>,
-    /// Whether the root file system has cloud-init, and has it on.
-    pub cloud_init: bool,
+    /// The seed that suits the root file system, where the recipe says nothing of one: none where it has no cloud-init, or
+    /// has it off.
+    pub seed: Option<Seed>,
 }
 
 /// Looks up what the names of the outside world stand for, in the plan and beyond it, and builds nothing. The scratch

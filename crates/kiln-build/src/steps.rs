@@ -19,6 +19,7 @@ use kiln_core::lock::{PinKind, Pins};
 use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::{AgentOptions, Init, RootFormat};
 use kiln_core::revision::ArtifactFormat;
+use kiln_core::seed::Seed;
 use kiln_core::size::ByteSize;
 use kiln_core::text::count;
 use kiln_guest::config::When;
@@ -218,7 +219,8 @@ impl Output {
         self.facts.sort();
         let text = format!("{} built", count(self.artifacts.len(), "file"));
         cx.reporter.event(BuildEvent::Note { text });
-        BuildOutput { artifacts: self.artifacts, facts: self.facts, cloud_init: self.cloud_init }
+        let seed = self.cloud_init.then(Seed::identity);
+        BuildOutput { artifacts: self.artifacts, facts: self.facts, seed }
     }
 }
 

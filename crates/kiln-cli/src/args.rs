@@ -76,6 +76,11 @@ pub(crate) enum Command {
     Exec(cmd::exec::ExecArgs),
     /// Open a shell in a machine
     Shell(cmd::exec::ShellArgs),
+    /// Log in to a machine by SSH, or run a command there
+    Ssh(cmd::ssh::SshArgs),
+    /// Print a configuration of ssh for machines
+    #[command(name = "ssh-config")]
+    SshConfig(cmd::ssh::SshConfigArgs),
     /// Copy files and directories to or from a machine
     Cp(cmd::cp::CpArgs),
     /// Show the console of a machine
@@ -133,6 +138,8 @@ pub(crate) enum Command {
     #[command(skip)]
     Supervise(cmd::supervise::SuperviseArgs),
     #[command(skip)]
+    Dial(cmd::ssh::DialArgs),
+    #[command(skip)]
     Ingest(cmd::bench::IngestArgs),
     #[command(skip)]
     Disk(cmd::bench::DiskArgs),
@@ -170,6 +177,7 @@ fn parse_own(line: &[OsString]) -> Option<Result<Cli, clap::Error>> {
     let rest = line.iter().take(at).chain(&line[at + 1..]);
     Some(match line[at].to_str()? {
         kiln_engine::start::SUPERVISE_COMMAND => alone(rest, Command::Supervise),
+        kiln_engine::ssh::DIAL_COMMAND => alone(rest, Command::Dial),
         kiln_engine::PROBE_COMMAND => alone(rest, Command::ProbeKvm),
         kiln_engine::bench::INGEST_COMMAND => alone(rest, Command::Ingest),
         kiln_engine::bench::DISK_COMMAND => alone(rest, Command::Disk),
@@ -257,6 +265,9 @@ mod tests {
     fn what_kiln_runs_itself_as_is_no_verb() {
         let own = parse_own(&line("kiln --home h __disk a b --sync")).unwrap().unwrap();
         assert!(matches!(own.command, Command::Disk(_)));
+        let dial = parse_own(&line("kiln --home h __dial web 22")).unwrap().unwrap();
+        assert!(matches!(dial.command, Command::Dial(_)));
+        assert!(parse_own(&line("kiln __dial web 0")).unwrap().is_err());
         assert!(parse_own(&line("kiln __supervise")).unwrap().is_err());
         for text in ["kiln", "kiln ls", "kiln __nothing", "kiln --home __disk ls"] {
             assert!(parse_own(&line(text)).is_none(), "{text}");

@@ -4,7 +4,7 @@
 use crate::error::CliError;
 use kiln_engine::Settings;
 use kiln_guest::token::VariableName;
-use kiln_sys::{IoResult, Toolbox, process, tool};
+use kiln_sys::{IoResult, Toolbox, fs, process, tool};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -81,7 +81,7 @@ pub(crate) fn temporary() -> PathBuf {
 }
 
 /// The user's path first, then the system's: administrators' tools are often missing from a user's.
-fn toolbox() -> Toolbox {
+pub(crate) fn toolbox() -> Toolbox {
     let mut search: Vec<PathBuf> = std::env::var_os("PATH")
         .map(|path| std::env::split_paths(&path).filter(|dir| dir.is_absolute()).collect())
         .unwrap_or_default();
@@ -98,6 +98,35 @@ fn toolbox() -> Toolbox {
 /// Returns a variable that the user names, as it is.
 pub(crate) fn variable(name: &VariableName) -> Option<OsString> {
     std::env::var_os(name.as_str())
+}
+
+/// Returns where the user's SSH agent listens.
+pub(crate) fn ssh_agent() -> Option<OsString> {
+    std::env::var_os("SSH_AUTH_SOCK").filter(|value| !value.is_empty())
+}
+
+/// Names of private keys that OpenSSH looks for by itself.
+const SSH_IDENTITIES: [&str; 5] = ["id_ed25519", "id_ecdsa", "id_rsa", "id_ed25519_sk", "id_ecdsa_sk"];
+
+fn ssh_directory() -> Option<PathBuf> {
+    Some(PathBuf::from(std::env::var_os("HOME").filter(|home| !home.is_empty())?).join(".ssh"))
+}
+
+/// Returns the user's private SSH keys that OpenSSH looks for by itself.
+pub(crate) fn ssh_identities() -> Vec<PathBuf> {
+    let all = ssh_directory().into_iter().flat_map(|dir| SSH_IDENTITIES.map(|name| dir.join(name)));
+    all.filter(|path| fs::exists(path).unwrap_or(false)).collect()
+}
+
+/// Returns the user's public SSH keys.
+pub(crate) fn ssh_public_files() -> Vec<PathBuf> {
+    let Some(dir) = ssh_directory() else { return Vec::new() };
+    let wanted = |name: &std::ffi::OsStr| {
+        let name = name.to_str()?;
+        (name.starts_with("id_") && name.ends_with(".pub")).then(|| dir.join(name))
+    };
+    // A user without such a directory has no keys there.
+    fs::list_dir_where(&dir, wanted).unwrap_or_default()
 }
 
 /// Returns whether colours are unwanted.

@@ -1,6 +1,8 @@
 //! From an error to what the user reads and the exit code the script reads.
 
 use crate::cmd::private::PrivateError;
+use crate::cmd::ssh::UnwritablePath;
+use crate::cmd::ssh::keys::SshKeyError;
 use crate::{env, hints, output};
 use kiln_core::text::count;
 use kiln_engine::EngineError;
@@ -28,6 +30,12 @@ pub(crate) enum CliError {
     /// A machine cannot be given the environment or secrets that were asked for.
     #[error(transparent)]
     Private(#[from] PrivateError),
+    /// A machine cannot be given an SSH key.
+    #[error(transparent)]
+    SshKey(#[from] SshKeyError),
+    /// ssh cannot be told where kiln's files are.
+    #[error(transparent)]
+    SshPath(#[from] UnwritablePath),
     /// Something on the way to the engine failed.
     #[error(transparent)]
     Io(#[from] kiln_sys::IoError),
@@ -80,14 +88,16 @@ fn not_whole(artifacts: usize, revisions: usize, snapshots: usize) -> String {
 impl CliError {
     fn code(&self) -> u8 {
         match self {
-            Self::Private(PrivateError::File(_)) => EXIT_FAILED,
+            Self::Private(PrivateError::File(_)) | Self::SshKey(SshKeyError::Unreadable(_)) => EXIT_FAILED,
             Self::Usage(_)
             | Self::Private(_)
+            | Self::SshKey(_)
             | Self::Engine(
                 EngineError::Recipe { .. }
                 | EngineError::TemplateFile { .. }
                 | EngineError::CopySides
-                | EngineError::Shape(_),
+                | EngineError::Shape(_)
+                | EngineError::SshKeys(_),
             ) => EXIT_USAGE,
             Self::Engine(EngineError::Cancelled) => EXIT_INTERRUPTED,
             _ => EXIT_FAILED,

@@ -1,6 +1,7 @@
 //! What to try next. Library errors say what is so; this says what may help.
 
 use crate::cmd::private::PrivateError;
+use crate::cmd::ssh::keys::SshKeyError;
 use crate::error::CliError;
 use kiln_build::catalog::{DownloadError, LookUpError, SignatureError};
 use kiln_build::disk::{DiskError, ImageError, Qcow2Error};
@@ -9,9 +10,11 @@ use kiln_build::{BuildError, NixError, OciError};
 use kiln_core::Arch;
 use kiln_core::lock::PinKind;
 use kiln_core::machine::EndCause;
+use kiln_core::ssh::InvalidSshKey;
 use kiln_engine::EngineError;
 use kiln_engine::adopt::vmrs::ImageFilesError;
 use kiln_engine::supervisor::OLD_AGENT;
+use kiln_guest::message::FEATURE_CONNECT;
 use kiln_store::{CannotGrow, StoreError};
 use kiln_sys::ToolError;
 use kiln_sys::protect::{Means, ProtectError};
@@ -51,6 +54,8 @@ pub(crate) fn hints(error: &CliError) -> Vec<String> {
             hints
         }
         CliError::Private(error) => private(error),
+        CliError::SshKey(error) => ssh_key(error),
+        CliError::SshPath(_) => one("set KILN_HOME to a directory with a plainer name"),
         CliError::Usage(_) => vec!["kiln --help".to_owned()],
         _ => Vec::new(),
     }
@@ -165,6 +170,21 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Guest(kiln_guest::SessionError::Hook(_)) => {
             one("docs/hooks.md tells what a hook must do; kiln run boots the template, to try it")
         }
+        EngineError::NoSeed { .. } => {
+            one("a [seed] in kiln.toml makes one, for an image with cloud-init; kiln build bakes it anew")
+        }
+        EngineError::SshKeys(_) => one("name fewer with --ssh-key"),
+        EngineError::NoSshServer { machine, installed: true, .. } => {
+            one(format!("kiln logs {machine} shows whether it comes up; kiln ssh --wait TIME waits longer"))
+        }
+        EngineError::NoSshServer { machine, .. } => {
+            one(format!("add openssh-server to the template; kiln shell {machine} needs no SSH"))
+        }
+        EngineError::Guest(kiln_guest::SessionError::Lacks { feature: FEATURE_CONNECT }) => vec![
+            "kiln build --force in the recipe's directory bakes the template with this kiln's agent"
+                .to_owned(),
+            "or kiln run -p 2222:22 publishes the port of a new machine".to_owned(),
+        ],
         EngineError::CopySides => one("kiln cp file.txt MACHINE:/tmp/, or kiln cp MACHINE:/etc/hostname ."),
         EngineError::Store(error) => store(error),
         EngineError::Tool(error) => tool(error),
@@ -175,6 +195,22 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Io(error) if error.is_no_space() => space(),
         EngineError::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             one("set KILN_HOME to a directory of yours, or run as its owner")
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn ssh_key(error: &SshKeyError) -> Vec<String> {
+    match error {
+        SshKeyError::File { path, source: InvalidSshKey::Private } => {
+            one(format!("--ssh-key {}.pub: the public key is beside the private one", path.display()))
+        }
+        SshKeyError::File { source: InvalidSshKey::Options, .. }
+        | SshKeyError::Key(InvalidSshKey::Options) => {
+            one("user_data in [seed] takes keys with options, as cloud-init's ssh_authorized_keys")
+        }
+        SshKeyError::Unreadable(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            one("ssh-keygen -t ed25519 makes a pair of keys; without --ssh-key, kiln gives its own")
         }
         _ => Vec::new(),
     }

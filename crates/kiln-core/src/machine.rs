@@ -8,6 +8,7 @@ use crate::name::{MachineId, MachineName, VariantName};
 use crate::ready::ReadyProbe;
 use crate::restart::RestartPolicy;
 use crate::size::ByteSize;
+use crate::ssh::SshPublicKey;
 use crate::variant::MachineShape;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -60,6 +61,9 @@ pub struct MachineRecord {
     /// Whether it has a disk with a seed for the guest's cloud-init.
     #[serde(default, skip_serializing_if = "is_default")]
     pub seed: bool,
+    /// The keys that its seed tells the guest's cloud-init; at most [`SSH_KEYS_MAX`](crate::ssh::SSH_KEYS_MAX).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<SshPublicKey>,
     /// The snapshot it began as, whose disk and memory it continues; none for one that was booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Digest>,

@@ -1,5 +1,6 @@
 //! Seeds: what a guest's cloud-init reads at its first start, from a small disk beside the others.
 
+use crate::ssh::LoginName;
 use crate::text::clip;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,9 @@ pub struct Seed {
     /// What cloud-init is to do, in one of its own formats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<String>,
+    /// Who logs in with the machine's SSH keys, where not the superuser.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<LoginName>,
 }
 
 /// The form of a seed.
@@ -65,7 +69,7 @@ impl SeedKind {
 impl Seed {
     /// Returns a seed that tells who a machine is and nothing else.
     pub fn identity() -> Self {
-        Self { kind: SeedKind::NoCloud, user_data: None }
+        Self { kind: SeedKind::NoCloud, user_data: None, user: None }
     }
 
     /// Checks the user data's length and how it begins.
@@ -89,7 +93,7 @@ mod tests {
     use super::*;
 
     fn with(text: &str) -> Seed {
-        Seed { kind: SeedKind::NoCloud, user_data: Some(text.to_owned()) }
+        Seed { user_data: Some(text.to_owned()), ..Seed::identity() }
     }
 
     #[test]
@@ -116,6 +120,10 @@ mod tests {
     fn each_form_has_pinned_bytes() {
         for (seed, text) in [
             (Seed::identity(), r#"{"type":"nocloud"}"#),
+            (
+                Seed { user: Some(LoginName::root()), ..Seed::identity() },
+                r#"{"type":"nocloud","user":"root"}"#,
+            ),
             (with("#!/bin/sh\n"), r##"{"type":"nocloud","user_data":"#!/bin/sh\n"}"##),
         ] {
             assert_eq!(serde_json::to_string(&seed).unwrap(), text);

@@ -353,7 +353,7 @@ impl Engine {
             let apparent = ByteSize::from_bytes(artifacts.iter().map(|artifact| artifact.size.bytes()).sum());
             EngineResult::Ok((artifacts, format!("{} of data in {}", data.human(), apparent.human())))
         })?;
-        let seed = seed.or(|| output.cloud_init.then(Seed::identity));
+        let seed = seed.or(|| output.seed.clone());
         manifest_of(recipe, host.arch, artifacts, seed)
     }
 

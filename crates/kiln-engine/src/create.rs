@@ -9,7 +9,9 @@ use kiln_core::machine::{
 };
 use kiln_core::revision::{Artifact, InvalidManifest};
 use kiln_core::variant::MachineShape;
-use kiln_core::{ArtifactRole, ByteSize, MachineId, MachineName, Reference, RestartPolicy, TemplateName};
+use kiln_core::{
+    ArtifactRole, ByteSize, MachineId, MachineName, Reference, RestartPolicy, SshPublicKey, TemplateName,
+};
 use kiln_guest::private::Private;
 use kiln_store::{CloneChoice, CloneRequest, MachineEntry, Revision, StoreError};
 use kiln_sys::commit::{Existing, commit_dir, write_file};
@@ -69,6 +71,8 @@ pub struct CreateRequest {
     pub private: Private,
     /// After how long without work it is suspended; none means never.
     pub idle_suspend: Option<Duration>,
+    /// Who may log in by SSH, for the guest's cloud-init. Refused where the template has no seed.
+    pub ssh_keys: Vec<SshPublicKey>,
 }
 
 impl CreateRequest {
@@ -92,6 +96,7 @@ impl CreateRequest {
             restart: RestartPolicy::default(),
             private: Private::default(),
             idle_suspend: None,
+            ssh_keys: Vec::new(),
         }
     }
 }
@@ -199,6 +204,10 @@ impl Engine {
         reporter: &dyn Reporter,
     ) -> EngineResult<MachineRecord> {
         let manifest = &revision.manifest;
+        if manifest.seed.is_none() && !request.ssh_keys.is_empty() {
+            return Err(EngineError::NoSeed { reference: request.reference.to_string() });
+        }
+        kiln_core::ssh::check_keys(&request.ssh_keys)?;
         let required = |role| required(revision, role);
         let rootfs = required(ArtifactRole::rootfs())?;
         let boot = boot_artifacts(revision)?;
@@ -241,6 +250,7 @@ impl Engine {
             clone: CloneRecord { artifact: disk.digest, size: disk.size, method: CloneMethod::Copy },
             base: shared.map(|artifact| artifact.digest),
             seed: manifest.seed.is_some(),
+            ssh_keys: request.ssh_keys.clone(),
             snapshot: None,
             must_restore: matches!(request.restore, RestoreChoice::Require | RestoreChoice::Exactly(_)),
             put_back: false,

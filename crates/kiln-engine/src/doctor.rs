@@ -289,6 +289,13 @@ fn programs() -> Vec<Program> {
             purpose: "templates with a SquashFS root cannot be built",
             needed: false,
         },
+        Program { name: "ssh", package: "openssh-client", purpose: "kiln ssh cannot be used", needed: false },
+        Program {
+            name: "ssh-keygen",
+            package: "openssh-client",
+            purpose: "kiln has no SSH key of its own, and machines let in the user's only",
+            needed: false,
+        },
         Program {
             name: "rpm",
             package: "rpm",

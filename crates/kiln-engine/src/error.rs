@@ -171,6 +171,25 @@ pub enum EngineError {
     /// A shape no machine can have was asked for.
     #[error("such a machine cannot be made")]
     Shape(#[from] kiln_core::variant::InvalidShape),
+    /// SSH keys for a machine whose guest would not be told of them.
+    #[error("`{reference}` has no seed: its machines are told no SSH keys")]
+    NoSeed {
+        /// What the machine was to run.
+        reference: String,
+    },
+    /// More SSH keys than a machine can have.
+    #[error(transparent)]
+    SshKeys(#[from] kiln_core::ssh::TooManySshKeys),
+    /// Nothing listens on the guest's port of SSH.
+    #[error("machine `{machine}` has no SSH server that takes connections: {reason}")]
+    NoSshServer {
+        /// The machine.
+        machine: String,
+        /// Whether the guest has such a server, which may come up yet.
+        installed: bool,
+        /// What the port's answer was.
+        reason: String,
+    },
     /// The machine is not in a phase in which that can be done.
     #[error("machine `{name}` is {phase}: it cannot be {action}")]
     Phase {

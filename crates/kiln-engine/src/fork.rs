@@ -168,6 +168,7 @@ impl Engine {
             accelerator: record.accelerator.clone(),
             board: Some(record.shape.board),
             restore: RestoreChoice::Exactly(snapshot),
+            ssh_keys: record.ssh_keys.clone(),
             ..CreateRequest::new(reference)
         }
     }

@@ -33,6 +33,7 @@ pub mod rewarm;
 mod seed;
 pub mod snapshots;
 mod spec;
+pub mod ssh;
 pub mod start;
 mod steps;
 pub mod supervisor;

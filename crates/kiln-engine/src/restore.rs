@@ -192,6 +192,7 @@ impl Engine {
             version: RECORD_VERSION,
             base: revision.manifest.base().map(|artifact| artifact.digest),
             seed: revision.manifest.seed.is_some(),
+            ssh_keys: Vec::new(),
             id: MachineId::from_random(clock::random()),
             name: "captured".parse().map_err(StoreError::from)?,
             reference: subject.to_string(),

@@ -6,6 +6,7 @@ use crate::{Engine, EngineError, EngineResult};
 use hadris_iso::read::PathSeparator;
 use hadris_iso::write::options::{CreationFeatures, IsoFormatOptions};
 use hadris_iso::write::{File, InputFiles, IsoImageWriter};
+use kiln_core::SshPublicKey;
 use kiln_core::machine::{BootArtifacts, MachineRecord, Network};
 use kiln_core::seed::{Seed, USER_DATA_BYTES_MAX};
 use kiln_sys::{IoResultExt as _, fs};
@@ -50,7 +51,10 @@ type SeedFile = (&'static str, Cow<'static, [u8]>);
 fn files(record: &MachineRecord, seed: &Seed) -> Vec<SeedFile> {
     let text = |value: Value| Cow::Owned(format!("{value}\n").into_bytes());
     // What a disk was told before counts for the machine that was told it: another has another id.
-    let meta_data = json!({ "instance-id": record.id.as_str(), "local-hostname": record.name.as_str() });
+    let mut meta_data = json!({ "instance-id": record.id.as_str(), "local-hostname": record.name.as_str() });
+    if !record.ssh_keys.is_empty() {
+        meta_data["public-keys"] = record.ssh_keys.iter().map(SshPublicKey::as_str).collect();
+    }
     let network = match &record.network {
         // By its address: what the guest calls it is the guest's to say. Name servers come with the lease.
         Network::User { .. } => json!({

@@ -172,6 +172,13 @@ impl SessionError {
         matches!(self, Self::Remote(RemoteError { kind: ErrorKind::NotFound, .. }))
     }
 
+    /// Returns whether a port of the guest refused a connection: nothing listens there.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        let refused = Some(rustix::io::Errno::CONNREFUSED.raw_os_error());
+        matches!(self, Self::Remote(RemoteError { errno, .. }) if *errno == refused)
+    }
+
     /// Returns whether the connection to the agent is gone.
     #[must_use]
     pub fn is_lost(&self) -> bool {

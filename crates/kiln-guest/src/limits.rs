@@ -38,6 +38,9 @@ pub const PROBE_ANSWER_BYTES_MAX: usize = 1024;
 /// Longest time one `Probe` may take.
 pub const PROBE_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 
+/// Longest time one `Connect` may wait for its port.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// DNS servers in one network configuration.
 pub const DNS_SERVERS_MAX: usize = 8;
 

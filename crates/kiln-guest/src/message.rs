@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU16;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,12 @@ pub const FEATURE_IDENTITY: &str = "identity";
 /// Names, among an agent's features, that `configure` takes environment and secrets, and that programs get the environment.
 pub const FEATURE_ENVIRONMENT: &str = "environment";
 
+/// Names the operation `connect` among an agent's features.
+pub const FEATURE_CONNECT: &str = "connect";
+
 /// Every feature of this version's agent.
-pub(crate) const FEATURES: [&str; 3] = [FEATURE_QUIESCE, FEATURE_IDENTITY, FEATURE_ENVIRONMENT];
+pub(crate) const FEATURES: [&str; 4] =
+    [FEATURE_QUIESCE, FEATURE_IDENTITY, FEATURE_ENVIRONMENT, FEATURE_CONNECT];
 
 /// `HELLO`, behind magic and nonce.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +143,11 @@ pub enum Request {
         check: ProbeCheck,
         /// Time it may take, at most [`PROBE_TIMEOUT_MAX`](crate::limits::PROBE_TIMEOUT_MAX).
         timeout_ms: u32,
+    },
+    /// Connects to a port of the guest's loopback address: stdin goes there, stdout comes from there.
+    Connect {
+        /// The port.
+        port: NonZeroU16,
     },
     /// Makes the guest ready to be captured.
     Quiesce(Quiesce),
@@ -501,7 +511,6 @@ fn replace_controls(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::num::NonZeroU16;
 
     #[test]
     fn unknown_fields_and_events_are_tolerated() {
@@ -528,6 +537,8 @@ mod tests {
         assert_eq!(String::from_utf8(to_json(&probe)).unwrap(), text);
         assert_eq!(parse_json::<Request>("open", text.as_bytes()).unwrap(), probe);
         assert!(parse_json::<Request>("open", text.replace(":1,", ":0,").as_bytes()).is_err());
+        let connect = Request::Connect { port: NonZeroU16::MAX };
+        assert_eq!(String::from_utf8(to_json(&connect)).unwrap(), r#"{"op":"connect","port":65535}"#);
     }
 
     #[test]

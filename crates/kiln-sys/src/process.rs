@@ -261,6 +261,20 @@ pub fn command_line(id: u32) -> Option<Vec<OsString>> {
     )
 }
 
+/// Has another program take this process's place, with its environment, terminal and files. Returns only why it could not.
+pub fn replace(program: &Path, args: &[OsString]) -> IoError {
+    #[expect(clippy::disallowed_methods, reason = "this is where programs are run")]
+    let source = Command::new(program).args(args).exec();
+    IoError { action: "start", path: program.to_owned(), source }
+}
+
+/// Lets go of this process's standard output: whoever reads it sees its end.
+pub fn close_stdout() -> IoResult<()> {
+    let null = Path::new("/dev/null");
+    let file = crate::fs::open_rw(null)?;
+    rustix::stdio::dup2_stdout(&file).at("replace standard output by", null)
+}
+
 /// Collects children that ended while nobody waited for them.
 pub fn reap_any() -> Option<i32> {
     let (pid, _) = rustix::process::wait(WaitOptions::NOHANG).ok()??;

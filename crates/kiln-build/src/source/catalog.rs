@@ -12,6 +12,7 @@ use kiln_core::Date;
 use kiln_core::catalog::{Image, ImageBoot, ImagePin, Serial};
 use kiln_core::lock::PinKind;
 use kiln_core::recipe::{CatalogSource, DiskBoot, Recipe};
+use kiln_core::seed::{Seed, SeedKind};
 use kiln_core::size::ByteSize;
 use kiln_source::catalog::{self, LookUp, LookUpError, Verify, Word};
 use kiln_source::download::{self, Client, ClientOptions};
@@ -60,11 +61,20 @@ pub(super) fn client(toolbox: &Toolbox, offline: bool, fetch: FetchOptions) -> C
 }
 
 /// Adds an image to a key. The same bytes, signed again or had from elsewhere, are the same image.
-pub(super) fn key_parts(name: &str, pin: &ImagePin, parts: &mut Parts) {
+pub(super) fn key_parts(name: &str, pin: &ImagePin, user: Option<&str>, parts: &mut Parts) {
     parts.add("image_digest", (&pin.disk, &pin.kernel));
     parts.pins.set(PinKind::Image, name, &pin.to_string());
     parts.ask("source", "catalog");
     parts.ask("image", name);
+    parts.add_record("image_user", user);
+}
+
+/// Returns the seed of an image: as what was built has it, for the user that the catalog names.
+pub(super) fn seed_for(built: Option<Seed>, image: Option<SeedKind>, user: Option<&str>) -> Option<Seed> {
+    image?;
+    // A name that nobody can log in by is nobody's.
+    let user = user.and_then(|user| user.parse().ok());
+    built.map(|seed| Seed { user, ..seed })
 }
 
 /// Settles how an image is booted.
@@ -127,7 +137,7 @@ impl CatalogPlan {
                 (found.pin, Some(found.word), found.disk_bytes)
             }
         };
-        key_parts(&name, &pin, parts);
+        key_parts(&name, &pin, Some(&release.user), parts);
         let how = how(image.boot, recipe, cx, parts)?;
         Ok(Self {
             user: release.user.clone(),
@@ -175,6 +185,7 @@ impl CatalogPlan {
         step.done(format!("{} from {from}", ByteSize::from_bytes(fetched.bytes).human()));
         let disk = DiskPlan::of_image(path.clone(), self.image.format, kernel.clone(), self.how.clone());
         let mut output = disk.run(plan, cx)?;
+        output.seed = seed_for(output.seed, self.image.seed, Some(&self.user));
         let mut fact = |name: &str, value: String| output.facts.push((name.to_owned(), value));
         fact("image", self.name.clone());
         fact("image_digest", self.pin.disk.to_string());

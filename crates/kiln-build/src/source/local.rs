@@ -1,7 +1,7 @@
 //! Images of distributions that another program fetched and keeps in files: compared with what is published at present,
 //! and taken in as those that kiln fetches. The files stay as they are.
 
-use super::catalog::{client, how, key_parts, now, telling, word_facts};
+use super::catalog::{client, how, key_parts, now, seed_for, telling, word_facts};
 use super::disk::{DiskPlan, How};
 use crate::error::BuildError;
 use crate::kernel;
@@ -13,6 +13,7 @@ use kiln_core::catalog::{Image, ImageBoot, ImagePin, Serial};
 use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_core::name::ArtifactRole;
 use kiln_core::recipe::{BackingFiles, DiskFormat, Recipe};
+use kiln_core::seed::SeedKind;
 use kiln_core::size::ByteSize;
 use kiln_source::catalog::{self, IMAGE_BYTES_MAX, LookUp, Verify, Word};
 use kiln_source::disk;
@@ -44,6 +45,8 @@ pub struct LocalImage {
     user: Option<String>,
     /// How the catalog says that it boots.
     boot: ImageBoot,
+    /// What its cloud-init reads; none where the catalog says that it has none.
+    seed: Option<SeedKind>,
     disk: PathBuf,
     program: &'static str,
     found: Found,
@@ -92,7 +95,8 @@ pub fn look_at(
     let user = image.map(|(_, user)| user.to_owned());
     let (name, disk) = (files.name.to_owned(), files.disk.to_owned());
     let boot = image.map(|(image, _)| image.boot).unwrap_or_default();
-    Ok(LocalImage { name, user, boot, disk, program: files.program, found, stamps })
+    let seed = image.map_or(Some(SeedKind::NoCloud), |(image, _)| image.seed);
+    Ok(LocalImage { name, user, boot, seed, disk, program: files.program, found, stamps })
 }
 
 impl LocalFiles<'_> {
@@ -206,7 +210,7 @@ impl LocalImage {
         cx: &PlanContext<'_>,
         parts: &mut Parts,
     ) -> Result<LocalPlan, BuildError> {
-        key_parts(&self.name, self.pin(), parts);
+        key_parts(&self.name, self.pin(), self.user.as_deref(), parts);
         let how = how(self.boot, recipe, cx, parts)?;
         Ok(LocalPlan { image: self.clone(), how })
     }
@@ -230,6 +234,7 @@ impl LocalImage {
             (built, _) => built?,
         };
         output.facts.extend(self.facts());
+        output.seed = seed_for(output.seed, self.seed, self.user.as_deref());
         if let Some(path) = &found.unknown
             && !is_kernel_of(path, &output)?
         {

@@ -373,7 +373,7 @@ fn a_disk_that_cannot_be_booted_directly_is_taken_whole_with_the_hosts_firmware(
             assert_eq!(digest(&artifact(&built, "rootfs")), digest(&disk));
             assert_eq!(digest(&artifact(&built, "firmware")), digest(&firmware));
             assert_eq!(fact(&built, "firmware"), firmware.to_str().unwrap());
-            assert!(built.cloud_init, "the seed brings the agent");
+            assert!(built.seed.is_some(), "the seed brings the agent");
             assert_eq!(fs::list_dir(made.path()).unwrap(), ["disk.raw", "firmware"]);
         }
     }

@@ -4,6 +4,7 @@ use super::Context;
 use super::each::{EachOptions, tell_failed};
 use super::named::{Named, named};
 use super::run::Identity;
+use super::ssh::keys::usual;
 use crate::error::{CliError, CliResult};
 use crate::output;
 use crate::progress::ProgressMode;
@@ -100,7 +101,11 @@ pub(crate) fn run(context: &Context, args: &ForkArgs) -> CliResult {
     let named = named(context, &args.target)?;
     let reporter = context.reporter(args.quiet || context.progress_mode() == ProgressMode::Auto);
     let (report, paused_us) = match named {
-        Named::Template(reference) => (context.engine.fork(&args.request(reference)?, &reporter)?, None),
+        Named::Template(reference) => {
+            let mut request = args.request(reference)?;
+            request.machine.ssh_keys = usual(context, &request.machine.reference)?;
+            (context.engine.fork(&request, &reporter)?, None)
+        }
         Named::Machine(machine) => {
             if args.memory.is_some() || args.vcpus.is_some() {
                 let what = format!("machine `{}`: its forks have its memory and processors", args.target);

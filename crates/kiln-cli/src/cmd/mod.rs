@@ -32,6 +32,7 @@ pub(crate) mod run;
 pub(crate) mod schema;
 pub(crate) mod show;
 pub(crate) mod snapshot;
+pub(crate) mod ssh;
 pub(crate) mod start;
 pub(crate) mod stop;
 pub(crate) mod supervise;
@@ -106,7 +107,7 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Build(args) => build::run(context, &args),
         Command::Lock(args) => lock::lock(context, &args),
         Command::Update(args) => lock::update(context, &args),
-        Command::Run(args) => run::run(context, *args),
+        Command::Run(args) => run::run(context, &args),
         Command::Ps(args) => ps::run(context, &args),
         Command::Stop(args) => stop::run(context, &args),
         Command::Pause(args) => pause::pause(context, &args),
@@ -116,6 +117,9 @@ fn engine_command(context: &Context, command: Command) -> CliResult {
         Command::Rm(args) => rm::run(context, &args),
         Command::Exec(args) => exec::run(context, args),
         Command::Shell(args) => exec::shell(context, args),
+        Command::Ssh(args) => ssh::run(context, args),
+        Command::SshConfig(args) => ssh::config(context, &args),
+        Command::Dial(args) => ssh::dial(context, &args),
         Command::Cp(args) => cp::run(context, &args),
         Command::Logs(args) => logs::run(context, &args),
         Command::Wait(args) => wait::run(context, &args),

@@ -67,6 +67,9 @@ pub(crate) struct Line {
     supervisor_pid: Option<u32>,
     vmm_pid: Option<u32>,
     end: Option<EndCause>,
+    /// What the SSH keys it was given are called.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ssh_keys: Vec<String>,
     #[serde(flatten)]
     private: PrivateNames,
     /// Only where it was asked for; then null for a machine that does not run.
@@ -107,6 +110,7 @@ impl Line {
             supervisor_pid: status.supervisor_pid,
             vmm_pid: status.vmm_pid,
             end: status.end,
+            ssh_keys: record.ssh_keys.iter().map(|key| key.label().to_owned()).collect(),
             private,
             memory: None,
         }
@@ -161,7 +165,7 @@ pub(crate) fn run(context: &Context, args: &PsArgs) -> CliResult {
 }
 
 /// Whether a machine in this phase is listed although not all are asked for.
-fn is_listed(phase: Phase) -> bool {
+pub(crate) fn is_listed(phase: Phase) -> bool {
     phase.is_live() || matches!(phase, Phase::Created | Phase::Suspended)
 }
 

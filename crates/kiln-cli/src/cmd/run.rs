@@ -4,6 +4,7 @@ use super::catalog::{FetchArgs, bring};
 use super::clone::CloneBy;
 use super::exec::{GuestOptions, shell_of, strip_dashes};
 use super::private::PrivateOptions;
+use super::ssh::keys::SshKeyOptions;
 use super::suspend::idle_after;
 use super::{Context, echo, logs};
 use crate::error::{CliError, CliResult};
@@ -13,7 +14,7 @@ use crate::terminal;
 use clap::{Args, ValueEnum};
 use kiln_core::machine::{EndCause, Forward, IdentityPolicy, Network};
 use kiln_core::variant::Board;
-use kiln_core::{ByteSize, MachineName, Reference, RestartPolicy, TimeSpan};
+use kiln_core::{ByteSize, MachineName, Reference, RestartPolicy, SshPublicKey, TimeSpan};
 use kiln_engine::EngineError;
 use kiln_engine::create::CreateRequest;
 use kiln_engine::machines::ConsoleReader;
@@ -110,6 +111,7 @@ Examples:
   kiln run -it --rm web
   kiln run -d --name w1 -p 8080:80 web
   kiln run -d --restart on-failure:5 --ttl 12h web
+  kiln run -d --ssh-key ~/.ssh/id_ed25519.pub --name w1 web && kiln ssh w1
   kiln run --rm -e LANG=C --secret token=token.txt web -- cat /run/kiln/secrets/token
   kiln run web/big:v1 -- nproc
   kiln run -it --rm ubuntu:24.04")]
@@ -168,6 +170,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pull: FetchArgs,
     #[command(flatten)]
+    ssh: SshKeyOptions,
+    #[command(flatten)]
     private: PrivateOptions,
     #[command(flatten)]
     options: GuestOptions,
@@ -194,7 +198,11 @@ impl RunArgs {
         network_of(self.net, forwards)
     }
 
-    fn create_request(&self, private: Private) -> Result<CreateRequest, CliError> {
+    fn create_request(
+        &self,
+        private: Private,
+        ssh_keys: Vec<SshPublicKey>,
+    ) -> Result<CreateRequest, CliError> {
         Ok(CreateRequest {
             reference: self.reference.clone(),
             name: self.name.clone(),
@@ -225,6 +233,7 @@ impl RunArgs {
             ttl: self.ttl.map(TimeSpan::get),
             restart: self.restart.unwrap_or_default(),
             private,
+            ssh_keys,
             idle_suspend: idle_after(self.idle_suspend)?,
         })
     }
@@ -254,7 +263,7 @@ impl RunArgs {
     }
 }
 
-pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
+pub(crate) fn run(context: &Context, args: &RunArgs) -> CliResult {
     let command = strip_dashes(&args.command).to_vec();
     if args.detach && (args.options.tty || args.options.interactive) {
         return Err(CliError::Usage("-d leaves the terminal, -i and -t want it".to_owned()));
@@ -267,8 +276,10 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
     args.check_end()?;
     let exec = args.options.request(&command);
     let private = args.private.read(args.identity, args.options.interactive)?;
-    let mut request = args.create_request(private)?;
-    request.reference = bring(context, &args.reference, &args.pull)?;
+    let reference = bring(context, &args.reference, &args.pull)?;
+    let ssh_keys = args.ssh.read(context, &reference)?;
+    let mut request = args.create_request(private, ssh_keys)?;
+    request.reference = reference;
     let reporter =
         if args.detach { context.reporter(false) } else { Shown::of_foreground(context.progress_mode()) };
     let created = context.engine.create(&request, &reporter)?;
@@ -283,7 +294,7 @@ pub(crate) fn run(context: &Context, args: RunArgs) -> CliResult {
         echo(&started.name);
         return Ok(ExitCode::SUCCESS);
     }
-    foreground(context, &args, started, &entry, exec)
+    foreground(context, args, started, &entry, exec)
 }
 
 fn foreground(

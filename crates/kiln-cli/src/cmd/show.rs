@@ -161,9 +161,10 @@ fn render(shown: &Shown) {
     }
     if let Some(seed) = &manifest.seed {
         let user_data = seed.user_data.as_ref().map(|text| format!(", {} bytes of user data", text.len()));
+        let user = seed.user.as_ref().map(|user| format!(", user {user}"));
         rows.push(vec![
             "seed".to_owned(),
-            format!("{}{}", seed.kind.as_str(), user_data.unwrap_or_default()),
+            format!("{}{}{}", seed.kind.as_str(), user_data.unwrap_or_default(), user.unwrap_or_default()),
         ]);
     }
     for artifact in &manifest.artifacts {

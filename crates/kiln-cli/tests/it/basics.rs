@@ -21,6 +21,8 @@ fn version_and_help_print_to_stdout() {
         "rm",
         "exec",
         "shell",
+        "ssh",
+        "ssh-config",
         "cp",
         "logs",
         "wait",

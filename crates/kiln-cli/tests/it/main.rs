@@ -37,6 +37,7 @@ mod roots;
 mod seed;
 mod snapshot;
 mod space;
+mod ssh;
 mod steps;
 mod suspend;
 mod template;

@@ -18,6 +18,7 @@ use crate::capture::CapturePlan;
 use crate::name::{TemplateName, VariantName};
 use crate::ready::ReadyProbe;
 use crate::size::ByteSize;
+use crate::ssh::LoginName;
 use crate::variant::{MachineShape, Variant};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -91,6 +92,8 @@ pub enum SeedOptions {
     NoCloud {
         /// The file of the user data.
         user_data: Option<PathBuf>,
+        /// Who logs in by SSH.
+        user: Option<LoginName>,
     },
 }
 

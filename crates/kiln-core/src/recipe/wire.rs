@@ -12,6 +12,7 @@ use crate::capture::CapturePlan;
 use crate::ready::{HttpCheck, ReadyCheck, ReadyProbe};
 use crate::revision::VARIANTS_MAX;
 use crate::size::ByteSize;
+use crate::ssh::InvalidLoginName;
 use crate::time::Milliseconds;
 use crate::variant::{Board, DISK_MIB_MAX, MachineShape, Variant, boot_args_bytes};
 use schemars::JsonSchema;
@@ -165,6 +166,8 @@ struct SeedTable {
     kind: SeedWord,
     /// A file with what cloud-init is to do, such as a `#cloud-config`; at most 64 KiB.
     user_data: Option<PathBuf>,
+    /// The user whom `kiln ssh` logs in as, such as `ubuntu`. Default: `root`.
+    user: Option<String>,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize, JsonSchema)]
@@ -363,11 +366,20 @@ fn snapshot(table: SnapshotTable) -> Result<SnapshotOptions, RecipeError> {
 fn seed(table: Option<SeedTable>) -> Result<SeedOptions, RecipeError> {
     match table {
         None => Ok(SeedOptions::Auto),
-        Some(SeedTable { kind: SeedWord::None, user_data: Some(_) }) => {
+        Some(SeedTable { kind: SeedWord::None, user_data: Some(_), .. }) => {
             Err(value("seed.user_data", "a seed of type `none` has no user data"))
         }
+        Some(SeedTable { kind: SeedWord::None, user: Some(_), .. }) => {
+            Err(value("seed.user", "a seed of type `none` lets no user in"))
+        }
         Some(SeedTable { kind: SeedWord::None, .. }) => Ok(SeedOptions::Never),
-        Some(SeedTable { kind: SeedWord::NoCloud, user_data }) => Ok(SeedOptions::NoCloud { user_data }),
+        Some(SeedTable { kind: SeedWord::NoCloud, user_data, user }) => {
+            let user = user.map(|name| name.parse()).transpose();
+            Ok(SeedOptions::NoCloud {
+                user_data,
+                user: user.map_err(|error: InvalidLoginName| value("seed.user", error))?,
+            })
+        }
     }
 }
 

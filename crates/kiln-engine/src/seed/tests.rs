@@ -35,6 +35,17 @@ fn a_machine_is_told_by_its_own_id_name_and_address() {
 }
 
 #[test]
+fn keys_are_a_list_where_there_are_any() {
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl me: at #1";
+    let without = record(Network::None);
+    let record = MachineRecord { ssh_keys: vec![key.parse().unwrap()], ..without.clone() };
+    let meta = document(&files(&record, &Seed::identity()), "meta-data");
+    assert_eq!(meta["public-keys"], json!([key]));
+    let meta = document(&files(&without, &Seed::identity()), "meta-data");
+    assert!(meta.get("public-keys").is_none());
+}
+
+#[test]
 fn a_machine_without_a_network_has_its_guest_look_for_none() {
     let files = files(&record(Network::None), &Seed::identity());
     assert_eq!(document(&files, "network-config"), json!({ "config": "disabled" }));

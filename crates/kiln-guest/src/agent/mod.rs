@@ -12,6 +12,7 @@ mod boot;
 mod channel;
 mod child;
 mod configure;
+mod connect;
 mod console;
 mod daemon;
 mod exec;

@@ -67,17 +67,23 @@ impl Clock {
     }
 }
 
-/// Connects to a port of the loopback address, the newer protocol's where the older one's refuses.
+/// Connects to a port of the loopback address within a time.
+pub(super) fn connect_within(port: NonZeroU16, within: Duration) -> io::Result<TcpStream> {
+    reach(port, &Clock::start(within))
+}
+
 fn connect(port: NonZeroU16, clock: &Clock) -> Result<TcpStream, String> {
-    let words = |error: &io::Error| clock.words(&format!("port {port}"), error);
+    reach(port, clock).map_err(|error| clock.words(&format!("port {port}"), &error))
+}
+
+/// Connects to the newer protocol's loopback address where the older one's refuses.
+fn reach(port: NonZeroU16, clock: &Clock) -> io::Result<TcpStream> {
     let to = |address: SocketAddr| {
         TcpStream::connect_timeout(&address, clock.left().ok_or(io::ErrorKind::TimedOut)?)
     };
     to((Ipv4Addr::LOCALHOST, port.get()).into()).or_else(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            to((Ipv6Addr::LOCALHOST, port.get()).into()).map_err(|_| words(&error))
-        }
-        _ => Err(words(&error)),
+        io::ErrorKind::ConnectionRefused => to((Ipv6Addr::LOCALHOST, port.get()).into()).map_err(|_| error),
+        _ => Err(error),
     })
 }
 

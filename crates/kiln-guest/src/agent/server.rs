@@ -15,7 +15,7 @@ use super::program::Programs;
 use super::reaper::Reaper;
 use super::stream::{AgentStream, InputReader, OutputWriter};
 use super::workers::Workers;
-use super::{exec, files, identity, private, probe, quiesce, tree};
+use super::{connect, exec, files, identity, private, probe, quiesce, tree};
 use crate::error::{ErrorKind, RemoteError};
 use crate::flow::lock;
 use crate::frame::{Decoder, Frame, FrameError, Kind, Nonce};
@@ -365,6 +365,7 @@ impl Server {
                         .map(|probed| Opened { probed: Some(probed), ..Opened::default() }),
                 );
             }
+            Request::Connect { port } => connect::run(stream, input, port),
             Request::Quiesce(request) => {
                 let quiesced = self.machine().and_then(|machine| {
                     quiesce::apply(machine, &Programs::new(&self.reaper, stream), &request)

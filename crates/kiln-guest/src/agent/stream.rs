@@ -1,6 +1,7 @@
 //! One stream of a session, as its worker threads see it.
 
 use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,7 @@ pub(super) struct AgentStream {
     input: Sender<Input>,
     over: AtomicBool,
     process: Mutex<Option<Arc<Process>>>,
+    socket: Mutex<Option<Arc<TcpStream>>>,
 }
 
 impl AgentStream {
@@ -43,6 +45,7 @@ impl AgentStream {
             input,
             over: AtomicBool::new(false),
             process: Mutex::default(),
+            socket: Mutex::default(),
         }
     }
 
@@ -92,7 +95,23 @@ impl AgentStream {
         if let Some(process) = lock(&self.process).take() {
             process.kill();
         }
+        self.close_socket();
         self.session.forget(self.id);
+    }
+
+    /// Hands over the connection, so that who waits for it is woken when the stream is over.
+    pub(super) fn set_socket(&self, socket: &Arc<TcpStream>) {
+        *lock(&self.socket) = Some(Arc::clone(socket));
+        if self.is_over() {
+            self.close_socket();
+        }
+    }
+
+    fn close_socket(&self) {
+        if let Some(socket) = lock(&self.socket).take() {
+            // One that the other side has closed needs no closing.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     /// Hands over the process, so that signals reach it; kills it when the stream was abandoned meanwhile.
@@ -160,6 +179,7 @@ impl AgentStream {
     fn end(&self, last: Frame) {
         self.credit.close();
         lock(&self.process).take();
+        self.close_socket();
         self.session.forget(self.id);
         if !self.over.swap(true, Ordering::AcqRel) {
             self.session.send(&last);

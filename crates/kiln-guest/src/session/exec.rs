@@ -223,9 +223,14 @@ impl ExecOutput {
         if self.ended {
             return Err(SessionError::Reset { reason: "it has ended".to_owned() });
         }
-        let delivery = self.stream.receive(deadline).inspect_err(|_| self.ended = true)?;
+        let delivery = loop {
+            let delivery = self.stream.receive(deadline).inspect_err(|_| self.ended = true)?;
+            if !matches!(delivery, Some(Delivery::Eof)) {
+                break delivery;
+            }
+        };
         Ok(match delivery {
-            None => None,
+            None | Some(Delivery::Eof) => None,
             Some(Delivery::Data(Channel::Stderr, bytes)) => Some(ExecEvent::Stderr(bytes)),
             Some(Delivery::Data(_, bytes)) => Some(ExecEvent::Stdout(bytes)),
             Some(Delivery::Exit(status)) => {

@@ -43,6 +43,8 @@ impl Read for StreamReader {
                     self.rest = bytes;
                     self.start = 0;
                 }
+                // The end of stdout is followed by that of the stream.
+                Some(Delivery::Eof) => {}
                 Some(Delivery::Exit(_)) => self.ended = true,
             }
         }

@@ -4,6 +4,7 @@
 //! frame to its stream, one writes; handles may be cloned and used from any thread. Dropping the last handle
 //! and the last stream ends the session, and the agent then kills what the session had started.
 
+mod connection;
 mod exec;
 mod file;
 mod handshake;
@@ -13,12 +14,14 @@ mod stream;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use connection::{Connection, ConnectionReader, ConnectionWriter};
 pub use exec::{ExecControl, ExecEvent, ExecOutcome, ExecOutput, ExecStdin, ExecStream};
 pub use file::{StreamReader, StreamWriter};
 
@@ -27,8 +30,9 @@ use crate::flow::lock;
 use crate::frame::{Decoder, Frame, Kind, Nonce};
 use crate::limits::OUTBOX_BYTES_MAX;
 use crate::message::{
-    AgentEvent, AgentState, Configure, Configured, ExecRequest, FEATURE_ENVIRONMENT, FileStat, HelloAck,
-    Opened, Request, ResetMessage, ShutdownMode, WriteFile, json_frame, parse_json, to_json,
+    AgentEvent, AgentState, Configure, Configured, ExecRequest, FEATURE_CONNECT, FEATURE_ENVIRONMENT,
+    FileStat, HelloAck, Opened, Request, ResetMessage, ShutdownMode, WriteFile, json_frame, parse_json,
+    to_json,
 };
 use crate::name::GuestPath;
 use crate::outbox::Outbox;
@@ -336,6 +340,17 @@ impl Session {
         let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
         let opened = self.request(&Request::Probe { check, timeout_ms })?;
         opened.probed.ok_or(SessionError::Violation { what: "probe was answered without a result" })
+    }
+
+    /// Connects to a port of the guest's loopback address.
+    ///
+    /// # Errors
+    /// [`SessionError::Lacks`] for an agent that does not do this; a port that refuses is the agent's error, which
+    /// [`SessionError::is_refused`] tells from others.
+    pub fn dial(&self, port: NonZeroU16) -> Result<Connection, SessionError> {
+        self.require(FEATURE_CONNECT)?;
+        let (stream, _) = self.open(&Request::Connect { port })?;
+        Ok(Connection::new(stream))
     }
 
     /// Starts stopping the guest; the connection is lost when it is down.

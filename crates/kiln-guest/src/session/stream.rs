@@ -17,6 +17,7 @@ use crate::message::{ExitStatus, Opened, Request, ResetMessage, json_frame, pars
 pub(super) enum Incoming {
     Opened(Box<Opened>),
     Data(Channel, Vec<u8>),
+    Eof,
     Exit(ExitStatus),
     Failed(SessionError),
 }
@@ -27,6 +28,8 @@ pub(super) struct Feed {
     window: Window,
     credit: Credit,
     finished: AtomicBool,
+    /// The end of stdout was told, which counts once.
+    stdout_ended: AtomicBool,
 }
 
 impl Feed {
@@ -77,7 +80,12 @@ impl StreamSink for Feed {
                     .map_or_else(|_| String::from("no reason given"), |message| message.reason);
                 self.finish(Incoming::Failed(SessionError::Reset { reason }));
             }
-            // The end of one channel is followed by the end of the stream.
+            Kind::Eof => {
+                let is_stdout = frame.payload.first() == Some(&(Channel::Stdout as u8));
+                if is_stdout && !self.stdout_ended.swap(true, Ordering::AcqRel) {
+                    let _ = self.sender.send(Incoming::Eof);
+                }
+            }
             _ => {}
         }
     }
@@ -178,6 +186,7 @@ impl Stream {
             window: Window::default(),
             credit: Credit::default(),
             finished: AtomicBool::new(false),
+            stdout_ended: AtomicBool::new(false),
         });
         let sink: Arc<dyn StreamSink> = Arc::<Feed>::clone(&feed);
         let id = handle.inner.register(sink)?;
@@ -206,6 +215,7 @@ impl Stream {
                 self.port.consumed(bytes.len());
                 Ok(Some(Delivery::Data(channel, bytes)))
             }
+            Ok(Incoming::Eof) => Ok(Some(Delivery::Eof)),
             Ok(Incoming::Exit(status)) => Ok(Some(Delivery::Exit(status))),
             Ok(Incoming::Failed(error)) => Err(error),
             Ok(Incoming::Opened(_)) => Err(SessionError::Violation { what: "a request was answered twice" }),
@@ -220,7 +230,7 @@ impl Stream {
         loop {
             match self.receive(deadline)? {
                 Some(Delivery::Exit(status)) => return Ok(status),
-                Some(Delivery::Data(..)) => {}
+                Some(Delivery::Data(..) | Delivery::Eof) => {}
                 None => {
                     let waited = begun.elapsed();
                     return Err(SessionError::Timeout { action: "ending a request", waited });
@@ -234,5 +244,7 @@ impl Stream {
 #[derive(Debug)]
 pub(super) enum Delivery {
     Data(Channel, Vec<u8>),
+    /// Stdout has ended, and the stream goes on.
+    Eof,
     Exit(ExitStatus),
 }

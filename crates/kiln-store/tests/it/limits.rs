@@ -67,6 +67,7 @@ fn machine(store: &Store) -> (MachineId, PathBuf) {
         clone: CloneRecord { artifact: digest, size: ByteSize::from_mib(1), method: CloneMethod::Copy },
         base: None,
         seed: false,
+        ssh_keys: Vec::new(),
         snapshot: None,
         must_restore: false,
         boots: false,

@@ -143,6 +143,7 @@ impl Shop {
             capturable: false,
             base: None,
             seed: false,
+            ssh_keys: Vec::new(),
             snapshot: Some(of),
             remove_on_exit: false,
             ttl_ms: None,

@@ -296,6 +296,7 @@ pub(crate) fn record(ttl_ms: Option<u64>, restart: &str) -> MachineRecord {
         },
         base: None,
         seed: false,
+        ssh_keys: Vec::new(),
         snapshot: None,
         must_restore: false,
         boots: false,

@@ -401,6 +401,7 @@ fn machine(
         clone: store.clone_grown(&request, grown, cancel)?,
         base: None,
         seed: false,
+        ssh_keys: Vec::new(),
         snapshot: None,
         must_restore: false,
         boots: false,
