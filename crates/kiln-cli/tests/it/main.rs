@@ -9,6 +9,7 @@ mod basics;
 mod bench;
 mod boot;
 mod build;
+mod catalog;
 mod clone;
 mod copy;
 mod crash;
