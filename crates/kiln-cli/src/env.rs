@@ -9,8 +9,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Variables that programs kiln runs may see: how to reach the network, with which credentials, and where temporary files go.
-const HANDED_ON: [&str; 11] = [
+const HANDED_ON: [&str; 12] = [
     "HOME",
+    "GNUPGHOME",
     "DOCKER_CONFIG",
     "TMPDIR",
     "http_proxy",

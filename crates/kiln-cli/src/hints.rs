@@ -13,6 +13,7 @@ use kiln_core::machine::EndCause;
 use kiln_core::ssh::InvalidSshKey;
 use kiln_engine::EngineError;
 use kiln_engine::adopt::vmrs::ImageFilesError;
+use kiln_engine::catalogs::CatalogsError;
 use kiln_engine::supervisor::OLD_AGENT;
 use kiln_guest::message::FEATURE_CONNECT;
 use kiln_store::{CannotGrow, StoreError};
@@ -61,6 +62,42 @@ pub(crate) fn hints(error: &CliError) -> Vec<String> {
     }
 }
 
+fn catalogs(error: &CatalogsError) -> Vec<String> {
+    match error {
+        CatalogsError::NoSigner { .. } => {
+            one("--signer FINGERPRINT names the key by which it is signed; --unsigned takes it without")
+        }
+        CatalogsError::Exists { name } => {
+            one(format!("--name gives it another name, kiln catalog rm {name} makes room"))
+        }
+        CatalogsError::NotFound { .. } => one("kiln catalog sources lists them"),
+        CatalogsError::NotACatalog { .. } => one("docs/formats/catalog.md tells its keys"),
+        CatalogsError::Older { name, .. } => vec![
+            "a server that lags behind, or somebody who wants an old catalog to be used: try again later"
+                .to_owned(),
+            format!("kiln catalog rm {name} forgets it, kiln catalog add takes what is there now"),
+        ],
+        CatalogsError::Record { path, .. } => {
+            one(format!("remove {} and its .toml, and add the catalog again", path.display()))
+        }
+        CatalogsError::Image { name, source } => catalog(name.split(' ').next().unwrap_or_default(), source),
+        CatalogsError::Fetch { source, .. } => match &**source {
+            LookUpError::NotSigned { place } => {
+                one(format!("gpg --armor --detach-sign makes its signature, {place}.asc"))
+            }
+            LookUpError::Download(error) => match &**error {
+                DownloadError::Broken { .. } => one("http_proxy, https_proxy and no_proxy name proxies"),
+                DownloadError::Status { status: 404, .. } => {
+                    one("--key names where the signer's key is, if it is not beside the catalog")
+                }
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
 fn one(text: impl Into<String>) -> Vec<String> {
     vec![text.into()]
 }
@@ -72,18 +109,17 @@ fn engine(error: &EngineError) -> Vec<String> {
         EngineError::Catalog { path, .. } => {
             one(format!("docs/formats/catalog.md tells its keys; mend or remove {}", path.display()))
         }
+        EngineError::Catalogs(error) => catalogs(error),
         EngineError::NotAnImage { name, .. } => one(format!(
             "kiln tag {name} NEW:TAG gives it another name, kiln untag {name} then makes room for the image"
         )),
-        EngineError::OlderImage { name, .. } => vec![
+        EngineError::OlderImage { .. } => vec![
             "a mirror that lags behind, or somebody who wants an old image to be used: try again later"
                 .to_owned(),
-            format!(
-                "kiln catalog update --allow-older {name} takes it all the same, kiln update --allow-older for a recipe"
-            ),
+            "--allow-older, of kiln catalog update and mirror, and of kiln update for a recipe, takes it all the same".to_owned(),
         ],
-        EngineError::UnsignedImage { name, .. } => {
-            one(format!("kiln catalog update --allow-older {name} takes it all the same"))
+        EngineError::UnsignedImage { .. } => {
+            one("--allow-older, of kiln catalog update and mirror, takes it all the same")
         }
         EngineError::NoRecipe { .. } => one("kiln init writes one"),
         EngineError::Recipe { .. } => {

@@ -3,12 +3,18 @@
 
 mod fingerprint;
 mod key;
+mod mirrored;
 mod pin;
+mod place;
 mod wire;
 
 pub use fingerprint::{Fingerprint, InvalidFingerprint};
 pub use key::{KEY_BYTES_MAX, KeySource};
 pub use pin::{ImagePin, InvalidImagePin, InvalidSerial, Serial};
+pub use place::{
+    BUILT_IN_NAME, CatalogName, CatalogPlace, InvalidCatalogName, InvalidCatalogPlace, local_address,
+    local_path,
+};
 
 use crate::arch::Arch;
 use crate::date::Date;
@@ -80,6 +86,10 @@ pub struct Release {
     pub user: String,
     /// Its images.
     pub images: BTreeMap<Arch, Image>,
+    /// The added catalog that says so; none where the one that comes with kiln does.
+    pub catalog: Option<CatalogName>,
+    /// What the catalog says of it, its distribution's part filled in.
+    said: Box<wire::Table>,
 }
 
 /// An image as it is published.
@@ -226,12 +236,55 @@ impl Catalog {
         })
     }
 
-    /// Parses and checks the text of a catalog.
+    /// Parses and checks the text of a catalog of which nobody knows where it is from: it sends to the web alone.
     pub fn parse(text: &str) -> Result<Self, CatalogError> {
+        Self::parse_at(text, None)
+    }
+
+    /// Parses and checks the text of a catalog that is from a place: a relative `url` counts from its directory, and one
+    /// of a local file may send to local files.
+    pub fn parse_from(text: &str, place: &CatalogPlace) -> Result<Self, CatalogError> {
+        Self::parse_at(text, Some(place))
+    }
+
+    fn parse_at(text: &str, place: Option<&CatalogPlace>) -> Result<Self, CatalogError> {
         if text.len() > CATALOG_BYTES_MAX {
             return Err(CatalogError::TooLarge(text.len()));
         }
-        wire::parse(text)
+        wire::parse(text, place)
+    }
+
+    /// Returns this catalog with the name of the added one that says all of it.
+    #[must_use]
+    pub fn named(mut self, name: &CatalogName) -> Self {
+        for release in self.distributions.values_mut().flat_map(|known| &mut known.releases) {
+            release.catalog = Some(name.clone());
+        }
+        self
+    }
+
+    /// Returns the names that mean something here, and something else once a later catalog lies over this: each with
+    /// what it means then.
+    pub fn overridden_by(&self, later: &Self) -> Vec<(String, String)> {
+        let merged = self.clone().extended_by(later.clone());
+        let mut changed = Vec::new();
+        for known in self.distributions.values() {
+            for distribution in std::iter::once(&known.name).chain(&known.aliases) {
+                let releases =
+                    known.releases.iter().flat_map(|it| std::iter::once(&it.name).chain(&it.aliases));
+                for release in std::iter::once(None).chain(releases.map(|it| Some(it.as_str()))) {
+                    let name =
+                        ImageName { distribution: distribution.clone(), release: release.map(str::to_owned) };
+                    let (Ok((_, before)), Ok((then, after))) = (self.find(&name), merged.find(&name)) else {
+                        continue;
+                    };
+                    if before != after {
+                        changed.push((name.to_string(), format!("{}:{}", then.name, after.name)));
+                    }
+                }
+            }
+        }
+        changed
     }
 
     /// Returns this catalog with what another says in place of its own: a distribution's title and aliases, and each

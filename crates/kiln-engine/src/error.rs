@@ -367,6 +367,9 @@ pub enum EngineError {
         #[source]
         source: CatalogError,
     },
+    /// Catalogs that are added, or a mirror.
+    #[error(transparent)]
+    Catalogs(Box<crate::catalogs::CatalogsError>),
     /// An image whose name cannot be a template's.
     #[error("image `{name}` has a name that no template can have")]
     ImageName {

@@ -5,23 +5,16 @@ use crate::build::{BuildOptions, FoundRecipe, elapsed_ms};
 use crate::progress::{Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::{FetchOptions, HostFacts};
-use kiln_core::catalog::{CATALOG_BYTES_MAX, Catalog, ImageName, ImagePin, NotListed, Serial};
+use kiln_core::catalog::{Catalog, ImageName, ImagePin, NotListed, Serial};
 use kiln_core::lock::{PinKind, Pins};
 use kiln_core::recipe;
 use kiln_core::reference::RevisionSelector;
 use kiln_core::{Digest, Reference, Tag, TemplateName};
 use kiln_store::{BuildRecord, StoreError};
-use kiln_sys::fs;
 use kiln_sys::lock::Share;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
-
-/// The directory of a store with catalogs over the one that comes with kiln, each a file `NAME.toml`. They count in the
-/// order of their names.
-const CATALOGS: &str = "catalogs";
-/// The most such catalogs.
-pub const CATALOGS_MAX: usize = 64;
 
 /// The fact of a revision's build that says which image it is of, as distribution and release.
 const IMAGE: &str = "image";
@@ -180,26 +173,6 @@ pub(crate) fn refuse_older(name: &str, before: &ImagePin, now: &ImagePin) -> Eng
 }
 
 impl Engine {
-    /// Returns the catalog: that which comes with kiln, and those that were added over it.
-    ///
-    /// # Errors
-    /// When one that was added is none.
-    pub fn catalog(&self) -> EngineResult<Catalog> {
-        let directory = self.store.root().join(CATALOGS);
-        let names = fs::optional(fs::list_dir_where(&directory, |name| {
-            let name = name.to_str().filter(|name| name.ends_with(".toml") && !name.starts_with('.'))?;
-            Some(name.to_owned())
-        }))?;
-        let mut catalog = Catalog::built_in();
-        for name in names.unwrap_or_default().into_iter().take(CATALOGS_MAX) {
-            let path = directory.join(name);
-            let text = fs::read_text_limited(&path, CATALOG_BYTES_MAX)?;
-            let next = Catalog::parse(&text).map_err(|source| EngineError::Catalog { path, source })?;
-            catalog = catalog.extended_by(next);
-        }
-        Ok(catalog)
-    }
-
     /// Returns a reference to a revision that is there: what was given, or an image of the catalog, which is pulled where
     /// it never was.
     ///

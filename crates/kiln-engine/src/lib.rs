@@ -5,6 +5,7 @@ pub mod adopt;
 pub mod bench;
 pub mod build;
 pub mod capture;
+pub mod catalogs;
 pub mod clone;
 pub mod collect;
 mod command;

@@ -4,22 +4,26 @@
 //! [`ImagePin`]. [`fetch`] brings a file of such a digest into a cache; [`check_image_signature`] checks a signature over
 //! the image itself, for the distributions that sign so.
 
+mod asking;
 mod error;
+mod mirror;
+mod place;
+mod remote;
 
 pub use crate::hash::digest_of;
 pub use error::LookUpError;
+pub use mirror::{MirrorImage, Mirrored};
+pub use remote::{FetchedCatalog, RemoteCatalog};
 
-use crate::checksum::{Checksums, MANIFEST_BYTES_MAX};
-use crate::download::{Client, Download, DownloadError, Fetched, Progress, Url};
+use crate::checksum::Checksums;
+use crate::download::{Client, Download, DownloadError, Progress, Url};
 use crate::hash::Hasher;
-use crate::openpgp::{
-    self, CLEAR_SIGNED_BYTES_MAX, KEYRING_BYTES_MAX, Keyring, SIGNATURE_BYTES_MAX, SignatureError, Verified,
-    VerifyOptions,
-};
-use kiln_core::catalog::{Image, ImagePin, KeySource, Serial, Signature, SignaturePlace};
+use crate::openpgp::{self, SIGNATURE_BYTES_MAX, SignatureError, Verified, VerifyOptions};
+use asking::Asking;
+use kiln_core::catalog::{Image, ImagePin, Serial, SignaturePlace};
 use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_sys::{Cancel, fs};
-use std::io::Cursor;
+use place::{Bring, Place};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,97 +91,9 @@ pub fn cached_path(cache: &Path, digest: &ContentDigest) -> PathBuf {
     cache.join(IMAGES).join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
 }
 
-/// Reads the addresses of a catalog.
-fn addresses(texts: &[String]) -> Result<Vec<Url>, LookUpError> {
-    texts.iter().map(|text| address(text)).collect()
-}
-
-fn address(text: &str) -> Result<Url, LookUpError> {
-    text.parse().map_err(|_| LookUpError::Address { address: kiln_core::text::clip(text) })
-}
-
 /// Returns the last part of an address: the name by which a checksum manifest lists the file.
 fn file_name(address: &str) -> &str {
     address.rsplit('/').next().unwrap_or(address)
-}
-
-/// What is asked, and with what.
-struct Asking<'a, 'p> {
-    cache: &'a Path,
-    client: &'a Client<'a>,
-    progress: &'p mut dyn FnMut(Progress<'_>),
-    cancel: &'a Cancel,
-}
-
-impl Asking<'_, '_> {
-    /// Fetches a text anew and reads it.
-    fn text(&mut self, address: &str, bytes_max: usize) -> Result<Vec<u8>, LookUpError> {
-        let directory = self.cache.join(TEXTS);
-        fs::create_dir_all(&directory)?;
-        let target = directory.join(Hasher::of(Algorithm::Sha256, address.as_bytes()).hex());
-        let url = self::address(address)?;
-        let download = Download {
-            urls: std::slice::from_ref(&url),
-            digest: None,
-            bytes_max: bytes_max as u64,
-            cache: &directory,
-            target: &target,
-        };
-        download.run(self.client, self.progress, self.cancel)?;
-        Ok(fs::read_limited(&target, bytes_max)?)
-    }
-
-    fn keys(&mut self, signature: &Signature) -> Result<Keyring, LookUpError> {
-        let mut all: Option<Keyring> = None;
-        for source in &signature.keys {
-            let (place, text) = match source {
-                KeySource::Address(address) => (address.clone(), self.text(address, KEYRING_BYTES_MAX)?),
-                KeySource::Armoured(text) => ("the catalog".to_owned(), text.as_bytes().to_vec()),
-            };
-            let refused = |source| LookUpError::Keys { place: place.clone(), source };
-            let ring = Keyring::parse(&text).map_err(refused)?;
-            all = Some(match all {
-                Some(all) => all.joined(ring).map_err(refused)?,
-                None => ring,
-            });
-        }
-        all.ok_or(LookUpError::NoKeys)
-    }
-
-    /// Returns the checksums as they were signed, and by whom.
-    fn checksums(
-        &mut self,
-        image: &Image,
-        signature: Option<&Signature>,
-        now: SystemTime,
-    ) -> Result<(Vec<u8>, Option<Verified>), LookUpError> {
-        let place = &image.checksums;
-        match signature.map(|signature| (signature, &signature.place)) {
-            Some((signature, SignaturePlace::Inline)) => {
-                let text = self.text(place, CLEAR_SIGNED_BYTES_MAX)?;
-                let keys = self.keys(signature)?;
-                let checked = openpgp::verify_clear_signed(&text, &keys, &signature.signers, &at(now));
-                let (verified, signed) = checked.map_err(|source| signed(place, source))?;
-                Ok((signed, Some(verified)))
-            }
-            Some((signature, SignaturePlace::OfChecksums(beside))) => {
-                let text = self.text(place, MANIFEST_BYTES_MAX)?;
-                let proof = self.text(beside, SIGNATURE_BYTES_MAX)?;
-                let keys = self.keys(signature)?;
-                let data = Cursor::new(&text);
-                let checked = openpgp::verify_detached(data, &proof, &keys, &signature.signers, &at(now));
-                let verified = checked.map_err(|source| signed(beside, source))?;
-                Ok((text, Some(verified)))
-            }
-            // That over the image is checked when it is there.
-            Some((_, SignaturePlace::OfImage(_))) | None => {
-                let text = self.text(place, CLEAR_SIGNED_BYTES_MAX)?;
-                // Whoever asks for no signature may still be given one.
-                let plain = openpgp::clear_signed_text(&text).unwrap_or(text);
-                Ok((plain, None))
-            }
-        }
-    }
 }
 
 fn at(now: SystemTime) -> VerifyOptions {
@@ -199,18 +115,22 @@ impl LookUp<'_> {
         progress: &mut dyn FnMut(Progress<'_>),
         cancel: &Cancel,
     ) -> Result<Found, LookUpError> {
+        if self.verify == Verify::Nothing && self.image.kernel.is_none() {
+            return self.unchecked(client, progress, cancel);
+        }
+        let mut asking = Asking::new(self.cache, client, progress, cancel);
+        Ok(self.ask(&mut asking)?.0)
+    }
+
+    /// Asks, and returns all that is listed with it.
+    fn ask(&self, asking: &mut Asking<'_, '_>) -> Result<(Found, Checksums), LookUpError> {
         let signature = self.image.signature.as_ref();
         let signature = match self.verify {
             Verify::Usual => signature,
             Verify::Signature => Some(signature.ok_or(LookUpError::NobodySigns)?),
-            Verify::Checksum => None,
-            Verify::Nothing if self.image.kernel.is_none() => {
-                return self.unchecked(client, progress, cancel);
-            }
-            // Only the checksums tell which kernel is the disk's.
-            Verify::Nothing => None,
+            // Where nothing is checked, it is the checksums alone that tell which kernel is the disk's.
+            Verify::Checksum | Verify::Nothing => None,
         };
-        let mut asking = Asking { cache: self.cache, client, progress, cancel };
         let (text, verified) = match asking.checksums(self.image, signature, self.now) {
             // Checksums and signature that were published between the two requests do not fit each other; those after
             // it do.
@@ -239,7 +159,7 @@ impl LookUp<'_> {
         };
         let disk_bytes = checksums.size_bytes(disk);
         let word = verified.map_or(Word::Checksum, Word::Signed);
-        Ok(Found { pin, word, disk_bytes })
+        Ok((Found { pin, word, disk_bytes }, checksums))
     }
 
     /// Takes what comes.
@@ -251,7 +171,18 @@ impl LookUp<'_> {
     ) -> Result<Found, LookUpError> {
         let directory = self.cache.join(IMAGES);
         fs::create_dir_all(&directory)?;
-        let urls = addresses(&self.image.urls)?;
+        let places = self.image.urls.iter().map(|it| Place::of(it)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(Place::Local(path)) = places.first() {
+            let found = place::digest_of(path, Algorithm::Sha256, IMAGE_BYTES_MAX, cancel)?;
+            let too_large = || LookUpError::LocalTooLarge { path: path.clone(), max: IMAGE_BYTES_MAX };
+            let (disk, bytes) = found.ok_or_else(too_large)?;
+            let pin = ImagePin { disk, kernel: None, serial: None, signer: None };
+            return Ok(Found { pin, word: Word::Nobody, disk_bytes: Some(bytes) });
+        }
+        let urls: Vec<Url> = places
+            .into_iter()
+            .filter_map(|place| if let Place::Web(url) = place { Some(url) } else { None })
+            .collect();
         let name = self.image.urls.first().map(String::as_str).unwrap_or_default();
         let name = Hasher::of(Algorithm::Sha256, name.as_bytes());
         let target = directory.join(format!("unchecked-{}", name.hex()));
@@ -275,6 +206,17 @@ fn serial_of(verified: &Verified) -> Serial {
     Serial::of_unix_seconds(since.as_secs())
 }
 
+/// A file that was brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brought {
+    /// Its digest.
+    pub digest: ContentDigest,
+    /// Its bytes.
+    pub bytes: u64,
+    /// The address or the path it came from; none when it was there.
+    pub from: Option<String>,
+}
+
 /// Brings the file of a digest into a cache, from the first of these addresses that has it. Its path is
 /// [`cached_path`].
 ///
@@ -288,18 +230,10 @@ pub fn fetch(
     client: &Client<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
     cancel: &Cancel,
-) -> Result<Fetched, LookUpError> {
-    let directory = cache.join(IMAGES);
-    fs::create_dir_all(&directory)?;
-    let target = cached_path(cache, digest);
-    let download = Download {
-        urls: &addresses(urls)?,
-        digest: Some(digest),
-        bytes_max: bytes.unwrap_or(IMAGE_BYTES_MAX).min(IMAGE_BYTES_MAX),
-        cache: &directory,
-        target: &target,
-    };
-    Ok(download.run(client, progress, cancel)?)
+) -> Result<Brought, LookUpError> {
+    let target = &cached_path(cache, digest);
+    let bytes_max = bytes.unwrap_or(IMAGE_BYTES_MAX).min(IMAGE_BYTES_MAX);
+    Bring { digest, bytes_max, cache, target }.run(urls, client, progress, cancel)
 }
 
 /// Checks the signature over an image that was fetched; none where the image has none of that kind.
@@ -313,13 +247,20 @@ pub fn check_image_signature(
     progress: &mut dyn FnMut(Progress<'_>),
     cancel: &Cancel,
 ) -> Result<Option<Verified>, LookUpError> {
+    check_image(look_up, path, &mut Asking::new(look_up.cache, client, progress, cancel))
+}
+
+fn check_image(
+    look_up: &LookUp<'_>,
+    path: &Path,
+    asking: &mut Asking<'_, '_>,
+) -> Result<Option<Verified>, LookUpError> {
     let Some(signature) = &look_up.image.signature else { return Ok(None) };
     let (SignaturePlace::OfImage(place), Verify::Usual | Verify::Signature) =
         (&signature.place, look_up.verify)
     else {
         return Ok(None);
     };
-    let mut asking = Asking { cache: look_up.cache, client, progress, cancel };
     let proof = asking.text(place, SIGNATURE_BYTES_MAX)?;
     let keys = asking.keys(signature)?;
     let data = fs::open(path)?;

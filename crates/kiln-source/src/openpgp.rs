@@ -87,6 +87,16 @@ pub struct Verified {
     pub key_expired_at: Option<SystemTime>,
 }
 
+/// Returns keys, binary or armoured, as one armoured block.
+///
+/// # Errors
+///
+/// [`KeyringError`] for what is no keyring.
+pub fn armoured_keys(keys: &[u8]) -> Result<String, KeyringError> {
+    Keyring::parse(keys)?;
+    Ok(armor::encode(&armor::decode(keys, armor::PUBLIC_KEY)?, armor::PUBLIC_KEY))
+}
+
 /// Checks `signatures`, binary or armoured, over all bytes of `data`, which is read once from its start for each signature
 /// that claims a pinned key.
 ///

@@ -1,7 +1,9 @@
 //! `kiln catalog`: the images that distributions publish.
 
 mod list;
+mod mirror;
 mod pull;
+mod sources;
 
 use super::Context;
 use crate::error::{CliError, CliResult};
@@ -23,7 +25,9 @@ Examples:
   kiln catalog show ubuntu:24.04
   kiln catalog pull debian
   kiln catalog outdated
-  kiln catalog update ubuntu:24.04")]
+  kiln catalog update ubuntu:24.04
+  kiln catalog add https://images.example/catalog.toml --signer FINGERPRINT
+  kiln catalog mirror /srv/images ubuntu:24.04")]
 pub(crate) struct CatalogArgs {
     #[command(subcommand)]
     verb: Verb,
@@ -41,8 +45,16 @@ enum Verb {
     Pull(pull::PullArgs),
     /// List the images here that are published anew
     Outdated(pull::OutdatedArgs),
-    /// Move images that are here to what is published now
+    /// Move catalogs and images that are here to what is published now
     Update(pull::UpdateArgs),
+    /// Take a catalog over the one that comes with kiln
+    Add(sources::AddArgs),
+    /// Remove catalogs that were added
+    Rm(sources::RmArgs),
+    /// List the catalogs, with where they are from and who signed them
+    Sources(sources::SourcesArgs),
+    /// Copy images, as they are published, to a directory that is a catalog
+    Mirror(mirror::MirrorArgs),
 }
 
 pub(crate) fn run(context: &Context, args: &CatalogArgs) -> CliResult {
@@ -53,6 +65,10 @@ pub(crate) fn run(context: &Context, args: &CatalogArgs) -> CliResult {
         Verb::Pull(args) => pull::pull(context, args),
         Verb::Outdated(args) => pull::outdated(context, args),
         Verb::Update(args) => pull::update(context, args),
+        Verb::Add(args) => sources::add(context, args),
+        Verb::Rm(args) => sources::rm(context, args),
+        Verb::Sources(args) => sources::sources(context, args),
+        Verb::Mirror(args) => mirror::mirror(context, args),
     }
 }
 

@@ -49,7 +49,7 @@ fn bad_usage_is_2() {
     let context = context();
     context.kiln(["no-such-verb"]).fails(2);
     context.kiln(["run"]).fails(2);
-    context.kiln(["run", "Web"]).fails(2);
+    context.kiln(["run", "web!"]).fails(2);
     context.kiln(["run", "-p", "99999:1", "web"]).fails(2);
     context.kiln(["run", "-m", "lots", "web"]).fails(2);
     context.kiln(["run", "-d", "-t", "web"]).fails(2);

@@ -10,6 +10,7 @@ mod bench;
 mod boot;
 mod build;
 mod catalog;
+mod catalogs;
 mod clone;
 mod cloud_image;
 mod copy;

@@ -20,8 +20,8 @@ pub enum KeySource {
 }
 
 /// An item of `keys` as written: nothing is filled in into an armoured key.
-#[derive(serde::Deserialize, Debug, Clone)]
-#[serde(from = "String")]
+#[derive(serde::Deserialize, serde::Serialize, Debug, Clone, PartialEq, Eq)]
+#[serde(from = "String", into = "String")]
 pub(super) enum Item {
     /// An address or a file below `url`.
     Place(String),
@@ -32,6 +32,15 @@ pub(super) enum Item {
 impl From<String> for Item {
     fn from(text: String) -> Self {
         if text.starts_with(BEGIN) { Self::Armoured(text.into()) } else { Self::Place(text) }
+    }
+}
+
+impl From<Item> for String {
+    fn from(item: Item) -> Self {
+        match item {
+            Item::Place(text) => text,
+            Item::Armoured(text) => text.as_ref().to_owned(),
+        }
     }
 }
 

@@ -214,3 +214,89 @@ fn catalogs_are_limited() {
     Catalog::parse(&disk(1000)).unwrap();
     assert!(why(&disk(URL_BYTES_MAX + 1)).contains("1 to 2048 visible ASCII"));
 }
+
+fn place(text: &str) -> CatalogPlace {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_relative_address_counts_from_where_the_catalog_is() {
+    let relative = ONE.replace("\"http://two.example/x\"", "\"images/{codename}\"");
+    let second = |from: &str| {
+        let catalog = Catalog::parse_from(&relative, &place(from)).unwrap();
+        catalog.image(&name("demo:2"), Arch::X86_64).unwrap().urls[1].clone()
+    };
+    assert_eq!(second("https://e.example/k/c.toml"), "https://e.example/k/images/second/demo-2-amd64.img");
+    assert_eq!(second("/srv/my k/c.toml"), "file:///srv/my%20k/images/second/demo-2-amd64.img");
+    assert!(Catalog::parse(&relative).is_err(), "from nowhere");
+    for wrong in ["../x", "/x", "a//b", "a/./b", "file:///srv", "ftp://e/x", "x?y"] {
+        let text = ONE.replace("http://two.example/x", wrong);
+        assert!(Catalog::parse_from(&text, &place("https://e.example/c.toml")).is_err(), "{wrong}");
+    }
+    let local = ONE.replace("http://two.example/x", "file:///srv/x");
+    Catalog::parse_from(&local, &place("/srv/c.toml")).unwrap();
+    assert!(Catalog::parse(&local).is_err());
+}
+
+#[test]
+fn all_that_comes_with_kiln_can_be_mirrored_and_read_again() {
+    let (catalog, place) = (Catalog::built_in(), place("/srv/mirror/catalog.toml"));
+    let mut releases = Vec::new();
+    for distribution in catalog.distributions() {
+        for release in &distribution.releases {
+            let arches: Vec<Arch> = release.images.keys().copied().collect();
+            let mirrored = release.mirrored(distribution, &arches, &place).unwrap();
+            for (arch, image) in &mirrored.images {
+                let published = &release.images[arch];
+                let below = format!("file:///srv/mirror/{}/{}/", distribution.name, release.name);
+                assert_eq!(image.urls.len(), 1);
+                let files = [&image.urls[0], &image.checksums];
+                assert!(files.iter().all(|file| file.starts_with(&below)), "{files:?}");
+                let file = |url: &str| url.rsplit('/').next().unwrap().to_owned();
+                assert_eq!(file(&image.urls[0]), file(&published.urls[0]), "by its own name");
+                assert_eq!(file(&image.checksums), file(&published.checksums));
+                let signers = |image: &Image| image.signature.clone().map(|signature| signature.signers);
+                assert_eq!(signers(image), signers(published));
+            }
+            releases.push((distribution, mirrored));
+        }
+    }
+    let mirror = Catalog::of(releases);
+    assert_eq!(Catalog::parse_from(&mirror.text(), &place).unwrap().text(), mirror.text());
+    let again = Catalog::parse_from(&mirror.text(), &place).unwrap();
+    for distribution in mirror.distributions() {
+        let known = again.distributions().find(|known| known.name == distribution.name).unwrap();
+        for (release, read) in distribution.releases.iter().zip(&known.releases) {
+            assert_eq!((&read.name, &read.images), (&release.name, &release.images));
+        }
+    }
+}
+
+#[test]
+fn a_mirror_has_the_architectures_of_earlier_runs() {
+    let (catalog, place) = (Catalog::parse(ONE).unwrap(), place("/srv/catalog.toml"));
+    let (demo, release) = catalog.find(&name("demo:2")).unwrap();
+    let one = release.mirrored(demo, &[Arch::X86_64], &place).unwrap();
+    let other = release.mirrored(demo, &[Arch::Aarch64], &place).unwrap();
+    assert_eq!(one.images.len(), 1);
+    let both = Catalog::of([(demo, one.with_arches_of(&other))]);
+    let read = Catalog::parse_from(&both.text(), &place).unwrap();
+    assert_eq!(read.find(&name("demo")).unwrap().1.images.len(), 2);
+    let elsewhere = read.image(&name("demo"), Arch::Aarch64).unwrap();
+    assert_eq!(elsewhere.urls, ["file:///srv/demo/2/arm64/demo-2-arm64.img"]);
+    let keys = &elsewhere.signature.as_ref().unwrap().keys;
+    assert!(matches!(&keys[2], KeySource::Armoured(_)));
+    assert!(Catalog::parse_from(&both.text(), &place).is_ok(), "{}", both.text());
+}
+
+#[test]
+fn names_that_a_later_catalog_gives_another_meaning_are_known() {
+    let catalog = Catalog::parse(ONE).unwrap();
+    let more = ONE.replace("aliases = [\"new\", \"latest\"]", "").replace("name = \"2\"", "name = \"3\"");
+    let later = Catalog::parse(&more).unwrap().named(&"site".parse().unwrap());
+    let changed = catalog.overridden_by(&later);
+    let wanted = [("demo", "demo:3"), ("demo:1", "demo:1"), ("d", "demo:3"), ("d:1", "demo:1")];
+    let wanted: Vec<(String, String)> =
+        wanted.iter().map(|(name, now)| ((*name).to_owned(), (*now).to_owned())).collect();
+    assert_eq!(changed, wanted, "`demo:2` and `demo:new` are what they were");
+}

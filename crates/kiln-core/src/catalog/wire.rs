@@ -1,64 +1,80 @@
 //! The catalog as written: what a release leaves out is the distribution's, and words in braces stand for its names.
 
 use super::{
-    CATALOG_VERSION, Catalog, CatalogError, DISTRIBUTIONS_MAX, Distribution, Image, ImageBoot, KeySource,
-    MIRRORS_MAX, RELEASES_MAX, Release, SIGNERS_MAX, Signature, SignaturePlace, URL_BYTES_MAX,
-    WORD_BYTES_MAX, is_word, key,
+    CATALOG_VERSION, Catalog, CatalogError, CatalogPlace, DISTRIBUTIONS_MAX, Distribution, Image, ImageBoot,
+    KeySource, MIRRORS_MAX, RELEASES_MAX, Release, SIGNERS_MAX, Signature, SignaturePlace, URL_BYTES_MAX,
+    WORD_BYTES_MAX, is_word, key, local_path,
 };
 use crate::arch::Arch;
 use crate::date::Date;
 use crate::recipe::DiskFormat;
 use crate::seed::SeedKind;
 use crate::text::clip;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The word for clear-signed checksums.
 const INLINE: &str = "inline";
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    #[serde(rename = "version")]
-    _version: u32,
+pub(super) struct File {
+    pub(super) version: u32,
     #[serde(default)]
-    distribution: Vec<Table>,
+    pub(super) distribution: Vec<Table>,
 }
 
 /// A distribution or a release: both may say nearly the same.
-#[derive(Deserialize, Clone)]
+#[derive(Debug, Deserialize, Serialize, Clone, PartialEq, Eq, Default)]
 #[serde(deny_unknown_fields)]
-struct Table {
-    name: String,
-    #[serde(default)]
-    aliases: Vec<String>,
+pub(super) struct Table {
+    pub(super) name: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) aliases: Vec<String>,
     /// A distribution's.
-    title: Option<String>,
-    /// A distribution's.
-    #[serde(default)]
-    release: Vec<Table>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) title: Option<String>,
     /// A release's.
-    end_of_life: Option<String>,
-    codename: Option<String>,
-    user: Option<String>,
-    arch: Option<BTreeMap<String, String>>,
-    format: Option<String>,
-    url: Option<Urls>,
-    disk: Option<String>,
-    kernel: Option<String>,
-    initrd: Option<String>,
-    boot: Option<String>,
-    seed: Option<String>,
-    checksums: Option<String>,
-    signature: Option<String>,
-    image_signature: Option<String>,
-    signers: Option<Vec<String>>,
-    keys: Option<Vec<key::Item>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) end_of_life: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) codename: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) format: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) url: Option<Urls>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) disk: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kernel: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) initrd: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) boot: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) seed: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) checksums: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) signature: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) image_signature: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) signers: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) keys: Option<Vec<key::Item>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) arch: Option<BTreeMap<String, String>>,
+    /// A distribution's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) release: Vec<Table>,
 }
 
-#[derive(Deserialize, Clone)]
+#[derive(Debug, Deserialize, Serialize, Clone, PartialEq, Eq)]
 #[serde(untagged, expecting = "`url` is an address, or a list of addresses")]
-enum Urls {
+pub(super) enum Urls {
     One(String),
     Many(Vec<String>),
 }
@@ -120,7 +136,7 @@ impl At<'_> {
     }
 }
 
-pub(super) fn parse(text: &str) -> Result<Catalog, CatalogError> {
+pub(super) fn parse(text: &str, place: Option<&CatalogPlace>) -> Result<Catalog, CatalogError> {
     let syntax = |error| CatalogError::Syntax(Box::new(error));
     #[derive(Deserialize)]
     struct Version {
@@ -135,7 +151,7 @@ pub(super) fn parse(text: &str) -> Result<Catalog, CatalogError> {
     At("the catalog").at_most("distribution", file.distribution.len(), DISTRIBUTIONS_MAX)?;
     let mut distributions = BTreeMap::new();
     for table in file.distribution {
-        let distribution = distribution(table)?;
+        let distribution = distribution(table, place)?;
         let name = distribution.name.clone();
         if distributions.insert(name.clone(), distribution).is_some() {
             return Err(At(&name).bad("name", "is given twice"));
@@ -144,7 +160,7 @@ pub(super) fn parse(text: &str) -> Result<Catalog, CatalogError> {
     Ok(Catalog { distributions })
 }
 
-fn distribution(mut table: Table) -> Result<Distribution, CatalogError> {
+fn distribution(mut table: Table, place: Option<&CatalogPlace>) -> Result<Distribution, CatalogError> {
     let releases = std::mem::take(&mut table.release);
     let at = At(&table.name);
     let name = at.word("name", table.name.clone())?;
@@ -157,7 +173,7 @@ fn distribution(mut table: Table) -> Result<Distribution, CatalogError> {
     }
     at.at_most("release", releases.len(), RELEASES_MAX)?;
     let releases: Vec<Release> =
-        releases.into_iter().map(|release| self::release(release, &table)).collect::<Result<_, _>>()?;
+        releases.into_iter().map(|it| release(it, &table, place)).collect::<Result<_, _>>()?;
     let mut names = BTreeSet::new();
     for name in releases.iter().flat_map(|release| std::iter::once(&release.name).chain(&release.aliases)) {
         if !names.insert(name) {
@@ -171,7 +187,11 @@ fn distribution(mut table: Table) -> Result<Distribution, CatalogError> {
     Ok(Distribution { name, title, aliases, releases })
 }
 
-fn release(table: Table, distribution: &Table) -> Result<Release, CatalogError> {
+pub(super) fn release(
+    table: Table,
+    distribution: &Table,
+    from: Option<&CatalogPlace>,
+) -> Result<Release, CatalogError> {
     let place = format!("{}:{}", distribution.name, table.name);
     let at = At(&place);
     for (field, said) in [("title", table.title.is_some()), ("release", !table.release.is_empty())] {
@@ -186,7 +206,7 @@ fn release(table: Table, distribution: &Table) -> Result<Release, CatalogError> 
     let mut images = BTreeMap::new();
     for (arch, word) in architectures {
         let arch: Arch = arch.parse().map_err(|error| at.bad("arch", error))?;
-        if images.insert(arch, image(&at, &name, word, &said)?).is_some() {
+        if images.insert(arch, image(&at, &name, word, &said, from)?).is_some() {
             return Err(at.bad("arch", format!("{arch} is given twice")));
         }
     }
@@ -194,16 +214,24 @@ fn release(table: Table, distribution: &Table) -> Result<Release, CatalogError> 
         return Err(at.bad("arch", "one is wanted"));
     }
     Ok(Release {
-        aliases: at.words("aliases", said.aliases)?,
+        aliases: at.words("aliases", said.aliases.clone())?,
         end_of_life: end_of_life.map_err(|error| at.bad("end_of_life", error))?,
-        user: at.word("user", at.needed("user", said.user)?)?,
+        user: at.word("user", at.needed("user", said.user.clone())?)?,
         name,
         images,
+        catalog: None,
+        said: Box::new(said),
     })
 }
 
-fn image(at: &At<'_>, release: &str, arch: &str, said: &Table) -> Result<Image, CatalogError> {
-    let names = Names { at, release, arch, codename: said.codename.as_deref() };
+fn image(
+    at: &At<'_>,
+    release: &str,
+    arch: &str,
+    said: &Table,
+    place: Option<&CatalogPlace>,
+) -> Result<Image, CatalogError> {
+    let names = Names { at, release, arch, codename: said.codename.as_deref(), place };
     let format = at.needed("format", said.format.as_deref())?;
     let format = DiskFormat::ALL.into_iter().find(|known| known.as_str() == format);
     let bases = match at.needed("url", said.url.clone())? {
@@ -297,6 +325,7 @@ struct Names<'a> {
     release: &'a str,
     arch: &'a str,
     codename: Option<&'a str>,
+    place: Option<&'a CatalogPlace>,
 }
 
 impl Names<'_> {
@@ -332,11 +361,20 @@ impl Names<'_> {
     /// Returns the address of a directory.
     fn base(&self, pattern: &str) -> Result<String, CatalogError> {
         let url = self.fill("url", pattern)?;
-        if !is_web(&url) {
-            return Err(self
-                .at
-                .bad("url", format!("`{}` does not begin with https:// or http://", clip(&url))));
-        }
+        let local = url.starts_with("file:");
+        let url = match self.place {
+            _ if is_web(&url) => url,
+            Some(CatalogPlace::File(_)) if local && local_path(&url).is_some() => url,
+            Some(_) if local => {
+                let reason = "only a catalog that was added from a local file sends to local files";
+                return Err(self.at.bad("url", reason));
+            }
+            Some(place) => self.url("url", &place.directory(), url.trim_end_matches('/'))?,
+            None => {
+                let reason = format!("`{}` does not begin with https:// or http://", clip(&url));
+                return Err(self.at.bad("url", reason));
+            }
+        };
         Ok(format!("{}/", url.trim_end_matches('/')))
     }
 
@@ -376,6 +414,6 @@ impl Names<'_> {
     }
 }
 
-fn is_web(url: &str) -> bool {
+pub(super) fn is_web(url: &str) -> bool {
     ["https://", "http://"].iter().any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
 }

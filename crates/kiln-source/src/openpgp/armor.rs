@@ -13,6 +13,9 @@ pub(super) const SIGNATURE: &str = "PGP SIGNATURE";
 /// The kind of block that holds certificates.
 pub(super) const PUBLIC_KEY: &str = "PGP PUBLIC KEY BLOCK";
 
+/// The digits of a line that is written.
+const LINE_DIGITS: usize = 64;
+
 /// Returns the packets of `input`: of all its blocks, or itself when it is binary, which the first byte tells.
 pub(super) fn decode(input: &[u8], kind: &'static str) -> Result<Vec<u8>, ArmorError> {
     match input.first() {
@@ -47,6 +50,22 @@ pub(super) fn decode(input: &[u8], kind: &'static str) -> Result<Vec<u8>, ArmorE
     if blocks == 0 { Err(ArmorError::Empty) } else { Ok(packets) }
 }
 
+/// Returns packets as a block, which [`decode`] reads.
+pub(super) fn encode(packets: &[u8], kind: &'static str) -> String {
+    let text = STANDARD.encode(packets);
+    let mut armoured = format!("-----BEGIN {kind}-----\n\n");
+    for (index, digit) in text.chars().enumerate() {
+        armoured.push(digit);
+        if index % LINE_DIGITS == LINE_DIGITS - 1 {
+            armoured.push('\n');
+        }
+    }
+    if !armoured.ends_with('\n') {
+        armoured.push('\n');
+    }
+    armoured + &format!("-----END {kind}-----\n")
+}
+
 /// Decodes the lines of a block up to its end.
 fn block<'a>(lines: &mut impl Iterator<Item = (usize, &'a [u8])>, end: &[u8]) -> Result<Vec<u8>, ArmorError> {
     let mut text = Vec::new();
@@ -72,6 +91,17 @@ mod tests {
     use super::*;
 
     const BLOCK: &str = "-----BEGIN PGP SIGNATURE-----\n\niQEz\nBBAB\n=abcd\n-----END PGP SIGNATURE-----\n";
+
+    #[test]
+    fn what_is_armoured_is_decoded_to_the_same() {
+        for length in [1, 2, 3, 47, 48, 49, 96, 1000] {
+            let packets: Vec<u8> =
+                (0..length).map(|index| u8::try_from(index % 251).unwrap() | 0x80).collect();
+            let armoured = encode(&packets, PUBLIC_KEY);
+            assert!(armoured.lines().all(|line| line.len() <= LINE_DIGITS), "{armoured}");
+            assert_eq!(decode(armoured.as_bytes(), PUBLIC_KEY).unwrap(), packets);
+        }
+    }
 
     #[test]
     fn blocks_are_decoded_one_behind_another() {

@@ -4,7 +4,7 @@ use super::super::Context;
 use crate::error::CliResult;
 use crate::output;
 use clap::Args;
-use kiln_core::catalog::{Distribution, ImageName, ImagePin, Release, Signature};
+use kiln_core::catalog::{BUILT_IN_NAME, Distribution, ImageName, ImagePin, Release, Signature};
 use kiln_core::{Arch, Date, Digest};
 use kiln_engine::EngineError;
 use kiln_engine::images::PulledImage;
@@ -67,6 +67,8 @@ struct Line {
     /// Whether the end of its life is over.
     over: bool,
     user: String,
+    /// The catalog that says so.
+    source: String,
     pulled: Option<Pulled>,
 }
 
@@ -120,6 +122,7 @@ impl Line {
             end_of_life: release.end_of_life,
             over: release.is_over(today()),
             user: release.user.clone(),
+            source: release.catalog.as_ref().map_or_else(|| BUILT_IN_NAME.to_owned(), ToString::to_string),
             pulled: here.map(|image| Pulled::of(image.revision, &image.pin)),
             name,
         }
@@ -240,6 +243,7 @@ fn render_one(shown: &Shown) {
     if !line.aliases.is_empty() {
         row("also", line.aliases.join(", "));
     }
+    row("source", line.source.clone());
     row("user", line.user.clone());
     if let Some(end) = line.end_of_life {
         row("looked after until", if line.over { format!("{end}, over") } else { end.to_string() });

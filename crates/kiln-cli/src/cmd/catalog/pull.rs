@@ -1,7 +1,7 @@
 //! `kiln catalog pull`, `outdated` and `update`.
 
 use super::super::Context;
-use super::{FetchArgs, VerifyArgs};
+use super::{FetchArgs, VerifyArgs, sources};
 use crate::error::{self, CliError, CliResult};
 use crate::output;
 use clap::Args;
@@ -64,11 +64,12 @@ pub(super) struct OutdatedArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Machines stay on the revision they were made of; kiln history shows where a name pointed, and
-kiln rollback moves it back.
+Catalogs that were added from the web are fetched anew first. Machines stay on the revision they
+were made of; kiln history shows where a name pointed, and kiln rollback moves it back.
 
 Examples:
   kiln catalog update
+  kiln catalog update --catalogs
   kiln catalog update ubuntu:24.04")]
 pub(super) struct UpdateArgs {
     /// The images [default: all that were pulled]
@@ -77,7 +78,10 @@ pub(super) struct UpdateArgs {
     verify: VerifyArgs,
     #[command(flatten)]
     keep: KeepArgs,
-    /// Take what was signed before that which is here, too
+    /// Only catalogs, no images
+    #[arg(long, conflicts_with = "names")]
+    catalogs: bool,
+    /// Take images that were signed before those which are here, too
     #[arg(long)]
     allow_older: bool,
     /// Print an array of JSON
@@ -165,8 +169,17 @@ fn named_or_all(context: &Context, names: &[ImageName]) -> Result<Vec<ImageName>
     if !names.is_empty() {
         return Ok(names.to_vec());
     }
-    let pulled = context.engine.pulled_images()?;
-    Ok(pulled.iter().filter_map(|image| image.name.parse().ok()).collect())
+    let catalog = context.engine.catalog()?;
+    let mut names = Vec::new();
+    for image in context.engine.pulled_images()? {
+        let Ok(name) = image.name.parse::<ImageName>() else { continue };
+        if catalog.find(&name).is_ok() {
+            names.push(name);
+        } else {
+            output::tell(&format!("{name} is in no catalog any more, and stays as it is"));
+        }
+    }
+    Ok(names)
 }
 
 pub(super) fn outdated(context: &Context, args: &OutdatedArgs) -> CliResult {
@@ -231,10 +244,21 @@ pub(super) fn outdated(context: &Context, args: &OutdatedArgs) -> CliResult {
 }
 
 pub(super) fn update(context: &Context, args: &UpdateArgs) -> CliResult {
+    let (catalogs, mut failed) = sources::refresh(context, args.quiet)?;
+    let refreshed = catalogs.len() + failed;
+    if args.catalogs {
+        if args.json {
+            output::json_list(&catalogs);
+        } else if !args.quiet && refreshed == 0 {
+            output::tell("no catalog was added from the web");
+        }
+        let all = refreshed;
+        return if failed > 0 { Err(CliError::Some { failed, all }) } else { Ok(ExitCode::SUCCESS) };
+    }
     let names = named_or_all(context, &args.names)?;
     let fetch = kiln_build::FetchOptions { keep: args.keep.keep_original, ..args.verify.options() };
     let options = PullOptions { fetch, offline: false, update: true, allow_older: args.allow_older };
-    let (mut reports, mut failed) = (Vec::new(), 0);
+    let mut reports = Vec::new();
     for name in &names {
         let reporter = context.reporter(args.quiet);
         let pulled = context.engine.pull_image(name, &options, &reporter);
@@ -257,5 +281,6 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> CliResult {
     } else if !args.quiet && names.is_empty() {
         output::tell("no image of the catalog was pulled");
     }
-    if failed > 0 { Err(CliError::Some { failed, all: names.len() }) } else { Ok(ExitCode::SUCCESS) }
+    let all = refreshed + names.len();
+    if failed > 0 { Err(CliError::Some { failed, all }) } else { Ok(ExitCode::SUCCESS) }
 }
