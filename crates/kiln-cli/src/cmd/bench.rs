@@ -35,8 +35,8 @@ Measures kiln beside other tools on real bytes: in turn (A B, B A), medians of a
 of 100 for what takes under 10 ms. Calls are compared with calls, programs with programs. A ratio
 above 1 means that kiln takes less; `floor` is the share of the time that nothing can save. A load
 average over 3 marks a run as noisy: then only processor times count. `store`, `disk` and `download`
-work in a directory of their own, which is removed afterwards; `fork` with a template of yours, whose machines
-and snapshots of the benchmark are removed.
+work in a directory of their own, which is removed afterwards; `fork` with a template of yours,
+whose machines and snapshots of the benchmark are removed.
 
 Examples:
   kiln bench --list

@@ -43,4 +43,7 @@ fn boot_a_cloud_image_by_firmware_with_an_agent_from_its_seed() {
     assert!(second.stderr.contains("another agent serves the host"), "{}", second.stderr);
     let told = context.kiln(["exec", "one", "--", "sh", "-c", "exit 3"]);
     assert_eq!(told.code, 3, "{}", told.stderr);
+    // The keys of the seed let kiln in as the user whom the image's cloud-init makes.
+    let told = context.kiln(["ssh", "-l", "debian", "one", "--", "id", "-un"]);
+    assert_eq!(told.stdout, "debian\n", "{}", told.stderr);
 }

@@ -52,7 +52,7 @@ fn a_build_that_is_to_keep_to_a_lock_does_or_says_why_not() {
     lock(&context, "x86_64", "[pins.x86_64.moon]\na = 'b'");
     insta::assert_snapshot!(refused(&[]), @r"
     error: [WORK]/web/kiln.lock is not a valid lock
-      because: unknown variant `moon`, expected one of `package`, `kernel`, `archive`, `oci`, `nix`, `template`, `builder`
+      because: unknown variant `moon`, expected one of `package`, `kernel`, `archive`, `oci`, `nix`, `image`, `template`, `builder`
     try: kiln lock [WORK]/web/kiln.toml makes it anew
     ");
     lock(&context, "x86_64", "");
