@@ -192,6 +192,7 @@ impl LookUp<'_> {
             bytes_max: IMAGE_BYTES_MAX,
             cache: &directory,
             target: &target,
+            durable: false,
         };
         let fetched = download.run(client, progress, cancel)?;
         fs::rename(&target, &cached_path(self.cache, &fetched.digest))?;

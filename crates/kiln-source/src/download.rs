@@ -49,6 +49,9 @@ pub struct Download<'a> {
     pub cache: &'a Path,
     /// Where it is in the end: a path in an existing directory of the same file system.
     pub target: &'a Path,
+    /// Whether it is to be there after a loss of power. What is not may be there with other bytes then, which whoever
+    /// fetches by its digest again finds.
+    pub durable: bool,
 }
 
 /// What was fetched.
@@ -122,7 +125,7 @@ impl Download<'_> {
             }
         };
         let fetched = Fetched { digest: partial.digest(), bytes: partial.have, from: Some(url) };
-        partial.commit(self.target)?;
+        partial.commit(self.target, self.durable)?;
         fs::remove_file(&lock)?;
         Ok(fetched)
     }

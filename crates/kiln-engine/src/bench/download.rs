@@ -43,7 +43,7 @@ pub fn fetch_file(
     cancel: &Cancel,
 ) -> EngineResult<()> {
     let (urls, bytes_max) = ([url.clone()], u64::from(SIZE_MIB_MAX) << 20);
-    let download = Download { urls: &urls, digest: Some(digest), bytes_max, cache, target };
+    let download = Download { urls: &urls, digest: Some(digest), bytes_max, cache, target, durable: true };
     download.run(&Client::new(ClientOptions::new(toolbox)), &mut |_| (), cancel)?;
     Ok(())
 }

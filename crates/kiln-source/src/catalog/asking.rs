@@ -57,6 +57,7 @@ impl<'a, 'p> Asking<'a, 'p> {
             bytes_max: bytes_max as u64,
             cache: &directory,
             target: &target,
+            durable: false,
         };
         download.run(self.client, self.progress, self.cancel)?;
         Ok(fs::read_limited(&target, bytes_max)?)

@@ -119,6 +119,7 @@ impl Bring<'_> {
             bytes_max: self.bytes_max,
             cache: directory,
             target: self.target,
+            durable: false,
         };
         let fetched = download.run(client, progress, cancel)?;
         let from = fetched.from.map(|url| url.to_string());

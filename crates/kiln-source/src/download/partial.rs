@@ -248,9 +248,14 @@ impl Partial {
     }
 
     /// Makes it what stands at `target`.
-    pub(super) fn commit(self, target: &Path) -> Result<(), DownloadError> {
+    pub(super) fn commit(self, target: &Path, durable: bool) -> Result<(), DownloadError> {
         // One that failed its check may stand there.
-        commit::commit_file(&self.file, &self.path, target, 0o444, Existing::Replace)?;
+        if durable {
+            commit::commit_file(&self.file, &self.path, target, 0o444, Existing::Replace)?;
+        } else {
+            fs::set_mode(&self.path, 0o444)?;
+            fs::rename(&self.path, target)?;
+        }
         fs::remove_file(&self.aside())?;
         Ok(fs::remove_file(&self.note)?)
     }

@@ -118,7 +118,14 @@ impl Fetcher {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Fetched, DownloadError> {
         let (cache, target) = (self.dir.path().join("cache"), self.target());
-        let download = Download { urls, digest, bytes_max: self.bytes_max, cache: &cache, target: &target };
+        let download = Download {
+            urls,
+            digest,
+            bytes_max: self.bytes_max,
+            cache: &cache,
+            target: &target,
+            durable: true,
+        };
         download.run(&self.client(), progress, &self.cancel)
     }
 

@@ -41,6 +41,7 @@ fn worker() {
             bytes_max: 1 << 30,
             cache: &cache,
             target: &target,
+            durable: true,
         };
         let mut options = ClientOptions::new(&toolbox);
         options.ranges_bytes_min = order.ranges_bytes_min;
