@@ -13,7 +13,7 @@ const MADE: u64 = 1_704_067_200;
 /// A day, in seconds.
 const DAY: u64 = 86_400;
 
-/// Returns the time so many days after [`MADE`].
+/// Returns the time so many days after 2024-01-01.
 pub fn gpg_day(days: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(MADE + days * DAY)
 }
@@ -43,7 +43,7 @@ impl Gpg {
         Self { home }
     }
 
-    /// Runs `gpg` so many days after [`MADE`] and returns what it printed.
+    /// Runs `gpg` so many days after 2024-01-01 and returns what it printed.
     pub fn run(&self, days: u64, args: &[&str], input: &[u8]) -> Vec<u8> {
         let mut child = Command::new("gpg")
             .arg("--homedir")
