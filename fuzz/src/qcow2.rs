@@ -40,7 +40,7 @@ pub fn run(data: &[u8]) {
 /// Converts an image as a build does, without a program for formats that kiln does not read itself.
 pub fn convert(bench: &Bench, path: &Path, raw: &Path) -> DiskResult<DiskFormat> {
     let toolbox = Toolbox::new(Vec::new(), Vec::new());
-    let reading = Reading { toolbox: &toolbox, threads: 1, cancel: &bench.cancel };
+    let reading = Reading { toolbox: &toolbox, threads: 1, kept: false, cancel: &bench.cancel };
     let image = Image::open(path, None, BackingFiles::Flatten)?;
     image.data_bytes(&reading)?;
     match image.write_raw(raw, &reading) {

@@ -5,6 +5,7 @@ use crate::error::{IoError, IoResult, IoResultExt};
 use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 /// How a copy was made.
@@ -25,6 +26,18 @@ pub fn copy_file(from: &File, to: &File, to_path: &Path, cancel: Option<&Cancel>
         return Ok(Copied::Reflink);
     }
     sparse_copy(from, to, to_path, cancel).map(|()| Copied::Sparse)
+}
+
+/// Has the kernel begin to write a part of a file to its disk, so that less is left to wait for when it is synced. What is
+/// written there may still be lost: nothing is waited for but room in the disk's queue.
+pub fn begin_writeback(file: &File, at: u64, len: u64) {
+    let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) else { return };
+    #[expect(unsafe_code, reason = "sync_file_range has no safe wrapper")]
+    // SAFETY: the descriptor is open as long as `file` is, and no memory is passed.
+    let result =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
+    // A file system that cannot do so writes at the sync.
+    let _ = result;
 }
 
 /// Shares all extents of `from` with `to`; false where the file systems of the two cannot. `to_path` is for errors.

@@ -157,7 +157,7 @@ impl DiskPlan {
         output: &mut Output,
     ) -> Result<Found, BuildError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let reading = Reading { toolbox: cx.toolbox, threads, cancel: cx.cancel };
+        let reading = Reading { toolbox: cx.toolbox, threads, kept: true, cancel: cx.cancel };
         let image = Image::open(&self.path, self.format, self.backing)?;
         let step = Running::start(cx.reporter, Step::Disk, self.path.display().to_string());
         let need = image.data_bytes(&reading)?;

@@ -44,7 +44,7 @@ pub fn raw_of_image(
     cancel: &Cancel,
 ) -> EngineResult<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let reading = Reading { toolbox, threads, cancel };
+    let reading = Reading { toolbox, threads, kept: false, cancel };
     let written =
         Image::open(from, None, BackingFiles::Refuse).and_then(|image| image.write_raw(to, &reading));
     written.map_err(BuildError::from)?;

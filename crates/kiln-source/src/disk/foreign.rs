@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn the_program_has_so_much_time_and_may_say_so_much() {
         let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
-        let reading = Reading { toolbox: &toolbox, threads: 1, cancel: &cancel };
+        let reading = Reading { toolbox: &toolbox, threads: 1, kept: false, cancel: &cancel };
         let (image, to) = (Path::new("/image"), Path::new("/raw"));
         assert_eq!(teller(image, DiskFormat::Vmdk, &reading).unwrap().limits().1, 1 << 20);
         let hour = Duration::from_secs(3600);

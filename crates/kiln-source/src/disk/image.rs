@@ -31,6 +31,8 @@ pub struct Reading<'a> {
     pub toolbox: &'a Toolbox,
     /// Threads that copy and uncompress.
     pub threads: usize,
+    /// Whether what is written is to be synced: then it goes to the disk while more is made.
+    pub kept: bool,
     /// Ends the work early.
     pub cancel: &'a Cancel,
 }
@@ -114,7 +116,7 @@ impl Image {
                 copy::copy_file(file, &fs::create_new(to)?, to, Some(reading.cancel))?;
                 Ok(())
             }
-            Content::Qcow2(chain) => chain.write(&fs::create_new(to)?, to, reading.threads, reading.cancel),
+            Content::Qcow2(chain) => chain.write(&fs::create_new(to)?, to, reading),
             Content::Foreign(format) => foreign::convert(&self.path, *format, to, reading),
         }
     }

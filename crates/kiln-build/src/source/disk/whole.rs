@@ -137,7 +137,7 @@ impl DiskPlan {
 
     fn write_disk(&self, cx: &BuildContext<'_>, to: &Path, output: &mut Output) -> Result<(), BuildError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let reading = Reading { toolbox: cx.toolbox, threads, cancel: cx.cancel };
+        let reading = Reading { toolbox: cx.toolbox, threads, kept: true, cancel: cx.cancel };
         let image = Image::open(&self.path, self.format, self.backing)?;
         let step = Running::start(cx.reporter, Step::Disk, self.path.display().to_string());
         need_space(cx, image.data_bytes(&reading)?)?;

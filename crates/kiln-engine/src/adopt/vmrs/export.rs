@@ -202,7 +202,7 @@ impl Engine {
         }
         let disk = planned.home.join(DISK_FILE);
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let reading = Reading { toolbox: &self.settings.toolbox, threads, cancel: &self.cancel };
+        let reading = Reading { toolbox: &self.settings.toolbox, threads, kept: false, cancel: &self.cancel };
         let refused = |error| EngineError::Build(kiln_build::BuildError::from(error));
         let image = Image::open(&disk, Some(DiskFormat::Qcow2), BackingFiles::Refuse).map_err(refused)?;
         self.store.need_space(image.data_bytes(&reading).map_err(refused)?)?;

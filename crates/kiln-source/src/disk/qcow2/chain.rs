@@ -2,7 +2,7 @@
 
 use super::error::Qcow2Error;
 use super::{Qcow2, Qcow2Result};
-use crate::disk::{DiskError, DiskResult};
+use crate::disk::{DiskError, DiskResult, Reading};
 use kiln_core::recipe::BackingFiles;
 use kiln_sys::{Cancel, IoResultExt as _, copy, fs};
 use std::fs::File;
@@ -106,15 +106,15 @@ impl Chain {
     }
 
     /// Writes the disk as the guest sees it to the empty file `to`.
-    pub(crate) fn write(&self, to: &File, path: &Path, threads: usize, cancel: &Cancel) -> DiskResult<()> {
+    pub(crate) fn write(&self, to: &File, path: &Path, reading: &Reading<'_>) -> DiskResult<()> {
         for (number, layer) in self.layers.iter().enumerate() {
             match layer {
-                Layer::Raw(file, _) => copy::copy_file(file, to, path, Some(cancel)).map(|_| ())?,
+                Layer::Raw(file, _) => copy::copy_file(file, to, path, Some(reading.cancel)).map(|_| ())?,
                 Layer::Qcow2(image) => {
                     let size = image.header.virtual_bytes;
                     // What a lower file has beyond the end of this one is not seen through it.
                     to.set_len(size).at("set the length of", path)?;
-                    image.write(to, path, number > 0, threads, cancel)?;
+                    image.write(to, path, number > 0, reading)?;
                     to.set_len(size).at("set the length of", path)?;
                 }
             }

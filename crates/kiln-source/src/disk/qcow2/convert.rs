@@ -6,7 +6,7 @@ use super::cluster::Decoder;
 use super::error::Qcow2Error;
 use super::table::{Content, Piece};
 use crate::disk::sparse::write_sparse;
-use crate::disk::{DiskError, DiskResult};
+use crate::disk::{DiskError, DiskResult, Reading};
 use kiln_sys::copy::{self, Shared};
 use kiln_sys::{Cancel, IoResultExt as _};
 use std::fs::File;
@@ -28,6 +28,8 @@ const COPY_BYTES: u64 = 256 << 10;
 const DECODER_BYTES: u64 = 5 << 20;
 /// Half of the memory that may be taken is for the buffers of threads.
 const BUFFERS_BYTES: u64 = MEMORY_BYTES_MAX / 2;
+/// Bytes that are sent to the disk at a time.
+const WRITEBACK_BYTES: u64 = 32 << 20;
 /// Blocks are shared in multiples of this: the block size of the file systems that can.
 const SHARE_BYTES: u64 = 4096;
 
@@ -58,11 +60,11 @@ impl Qcow2 {
         to: &File,
         path: &Path,
         over: bool,
-        threads: usize,
-        cancel: &Cancel,
+        reading: &Reading<'_>,
     ) -> DiskResult<()> {
+        let cancel = reading.cancel;
         let job = Job { image: self, to, path, over, writing: Mutex::new(()), cancel };
-        let threads = self::threads(self.header.cluster_bytes(), threads);
+        let threads = self::threads(self.header.cluster_bytes(), reading.threads);
         let (sender, receiver) = sync_channel::<Work>(threads * 2);
         let receiver = Mutex::new(Some(receiver));
         let failed: Mutex<Option<DiskError>> = Mutex::new(None);
@@ -78,8 +80,9 @@ impl Qcow2 {
                     });
                 }
             };
+            let kept = reading.kept.then_some(0);
             let mut desk =
-                Desk { job: &job, crew: Some(&crew), sender, run: None, batch: None, shares: true };
+                Desk { job: &job, crew: Some(&crew), sender, run: None, batch: None, shares: true, kept };
             self.pieces(cancel, &mut |piece| desk.take(piece)).and_then(|()| desk.flush())
         });
         match lock(&failed).take() {
@@ -116,6 +119,8 @@ struct Desk<'a> {
     batch: Option<(u64, Vec<(u64, u64)>)>,
     /// Whether the file system is believed to share blocks.
     shares: bool,
+    /// How much of the file is on its way to the disk; none where nobody waits for that.
+    kept: Option<u64>,
 }
 
 impl Desk<'_> {
@@ -195,7 +200,15 @@ impl Desk<'_> {
         if let Some(start) = self.crew.take() {
             start();
         }
-        self.sender.send(work).map_err(|_| DiskError::Cancelled)
+        let (Work::Copy { to, .. } | Work::Uncompress { to, .. }) = &work;
+        let to = *to;
+        self.sender.send(work).map_err(|_| DiskError::Cancelled)?;
+        // What was handed over before the work that threads still have is written by now, most of it.
+        if let Some(from) = self.kept.as_mut().filter(|from| to >= **from + WRITEBACK_BYTES) {
+            copy::begin_writeback(self.job.to, *from, WRITEBACK_BYTES);
+            *from += WRITEBACK_BYTES;
+        }
+        Ok(())
     }
 }
 

@@ -72,7 +72,9 @@ pub(super) fn convert(image: &Path, raw: &Path, backing: BackingFiles) -> DiskRe
     let cancel = Cancel::new().unwrap();
     let chain = Chain::open(image, backing)?;
     let most = chain.data_bytes(&cancel)?;
-    chain.write(&fs::create_new(raw)?, raw, 2, &cancel)?;
+    let toolbox = Toolbox::default();
+    let reading = Reading { toolbox: &toolbox, threads: 2, kept: true, cancel: &cancel };
+    chain.write(&fs::create_new(raw)?, raw, &reading)?;
     // What a file system needs to find many pieces again comes on top.
     let took = copy::allocated_bytes(raw)?;
     assert!(took <= most + most / 8 + (64 << 10), "{took} bytes where {most} were told");
