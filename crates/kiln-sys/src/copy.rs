@@ -34,8 +34,7 @@ pub fn begin_writeback(file: &File, at: u64, len: u64) {
     let (Ok(at), Ok(len)) = (i64::try_from(at), i64::try_from(len)) else { return };
     #[expect(unsafe_code, reason = "sync_file_range has no safe wrapper")]
     // SAFETY: the descriptor is open as long as `file` is, and no memory is passed.
-    let result =
-        unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
     // A file system that cannot do so writes at the sync.
     let _ = result;
 }

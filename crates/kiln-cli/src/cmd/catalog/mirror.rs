@@ -17,8 +17,9 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The directory is a catalog: any server of files publishes it, and a disk carries it. Images, checksums,
-signatures and keys are as their publishers made them, so who uses the mirror checks the same signatures.
+The directory is a catalog: any server of files publishes it, and a disk carries it. Images,
+checksums, signatures and keys are as their publishers made them, so who uses the mirror checks the
+same signatures.
 
 Examples:
   kiln catalog mirror /srv/images ubuntu:24.04 debian --sign FINGERPRINT

@@ -16,7 +16,8 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A file is copied, and not looked at again. A catalog of the web is signed by one of --signer: it is
-clear-signed, or its signature lies beside it (.asc, else .sig). kiln catalog update fetches it again.
+clear-signed, or its signature lies beside it (.asc, else .sig). kiln catalog update fetches it
+again.
 
 Examples:
   kiln catalog add site.toml

@@ -55,13 +55,7 @@ struct Job<'a> {
 
 impl Qcow2 {
     /// Writes the image's own data to `to`. `over` tells whether there is content of lower files in it already.
-    pub(crate) fn write(
-        &self,
-        to: &File,
-        path: &Path,
-        over: bool,
-        reading: &Reading<'_>,
-    ) -> DiskResult<()> {
+    pub(crate) fn write(&self, to: &File, path: &Path, over: bool, reading: &Reading<'_>) -> DiskResult<()> {
         let cancel = reading.cancel;
         let job = Job { image: self, to, path, over, writing: Mutex::new(()), cancel };
         let threads = self::threads(self.header.cluster_bytes(), reading.threads);

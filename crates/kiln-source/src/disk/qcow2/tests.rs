@@ -1,6 +1,7 @@
 //! What QEMU writes is read as QEMU reads it, and what nobody should write is refused.
 
 use super::*;
+use crate::disk::Reading;
 use kiln_core::recipe::BackingFiles;
 use kiln_sys::tool::ScratchDir;
 use kiln_sys::{Toolbox, copy};
