@@ -141,7 +141,7 @@ pub enum BuildError {
         name: String,
     },
     /// An image of the catalog that was not looked up or not fetched.
-    #[error("image `{name}`")]
+    #[error("image `{name}` cannot be had")]
     Catalog {
         /// Distribution and release.
         name: String,
