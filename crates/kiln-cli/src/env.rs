@@ -119,15 +119,14 @@ pub(crate) fn ssh_identities() -> Vec<PathBuf> {
     all.filter(|path| fs::exists(path).unwrap_or(false)).collect()
 }
 
-/// Returns the user's public SSH keys.
-pub(crate) fn ssh_public_files() -> Vec<PathBuf> {
-    let Some(dir) = ssh_directory() else { return Vec::new() };
+/// Returns the user's public SSH keys; a user without a directory of them has none.
+pub(crate) fn ssh_public_files() -> IoResult<Vec<PathBuf>> {
+    let Some(dir) = ssh_directory() else { return Ok(Vec::new()) };
     let wanted = |name: &std::ffi::OsStr| {
         let name = name.to_str()?;
         (name.starts_with("id_") && name.ends_with(".pub")).then(|| dir.join(name))
     };
-    // A user without such a directory has no keys there.
-    fs::list_dir_where(&dir, wanted).unwrap_or_default()
+    Ok(fs::optional(fs::list_dir_where(&dir, wanted))?.unwrap_or_default())
 }
 
 /// Returns whether colours are unwanted.

@@ -5,7 +5,7 @@ use crate::signals::{Handled, SignalDesk};
 use crate::{env, output};
 use kiln_engine::EngineError;
 use kiln_guest::message::{ExecRequest, ExitStatus, TtySize};
-use kiln_guest::session::{ExecControl, ExecEvent, ExecStdin};
+use kiln_guest::session::{ExecControl, ExecEvent, InputWriter};
 use kiln_guest::{ErrorKind, Session, SessionError, SignalNumber};
 use kiln_sys::{IoResultExt as _, terminal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
@@ -109,7 +109,7 @@ fn exit_code(status: ExitStatus) -> u8 {
     u8::try_from(code & 0xff).unwrap_or(EXIT_FAILED)
 }
 
-fn pump_stdin(mut to_guest: ExecStdin) {
+fn pump_stdin(mut to_guest: InputWriter) {
     let mut stdin = io::stdin().lock();
     let mut buffer = [0; 16 << 10];
     while let Ok(read @ 1..) = stdin.read(&mut buffer) {

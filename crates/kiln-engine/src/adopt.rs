@@ -14,6 +14,7 @@
 
 mod export;
 pub mod mvm;
+mod planning;
 mod scan;
 pub mod vmrs;
 

@@ -14,6 +14,7 @@ mod mount;
 mod nginx;
 mod points;
 mod registry;
+mod server;
 mod worker;
 
 pub use check::{check_store, check_swept};
@@ -25,4 +26,5 @@ pub use mount::{FileSystem, Mounted, fast_dir};
 pub use nginx::Nginx;
 pub use points::fail_points;
 pub use registry::Registry;
+pub use server::FileServer;
 pub use worker::{Served, Worker, pause, serve};

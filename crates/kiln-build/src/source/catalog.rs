@@ -161,7 +161,10 @@ impl CatalogPlan {
         let refuse = |error| BuildError::catalog(&self.name, error);
         let client = client(cx.toolbox, cx.offline, self.fetch);
         let path = catalog::cached_path(cx.cache, &self.pin.disk);
-        need_space_in(cx.cache, self.bytes.unwrap_or_default())?;
+        // What is there already takes no more room, and of what has no known length the disk tells.
+        if let Some(bytes) = self.bytes.filter(|_| !fs::exists(&path).unwrap_or(false)) {
+            need_space_in(cx.cache, bytes)?;
+        }
         let step = Running::start(cx.reporter, Step::Fetch, self.name.clone());
         let (urls, bytes) = (&self.image.urls, self.bytes);
         let tell = &mut telling(cx.reporter);

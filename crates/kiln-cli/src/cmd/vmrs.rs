@@ -110,7 +110,7 @@ fn render(args: &ImportVmrsArgs, imported: &ImportedVmrs) {
     if args.json {
         let failed = imported.failed.iter().map(|failure| ShownFailure {
             directory: failure.place.clone(),
-            reason: std::error::Error::source(&failure.error).map(chain).unwrap_or_default(),
+            reason: std::error::Error::source(&failure.error).map_or_else(|| chain(&failure.error), chain),
         });
         let images = imported.images.iter().map(ShownImage::of).collect();
         output::json(Shown { images, failed: failed.collect() });

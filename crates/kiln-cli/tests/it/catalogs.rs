@@ -2,12 +2,10 @@
 
 mod gpg;
 mod mirror;
-mod server;
 
 use crate::context;
 use gpg::Gpg;
-use kiln_testing::TestContext;
-use server::Server;
+use kiln_testing::{FileServer, TestContext};
 use std::path::PathBuf;
 
 /// A catalog of one release that nobody signs, below its own directory.
@@ -104,7 +102,7 @@ fn what_is_no_catalog_or_sends_where_it_may_not_is_not_added() {
     context.kiln(["catalog", "add", "--key", "k", "bad.toml"]).fails(2);
     let local = catalog("1").replace("images/{release}", "file:///srv/images");
     context.write("web/local.toml", &local);
-    let server = Server::start(&context.work().join("web"));
+    let server = FileServer::start(&context.work().join("web"));
     let told = context.kiln(["catalog", "add", "--unsigned", &server.url("local.toml")]).fails(1);
     assert!(told.contains("only a catalog that was added from a local file sends to local files"), "{told}");
     context.write("web/up.toml", catalog("1").replace("images/{release}", "../images"));
@@ -123,14 +121,14 @@ fn what_is_no_catalog_or_sends_where_it_may_not_is_not_added() {
 struct Site {
     context: TestContext,
     gpg: Gpg,
-    server: Server,
+    server: FileServer,
 }
 
 impl Site {
     fn new() -> Self {
         let (context, gpg) = (context(), Gpg::new());
         context.write("web/site.toml.key", gpg.key());
-        let server = Server::start(&context.work().join("web"));
+        let server = FileServer::start(&context.work().join("web"));
         Self { context, gpg, server }
     }
 

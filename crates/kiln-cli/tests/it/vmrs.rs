@@ -57,7 +57,7 @@ fn an_image_that_is_what_is_published_is_as_if_it_had_been_pulled() {
     let updated = context.kiln(["catalog", "update", "demo:1", "--json"]).json();
     assert_eq!((&updated[0]["revision"], &updated[0]["there"]), (&revision, &json!(true)), "{updated}");
     let asked = publisher.asked();
-    assert!(asked.iter().all(|path| path.starts_with("/SHA256SUMS")), "{asked:?}");
+    assert!(asked.iter().all(|path| path.starts_with("SHA256SUMS")), "{asked:?}");
     let again = context.kiln(["import", "vmrs", "data/images", "-q"]).ok();
     assert_eq!(again, "demo:1\n");
 

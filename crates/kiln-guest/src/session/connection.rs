@@ -1,74 +1,28 @@
 //! A connection to a port of the guest.
 
-use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::io::{self, Read};
 
-use super::stream::{Delivery, Port, Stream};
+use super::input::InputWriter;
+use super::stream::{Delivery, Stream};
 use crate::error::SessionError;
 
 /// A connection to a port of the guest. Its directions end one by one, as those of a TCP connection do.
 #[derive(Debug)]
 pub struct Connection {
-    writer: ConnectionWriter,
+    writer: InputWriter,
     reader: ConnectionReader,
 }
 
 impl Connection {
     pub(super) fn new(stream: Stream) -> Self {
-        let writer = ConnectionWriter { port: Some(Arc::clone(&stream.port)) };
+        let writer = InputWriter::of(&stream, true);
         Self { writer, reader: ConnectionReader { stream, rest: Vec::new(), start: 0, ended: false } }
     }
 
     /// Splits it into parts that different threads can own.
     #[must_use]
-    pub fn split(self) -> (ConnectionWriter, ConnectionReader) {
+    pub fn split(self) -> (InputWriter, ConnectionReader) {
         (self.writer, self.reader)
-    }
-}
-
-/// Writes to the port. Dropping it tells the port that nothing follows; what comes from there still can be read.
-///
-/// A write waits while the port does not take bytes, and fails with `BrokenPipe` once the connection has ended.
-#[derive(Debug)]
-pub struct ConnectionWriter {
-    port: Option<Arc<Port>>,
-}
-
-impl ConnectionWriter {
-    /// Tells the port that nothing follows.
-    ///
-    /// # Errors
-    /// Fails when the session is lost.
-    pub fn close(&mut self) -> Result<(), SessionError> {
-        match self.port.take() {
-            Some(port) => port.send_eof(),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for ConnectionWriter {
-    fn drop(&mut self) {
-        // A lost session has closed it.
-        let _ = self.close();
-    }
-}
-
-impl Write for ConnectionWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.is_empty() {
-            return Ok(0);
-        }
-        let port = self.port.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        match port.send_stdin(bytes) {
-            Ok(Some(count)) => Ok(count),
-            Ok(None) => Err(io::ErrorKind::BrokenPipe.into()),
-            Err(error) => Err(error.into_io()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

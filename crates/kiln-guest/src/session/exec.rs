@@ -1,9 +1,9 @@
 //! A program running in the guest.
 
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::input::InputWriter;
 use super::stream::{Delivery, Port, Stream};
 use crate::error::SessionError;
 use crate::frame::{Channel, Kind};
@@ -37,7 +37,7 @@ pub struct ExecOutcome {
 /// Dropping it, or its [`ExecOutput`], before the end was received kills the program's process group.
 #[derive(Debug)]
 pub struct ExecStream {
-    stdin: ExecStdin,
+    stdin: InputWriter,
     control: ExecControl,
     output: ExecOutput,
 }
@@ -45,7 +45,7 @@ pub struct ExecStream {
 impl ExecStream {
     pub(super) fn new(stream: Stream, pid: u32, stdin: bool) -> Self {
         let control = ExecControl { port: Arc::clone(&stream.port), pid };
-        let stdin = ExecStdin { port: stdin.then(|| Arc::clone(&stream.port)) };
+        let stdin = InputWriter::of(&stream, stdin);
         Self { stdin, control, output: ExecOutput { stream, ended: false } }
     }
 
@@ -57,12 +57,12 @@ impl ExecStream {
 
     /// Splits it into parts that different threads can own.
     #[must_use]
-    pub fn split(self) -> (ExecStdin, ExecControl, ExecOutput) {
+    pub fn split(self) -> (InputWriter, ExecControl, ExecOutput) {
         (self.stdin, self.control, self.output)
     }
 
     /// Returns the writer of stdin.
-    pub fn stdin(&mut self) -> &mut ExecStdin {
+    pub fn stdin(&mut self) -> &mut InputWriter {
         &mut self.stdin
     }
 
@@ -106,52 +106,6 @@ impl ExecStream {
             }
             target.extend_from_slice(&bytes);
         }
-    }
-}
-
-/// Writes a program's stdin; dropping it closes stdin.
-///
-/// A write waits while the program does not read. Once the program has ended it fails with `BrokenPipe`.
-#[derive(Debug)]
-pub struct ExecStdin {
-    port: Option<Arc<Port>>,
-}
-
-impl ExecStdin {
-    /// Closes stdin; closing it twice does nothing.
-    ///
-    /// # Errors
-    /// Fails when the session is lost.
-    pub fn close(&mut self) -> Result<(), SessionError> {
-        match self.port.take() {
-            Some(port) => port.send_eof(),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for ExecStdin {
-    fn drop(&mut self) {
-        // A lost session has closed it.
-        let _ = self.close();
-    }
-}
-
-impl Write for ExecStdin {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.is_empty() {
-            return Ok(0);
-        }
-        let port = self.port.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        match port.send_stdin(bytes) {
-            Ok(Some(count)) => Ok(count),
-            Ok(None) => Err(io::ErrorKind::BrokenPipe.into()),
-            Err(error) => Err(error.into_io()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

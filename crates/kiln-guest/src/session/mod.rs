@@ -9,6 +9,7 @@ mod exec;
 mod file;
 mod handshake;
 mod identity;
+mod input;
 mod stream;
 
 use std::collections::HashMap;
@@ -21,9 +22,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use connection::{Connection, ConnectionReader, ConnectionWriter};
-pub use exec::{ExecControl, ExecEvent, ExecOutcome, ExecOutput, ExecStdin, ExecStream};
+pub use connection::{Connection, ConnectionReader};
+pub use exec::{ExecControl, ExecEvent, ExecOutcome, ExecOutput, ExecStream};
 pub use file::{StreamReader, StreamWriter};
+pub use input::InputWriter;
 
 use crate::error::{ErrorKind, RemoteError, SessionError};
 use crate::flow::lock;

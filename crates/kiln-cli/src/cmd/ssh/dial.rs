@@ -7,7 +7,7 @@ use clap::Args;
 use kiln_engine::EngineError;
 use kiln_engine::ssh::SSH_PORT;
 use kiln_guest::SessionError;
-use kiln_guest::session::{ConnectionReader, ConnectionWriter};
+use kiln_guest::session::{ConnectionReader, InputWriter};
 use kiln_sys::{IoResultExt as _, process};
 use std::io::{self, Read as _, Write as _};
 use std::num::NonZeroU16;
@@ -40,7 +40,7 @@ pub(crate) fn dial(context: &Context, args: &DialArgs) -> CliResult {
     Ok(ExitCode::SUCCESS)
 }
 
-fn send(mut writer: ConnectionWriter) {
+fn send(mut writer: InputWriter) {
     let mut stdin = io::stdin().lock();
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(read @ 1..) = stdin.read(&mut buffer) {

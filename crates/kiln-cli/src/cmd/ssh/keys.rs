@@ -1,10 +1,11 @@
 //! The public keys that a new machine is given.
 
 use super::super::Context;
-use crate::env;
 use crate::error::CliError;
+use crate::{env, output};
 use clap::Args;
 use kiln_core::ssh::{InvalidSshKey, SSH_KEYS_BYTES_MAX, check_keys};
+use kiln_core::text::chain;
 use kiln_core::{Reference, SshPublicKey};
 use kiln_engine::EngineError;
 use kiln_engine::ssh::OwnSshKey;
@@ -91,8 +92,14 @@ pub(crate) fn usual(context: &Context, reference: &Reference) -> Result<Vec<SshP
     let mut keys: Vec<SshPublicKey> = own(context)?.map(|own| own.public).into_iter().collect();
     let mut users = of_agent(context);
     if users.is_empty() {
-        let files = env::ssh_public_files();
-        users = files.iter().filter_map(|path| of_file(path).ok()).flatten().collect();
+        for path in env::ssh_public_files()? {
+            match of_file(&path) {
+                Ok(keys) => users.extend(keys),
+                Err(error) => {
+                    output::tell(&format!("{} is passed over: {}", path.display(), chain(&error)));
+                }
+            }
+        }
     }
     for key in users {
         let before = keys.len();

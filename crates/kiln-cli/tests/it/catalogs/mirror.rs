@@ -1,8 +1,8 @@
 //! Mirrors: made of a server, served by another once the first is gone, and read from a disk.
 
 use super::gpg::Gpg;
-use super::server::Server;
 use crate::context;
+use kiln_testing::FileServer;
 use kiln_testing::TestContext;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ const KEY: &str = "web/keys/demo.asc";
 struct Publisher {
     context: TestContext,
     gpg: Gpg,
-    server: Server,
+    server: FileServer,
 }
 
 fn sum(bytes: &[u8], name: &str) -> String {
@@ -24,7 +24,7 @@ impl Publisher {
     fn new() -> Self {
         let (context, gpg) = (context(), Gpg::new());
         context.write(KEY, gpg.key());
-        let server = Server::start(&context.work().join("web"));
+        let server = FileServer::start(&context.work().join("web"));
         let publisher = Self { context, gpg, server };
         publisher.publish(10, b"first");
         let kernel = b"a kernel";
@@ -145,7 +145,7 @@ fn a_mirror_stands_for_its_publisher_once_that_is_gone() {
 
     // From a server of its own, and from the disk, each into another mirror that is as whole.
     let (work, first) = (publisher.context.work(), publisher.files());
-    let again = Server::start(&work.join("mirror"));
+    let again = FileServer::start(&work.join("mirror"));
     drop(publisher.server);
     let site = context();
     site.kiln(["catalog", "add", "--unsigned", "--name", "site", &again.url("catalog.toml")]).ok();
@@ -231,7 +231,7 @@ fn a_mirror_is_signed_by_the_key_that_is_named() {
     };
     let output = sign(&["demo"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let again = Server::start(&publisher.context.work().join("mirror"));
+    let again = FileServer::start(&publisher.context.work().join("mirror"));
     let site = context();
     let key = site.write("site.key", gpg.key());
     let url = again.url("catalog.toml");

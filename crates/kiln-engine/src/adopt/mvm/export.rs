@@ -8,9 +8,10 @@ use super::{
     ARTIFACTS, CHECKSUMS_FILE, CONFIG_FILE, CURRENT, INITRD_FILE, KERNEL_FILE, MANIFEST_FILE, REVISION_FILE,
     REVISIONS, ROOTFS_FILE, TEMPLATE_FILE, TEMPLATES, boot_args, is_template_id,
 };
+use crate::adopt::planning::Planning;
 use crate::adopt::scan::stands;
 use crate::progress::{Progress, Reporter, step, waiting};
-use crate::{Engine, EngineError, EngineResult, RegistryProblem};
+use crate::{Engine, EngineError, EngineResult};
 use kiln_core::revision::{ArtifactFormat, Manifest};
 use kiln_core::text::chain;
 use kiln_core::variant::MachineShape;
@@ -92,28 +93,10 @@ impl Engine {
     }
 
     fn plan_mvm(&self, request: &ExportMvm<'_>) -> EngineResult<Vec<Planned>> {
-        let mut problems = Vec::new();
-        let mut all: BTreeMap<String, Planned> = BTreeMap::new();
-        for reference in self.or_every_latest(request.references)?.iter() {
-            self.cancel.check().map_err(EngineError::from)?;
-            match self.plan_one(request.dir, reference) {
-                Ok(planned) if all.contains_key(&planned.id) => {
-                    let reason = format!("another reference is the template `{}` already", planned.id);
-                    problems.push(RegistryProblem { name: reference.to_string(), reason });
-                }
-                Ok(planned) => {
-                    all.insert(planned.id.clone(), planned);
-                }
-                Err(Planning::Because(reason)) => {
-                    problems.push(RegistryProblem { name: reference.to_string(), reason });
-                }
-                Err(Planning::Stop(error)) => return Err(error),
-            }
-        }
-        if !problems.is_empty() {
-            return Err(EngineError::Registry { action: "exported", path: request.dir.to_owned(), problems });
-        }
-        Ok(all.into_values().collect())
+        let references = self.or_every_latest(request.references)?;
+        let plan = |reference: &Reference| self.plan_one(request.dir, reference);
+        let shown = |id: &str| format!("the template `{id}`");
+        self.plan_each(request.dir, &references, |planned: &Planned| planned.id.as_str(), shown, plan)
     }
 
     fn plan_one(&self, dir: &Path, reference: &Reference) -> Result<Planned, Planning> {
@@ -310,20 +293,6 @@ impl Engine {
             write_staged(&dir.join(MANIFEST_FILE), &manifest.to_bytes(), FILE_MODE)?;
         }
         Ok(())
-    }
-}
-
-enum Planning {
-    Because(String),
-    Stop(EngineError),
-}
-
-impl From<EngineError> for Planning {
-    fn from(error: EngineError) -> Self {
-        match error {
-            EngineError::Cancelled => Self::Stop(error),
-            error => Self::Because(chain(&error)),
-        }
     }
 }
 

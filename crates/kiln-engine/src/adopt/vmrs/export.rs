@@ -1,20 +1,19 @@
 //! Writing the layout: each image in one step, with kiln's own initial file system, which boots it with the agent.
 
 use super::{DISK_FILE, IMAGES, INITRD_FILE, KERNEL_FILE, find};
+use crate::adopt::planning::Planning;
 use crate::adopt::scan::stands;
 use crate::progress::{Progress, Reporter, step, waiting};
-use crate::{Engine, EngineError, EngineResult, RegistryProblem};
+use crate::{Engine, EngineError, EngineResult};
 use kiln_core::catalog::ImageName;
 use kiln_core::recipe::{BackingFiles, DiskFormat};
 use kiln_core::revision::{Artifact, ArtifactFormat, Manifest};
-use kiln_core::text::chain;
 use kiln_core::{ArtifactRole, ByteSize, Digest, Reference, RevisionSelector};
 use kiln_source::disk::{Image, Reading};
 use kiln_store::{CloneChoice, CopyOut, SPACE_MARGIN, Staging, StoreError};
 use kiln_sys::commit::{aside, commit_dir};
 use kiln_sys::lock::Share;
 use kiln_sys::{IoResultExt as _, Tool, Toolbox, copy, fs};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,21 +61,6 @@ struct Planned {
     there: bool,
 }
 
-/// Why one is not written, or why the work ends.
-enum Planning {
-    Because(String),
-    Stop(EngineError),
-}
-
-impl<E: Into<EngineError>> From<E> for Planning {
-    fn from(error: E) -> Self {
-        match error.into() {
-            EngineError::Cancelled => Self::Stop(EngineError::Cancelled),
-            error => Self::Because(chain(&error)),
-        }
-    }
-}
-
 impl Engine {
     /// Writes templates as vm-rs keeps images. Nothing is overwritten; what is there with the same content stays, and what
     /// cannot be written is told before anything is.
@@ -120,28 +104,8 @@ impl Engine {
             root if root == request.dir && !root.ends_with(IMAGES) => root.join(IMAGES),
             root => root,
         };
-        let mut problems = Vec::new();
-        let mut all: BTreeMap<String, Planned> = BTreeMap::new();
-        for reference in request.references {
-            self.cancel.check()?;
-            match self.plan_image(&root, reference, staging) {
-                Ok(planned) if all.contains_key(&planned.name) => {
-                    let reason = format!("another reference is {} already", planned.name);
-                    problems.push(RegistryProblem { name: reference.to_string(), reason });
-                }
-                Ok(planned) => {
-                    all.insert(planned.name.clone(), planned);
-                }
-                Err(Planning::Because(reason)) => {
-                    problems.push(RegistryProblem { name: reference.to_string(), reason });
-                }
-                Err(Planning::Stop(error)) => return Err(error),
-            }
-        }
-        if !problems.is_empty() {
-            return Err(EngineError::Registry { action: "exported", path: request.dir.to_owned(), problems });
-        }
-        Ok(all.into_values().collect())
+        let plan = |reference: &Reference| self.plan_image(&root, reference, staging);
+        self.plan_each(request.dir, request.references, |it: &Planned| it.name.as_str(), str::to_owned, plan)
     }
 
     fn plan_image(&self, root: &Path, reference: &Reference, staging: &Staging) -> Result<Planned, Planning> {

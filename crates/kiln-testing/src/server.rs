@@ -8,15 +8,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 /// The server. Dropping it ends it.
-pub(super) struct Server {
+#[derive(Debug)]
+pub struct FileServer {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
     stop: Arc<AtomicBool>,
     accepting: Option<JoinHandle<()>>,
 }
 
-impl Server {
-    pub(super) fn start(root: &Path) -> Self {
+impl FileServer {
+    /// Starts one on a free port.
+    pub fn start(root: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (asked, stop) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<AtomicBool>::default());
@@ -33,17 +35,18 @@ impl Server {
         Self { address, asked, stop, accepting: Some(accepting) }
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    /// Returns the address of a path below the directory.
+    pub fn url(&self, path: &str) -> String {
         format!("http://{}/{path}", self.address)
     }
 
-    /// Returns what was asked for since this was last called.
-    pub(super) fn asked(&self) -> Vec<String> {
+    /// Returns what was asked for since this was last called: paths below the directory.
+    pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 }
 
-impl Drop for Server {
+impl Drop for FileServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         // It may have ended by itself.
