@@ -4,6 +4,7 @@
 //! No file is opened, no clock is read and no environment is consulted in this crate.
 
 pub mod arch;
+pub mod bucket;
 pub mod capture;
 pub mod catalog;
 pub mod date;
@@ -28,6 +29,7 @@ pub mod time;
 pub mod variant;
 
 pub use arch::Arch;
+pub use bucket::{BucketPlace, InvalidBucketPlace};
 pub use date::Date;
 pub use digest::Digest;
 pub use name::{ArtifactRole, DiskOwner, MachineId, MachineName, Tag, TemplateName, VariantName};

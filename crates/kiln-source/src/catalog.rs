@@ -9,11 +9,13 @@ mod error;
 mod mirror;
 mod place;
 mod remote;
+mod shelf;
 
 pub use crate::hash::digest_of;
 pub use error::LookUpError;
 pub use mirror::{MirrorImage, Mirrored};
 pub use remote::{FetchedCatalog, RemoteCatalog};
+pub use shelf::{Directory, Over, Shelf, ShelfError, Text};
 
 use crate::checksum::Checksums;
 use crate::download::{Client, Download, DownloadError, Progress, Url};

@@ -18,6 +18,7 @@ mod wire;
 
 pub use client::{CONNECT_MAX, Client, ClientOptions, STALL_MAX};
 pub use error::{Broken, DownloadError, Refusal};
+pub(crate) use pace::retry_after;
 pub use pace::{CONNECTIONS_MAX, Clock, HostClock, RETRY_AFTER_MAX};
 pub use partial::{NOTE_BYTES_MAX, VALIDATOR_BYTES_MAX};
 pub use segments::{RANGES_BYTES_MIN, SEGMENT_BYTES_MAX};

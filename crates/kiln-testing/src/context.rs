@@ -98,6 +98,18 @@ impl TestContext {
         self.start(args).finish()
     }
 
+    /// Runs the program with these variables too.
+    #[track_caller]
+    pub fn kiln_env<S: AsRef<OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        env: &[(&str, &str)],
+    ) -> Output {
+        let mut command = self.command(args);
+        command.envs(env.iter().copied());
+        Running::spawn(command).finish()
+    }
+
     /// Runs the program with `input` on its standard input.
     #[track_caller]
     pub fn kiln_with_input<S: AsRef<OsStr>>(

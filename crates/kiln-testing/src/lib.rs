@@ -5,6 +5,8 @@
 #![expect(clippy::missing_panics_doc, reason = "a test that cannot be set up panics")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up panics")]
 
+#[cfg(feature = "buckets")]
+mod bucket;
 mod check;
 mod context;
 mod filter;
@@ -17,6 +19,8 @@ mod registry;
 mod server;
 mod worker;
 
+#[cfg(feature = "buckets")]
+pub use bucket::BucketServer;
 pub use check::{check_store, check_swept};
 pub use context::{Output, Running, TestContext};
 pub use filter::plain;

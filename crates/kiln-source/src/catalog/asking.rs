@@ -1,7 +1,8 @@
 //! Small texts of a catalog's places: checksums, signatures, keys.
 
 use super::error::LookUpError;
-use super::place::Place;
+use super::place::{Place, on_shelf};
+use super::shelf::Shelf;
 use super::{TEXTS, at, signed};
 use crate::checksum::MANIFEST_BYTES_MAX;
 use crate::download::{Client, Download, Progress, Url};
@@ -20,6 +21,8 @@ use std::time::SystemTime;
 /// What is asked, and with what.
 pub(super) struct Asking<'a, 'p> {
     cache: &'a Path,
+    /// Whose files the local ones are, where they are not this host's.
+    shelf: Option<&'a dyn Shelf>,
     pub(super) client: &'a Client<'a>,
     pub(super) progress: &'p mut dyn FnMut(Progress<'_>),
     pub(super) cancel: &'a Cancel,
@@ -34,14 +37,25 @@ impl<'a, 'p> Asking<'a, 'p> {
         progress: &'p mut dyn FnMut(Progress<'_>),
         cancel: &'a Cancel,
     ) -> Self {
-        Self { cache, client, progress, cancel, texts: BTreeMap::new() }
+        Self { cache, shelf: None, client, progress, cancel, texts: BTreeMap::new() }
+    }
+
+    /// Has local files be those of a shelf.
+    pub(super) fn of_shelf(self, shelf: &'a dyn Shelf) -> Self {
+        Self { shelf: Some(shelf), ..self }
     }
 
     /// Fetches a text anew and reads it.
     pub(super) fn text(&mut self, address: &str, bytes_max: usize) -> Result<Vec<u8>, LookUpError> {
         let text = match Place::of(address)? {
             Place::Web(url) => self.fetched(address, &url, bytes_max)?,
-            Place::Local(path) => fs::read_limited(&path, bytes_max)?,
+            Place::Local(path) => match self.shelf {
+                Some(shelf) => {
+                    let text = shelf.read(&on_shelf(&path)?, bytes_max)?;
+                    text.ok_or_else(|| LookUpError::NotMirrored { address: address.to_owned() })?.bytes
+                }
+                None => fs::read_limited(&path, bytes_max)?,
+            },
         };
         self.texts.insert(address.to_owned(), text.clone());
         Ok(text)

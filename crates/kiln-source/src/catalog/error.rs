@@ -1,5 +1,6 @@
 //! Why it was not found what an image is.
 
+use super::shelf::ShelfError;
 use crate::checksum::{ChecksumError, NotListed};
 use crate::download::DownloadError;
 use crate::openpgp::{KeyringError, SignatureError};
@@ -100,10 +101,29 @@ pub enum LookUpError {
         #[source]
         source: NotListed,
     },
+    /// A text that a mirror does not have.
+    #[error("{address} is not in the mirror")]
+    NotMirrored {
+        /// Its address there.
+        address: String,
+    },
+    /// A mirror that cannot be read or written.
+    #[error(transparent)]
+    Shelf(Box<ShelfError>),
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
     /// A file of the cache cannot be used.
     #[error(transparent)]
     Io(#[from] IoError),
+}
+
+impl From<ShelfError> for LookUpError {
+    fn from(error: ShelfError) -> Self {
+        match error {
+            ShelfError::Cancelled => Self::Cancelled,
+            ShelfError::Io(error) => Self::Io(error),
+            error => Self::Shelf(Box::new(error)),
+        }
+    }
 }

@@ -1,33 +1,31 @@
-//! Images of the catalog copied as they are published, with checksums, signatures and keys, into a directory that is a
-//! place of the catalog then.
+//! Images of the catalog copied as they are published, with checksums, signatures and keys, to where a catalog of its own
+//! names them.
 
 use super::asking::Asking;
 use super::error::LookUpError;
-use super::place::{Bring, Place, is_there};
+use super::place::{Bring, Place, on_shelf};
+use super::shelf::{Over, Shelf};
 use super::{Found, IMAGE_BYTES_MAX, LookUp, Verify, cached_path, check_image};
 use crate::checksum::MANIFEST_BYTES_MAX;
 use crate::download::{Client, Progress};
 use crate::openpgp::KEYRING_BYTES_MAX;
 use kiln_core::catalog::{Image, ImagePin, KeySource, SignaturePlace};
 use kiln_core::image::ContentDigest;
-use kiln_sys::commit::{self, Existing};
 use kiln_sys::{Cancel, fs};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-/// The mode of a mirror's directories: a server of files reads them.
-const DIRECTORY_MODE: u32 = 0o755;
-/// The mode of its files.
-const FILE_MODE: u32 = 0o644;
 
 /// An image, and where its mirror is.
 #[derive(Debug, Clone, Copy)]
 pub struct MirrorImage<'a> {
     /// The image as it is published.
     pub image: &'a Image,
-    /// The same as the mirror has it: all its addresses are of local files.
+    /// The same as the mirror has it: all its addresses are of local files, whose root is the shelf.
     pub copy: &'a Image,
-    /// A directory of the mirror's file system for what comes: what is there when a run ends is gone on with by the next.
+    /// Where the files of the mirror are.
+    pub shelf: &'a dyn Shelf,
+    /// A directory for what comes, of the file system of the mirror where that is a directory: what is there when a run
+    /// ends is gone on with by the next.
     pub work: &'a Path,
     /// The present time.
     pub now: SystemTime,
@@ -49,7 +47,15 @@ pub struct Mirrored {
 struct Part<'a> {
     urls: &'a [String],
     digest: ContentDigest,
-    target: PathBuf,
+    path: String,
+}
+
+/// A file of an image that has come.
+struct Staged<'a> {
+    from: PathBuf,
+    part: &'a Part<'a>,
+    /// Whether the mirror lacks it.
+    wanted: bool,
 }
 
 impl MirrorImage<'_> {
@@ -57,10 +63,16 @@ impl MirrorImage<'_> {
         LookUp { image: self.image, verify: Verify::Usual, cache: self.work, now: self.now }
     }
 
+    /// Returns whether the signature is over the image itself.
+    fn is_signed_itself(&self) -> bool {
+        let signature = self.image.signature.as_ref();
+        signature.is_some_and(|signature| matches!(signature.place, SignaturePlace::OfImage(_)))
+    }
+
     /// Returns what the mirror has, where its checksums are there and good.
     ///
     /// # Errors
-    /// When the work was cancelled.
+    /// When the mirror cannot be asked, and when the work was cancelled.
     pub fn there(
         &self,
         client: &Client<'_>,
@@ -68,9 +80,11 @@ impl MirrorImage<'_> {
         cancel: &Cancel,
     ) -> Result<Option<ImagePin>, LookUpError> {
         let there = LookUp { image: self.copy, ..self.look_up() };
-        match there.run(client, progress, cancel) {
-            Err(LookUpError::Cancelled) => Err(LookUpError::Cancelled),
-            found => Ok(found.ok().map(|found| found.pin)),
+        let mut asking = Asking::new(self.work, client, progress, cancel).of_shelf(self.shelf);
+        match there.ask(&mut asking) {
+            // What cannot be asked is not known to be older.
+            Err(error @ (LookUpError::Cancelled | LookUpError::Shelf(_))) => Err(error),
+            found => Ok(found.ok().map(|(found, _)| found.pin)),
         }
     }
 
@@ -122,40 +136,47 @@ impl MirrorImage<'_> {
         for (index, part) in parts.iter().enumerate() {
             let bytes_max = found.disk_bytes.filter(|_| index == 0).unwrap_or(IMAGE_BYTES_MAX);
             let bytes_max = bytes_max.min(IMAGE_BYTES_MAX);
-            if is_there(&part.target, &part.digest, bytes_max, asking.cancel)? {
+            let there = self.shelf.has(&part.path, &part.digest, bytes_max, asking.cancel)?;
+            // A signature over the image itself is checked each time, which somebody else's copy is not there for.
+            let at_hand = index > 0 || !self.is_signed_itself() || self.shelf.local(&part.path).is_some();
+            if there && at_hand {
                 continue;
             }
-            let target = cached_path(self.work, &part.digest);
-            let bring = Bring { digest: &part.digest, bytes_max, cache: self.work, target: &target };
+            let from = cached_path(self.work, &part.digest);
+            let bring = Bring { digest: &part.digest, bytes_max, cache: self.work, target: &from };
             bytes += bring.run(part.urls, asking.client, asking.progress, asking.cancel)?.bytes;
-            staged.push((target, &part.target));
+            staged.push(Staged { from, part, wanted: !there });
         }
         if let Some(disk) = parts.first() {
-            let path = staged.iter().find(|(_, target)| **target == disk.target);
-            let path = path.map_or(&disk.target, |(path, _)| path);
-            if let Some(verified) = check_image(&self.look_up(), path, asking)? {
+            let path = staged.iter().find(|file| file.part.path == disk.path).map(|file| file.from.clone());
+            if let Some(path) = path.or_else(|| self.shelf.local(&disk.path))
+                && let Some(verified) = check_image(&self.look_up(), &path, asking)?
+            {
                 pin.serial = Some(super::serial_of(&verified));
                 pin.signer = Some(verified.signer);
             }
         }
-        let texts = self.texts(asking)?;
-        for (from, to) in &staged {
-            public_parent(to)?;
-            commit::commit_file(&fs::open(from)?, from, to, FILE_MODE, Existing::Replace)?;
+        for Staged { from, part, wanted } in &staged {
+            if *wanted {
+                let progress = &mut *asking.progress;
+                let told = &mut |have, total| progress(Progress::Bytes { have, total: Some(total) });
+                self.shelf.put(&part.path, from, &part.digest, told)?;
+            } else {
+                fs::remove_file(from)?;
+            }
         }
-        for (path, text) in texts {
+        for (path, text) in self.texts(asking)? {
             let max = MANIFEST_BYTES_MAX.max(KEYRING_BYTES_MAX);
             // One that is too long is another.
-            if fs::read_optional(&path, max).ok().flatten().as_deref() != Some(text) {
-                public_parent(&path)?;
-                commit::write_file(&path, text, FILE_MODE, Existing::Replace)?;
+            if self.shelf.read(&path, max).ok().flatten().is_none_or(|there| there.bytes != text) {
+                self.shelf.write(&path, text, Over::Anything)?;
             }
         }
         Ok(Mirrored { pin, fetched: staged.len(), bytes })
     }
 
     /// Returns where checksums, signature and keys go, as they came: the checksums last.
-    fn texts<'t>(&self, asking: &'t Asking<'_, '_>) -> Result<Vec<(PathBuf, &'t [u8])>, LookUpError> {
+    fn texts<'t>(&self, asking: &'t Asking<'_, '_>) -> Result<Vec<(String, &'t [u8])>, LookUpError> {
         let mut places = Vec::new();
         if let (Some(signature), Some(copy)) = (&self.image.signature, &self.copy.signature) {
             for pair in signature.keys.iter().zip(&copy.keys) {
@@ -181,30 +202,14 @@ impl MirrorImage<'_> {
 }
 
 fn part<'a>(urls: &'a [String], digest: ContentDigest, copy: &[String]) -> Result<Part<'a>, LookUpError> {
-    let target = local(copy.first().map(String::as_str).unwrap_or_default())?;
-    Ok(Part { urls, digest, target })
+    let path = local(copy.first().map(String::as_str).unwrap_or_default())?;
+    Ok(Part { urls, digest, path })
 }
 
-fn local(address: &str) -> Result<PathBuf, LookUpError> {
+/// Returns the path on the shelf of an address of the copy.
+fn local(address: &str) -> Result<String, LookUpError> {
     match Place::of(address)? {
-        Place::Local(path) => Ok(path),
+        Place::Local(path) => on_shelf(&path),
         Place::Web(_) => Err(LookUpError::Address { address: kiln_core::text::clip(address) }),
     }
-}
-
-/// Makes the directory of a file, and those above it, such that everybody may read them. Those that are there stay as
-/// they are.
-fn public_parent(path: &Path) -> Result<(), LookUpError> {
-    let missing: Vec<&Path> =
-        path.ancestors().skip(1).take_while(|directory| !fs::exists(directory).unwrap_or(true)).collect();
-    for directory in missing.into_iter().rev() {
-        match fs::create_dir(directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            made => {
-                made?;
-                fs::set_mode(directory, DIRECTORY_MODE)?;
-            }
-        }
-    }
-    Ok(())
 }

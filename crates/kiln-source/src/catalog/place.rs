@@ -30,6 +30,13 @@ impl Place {
     }
 }
 
+/// Returns the path on a shelf of a file that the catalog of a mirror names: its root is the shelf.
+pub(super) fn on_shelf(path: &Path) -> Result<String, LookUpError> {
+    let text = path.to_str().and_then(|text| text.strip_prefix('/'));
+    let address = || LookUpError::Address { address: kiln_core::text::clip(&path.to_string_lossy()) };
+    text.map(str::to_owned).ok_or_else(address)
+}
+
 /// Returns the digest of a local file, and how many bytes it has; none when it has more than `bytes_max`.
 pub(super) fn digest_of(
     path: &Path,

@@ -4,7 +4,7 @@ use super::error::{Broken, DownloadError, Refusal};
 use super::pace::{Clock, HostClock, Hosts, Permit, Rate};
 use super::segments::RANGES_BYTES_MIN;
 use super::url::Url;
-use super::{redirect, wire};
+use super::{pace, redirect, wire};
 use crate::http;
 use kiln_sys::{Cancel, Toolbox};
 use std::num::NonZeroU64;
@@ -72,6 +72,33 @@ impl<'a> Client<'a> {
     pub fn new(options: ClientOptions<'a>) -> Self {
         let rate = options.rate_max.map(Rate::new);
         Self { options, hosts: Hosts::default(), rate, roots: Mutex::new(None) }
+    }
+
+    /// Returns whether nobody may be asked.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.options.offline
+    }
+
+    /// Returns the seconds since 1970 (UTC).
+    pub(crate) fn unix_seconds(&self) -> u64 {
+        self.options.clock.unix_seconds()
+    }
+
+    /// Waits before another try, after so many in a row that brought nothing: as long as was asked for, or else by chance.
+    pub(crate) fn wait_before(
+        &self,
+        tries: u32,
+        after: Option<Duration>,
+        cancel: &Cancel,
+    ) -> Result<(), DownloadError> {
+        let clock = &self.options.clock;
+        let wait = after.unwrap_or_else(|| pace::backoff(tries, clock.random()));
+        Ok(clock.wait(wait, cancel)?)
+    }
+
+    /// Returns who asks an address that a user named. Redirections are not followed.
+    pub(crate) fn agent_of(&self, url: &Url, cancel: &Cancel) -> Result<Agent, DownloadError> {
+        self.agent(url, self.way(url, false), cancel)
     }
 
     fn way(&self, url: &Url, guarded: bool) -> Way<'a> {

@@ -81,7 +81,7 @@ pub(super) fn backoff(tries: u32, random: u64) -> Duration {
 }
 
 /// Returns the wait that a `Retry-After` asks for, in seconds or until a date.
-pub(super) fn retry_after(value: &str, now_unix_seconds: u64) -> Option<Duration> {
+pub(crate) fn retry_after(value: &str, now_unix_seconds: u64) -> Option<Duration> {
     let value = value.trim();
     let seconds = match value.parse::<u64>() {
         Ok(seconds) => seconds,

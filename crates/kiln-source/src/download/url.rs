@@ -49,7 +49,7 @@ impl Url {
     }
 
     /// Returns what is asked for.
-    pub(super) fn uri(&self) -> &Uri {
+    pub(crate) fn uri(&self) -> &Uri {
         &self.uri
     }
 

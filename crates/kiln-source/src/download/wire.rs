@@ -82,6 +82,7 @@ impl<T: Transport> Transport for Watched<T> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
+        self.cancel.check().map_err(|cancelled| Error::Io(io::Error::other(cancelled)))?;
         self.inner.transmit_output(amount, timeout)
     }
 

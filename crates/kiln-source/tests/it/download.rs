@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Bytes of which no two parts are alike.
-fn content(length: usize) -> Vec<u8> {
+pub(crate) fn content(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     std::iter::repeat_with(|| {
         state ^= state << 13;
@@ -33,16 +33,16 @@ fn content(length: usize) -> Vec<u8> {
     .collect()
 }
 
-fn sha256(bytes: &[u8]) -> ContentDigest {
+pub(crate) fn sha256(bytes: &[u8]) -> ContentDigest {
     ContentDigest::from_bytes(Algorithm::Sha256, &sha2::Sha256::digest(bytes)).unwrap()
 }
 
 /// Time that passes as fast as it is waited for.
 #[derive(Debug, Clone, Default)]
-struct Waits(Arc<Mutex<Vec<Duration>>>);
+pub(crate) struct Waits(Arc<Mutex<Vec<Duration>>>);
 
 impl Waits {
-    fn seen(&self) -> Vec<Duration> {
+    pub(crate) fn seen(&self) -> Vec<Duration> {
         self.0.lock().unwrap().clone()
     }
 }
