@@ -3,6 +3,7 @@
 
 use crate::error::CliError;
 use kiln_engine::Settings;
+use kiln_engine::catalogs::{AccessKey, BucketAccess};
 use kiln_guest::token::VariableName;
 use kiln_sys::{IoResult, Toolbox, fs, process, tool};
 use std::ffi::OsString;
@@ -74,6 +75,18 @@ fn data(variable: &str, in_home: &str) -> Result<PathBuf, CliError> {
 fn directory(variable: &str, otherwise: &str) -> PathBuf {
     let chosen = std::env::var_os(variable).filter(|value| !value.is_empty());
     chosen.map_or_else(|| PathBuf::from(otherwise), PathBuf::from)
+}
+
+/// Returns what the user's variables say of buckets, as Amazon's own programs read them.
+pub(crate) fn bucket_access() -> Result<BucketAccess, CliError> {
+    let text = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let endpoint = text("AWS_ENDPOINT_URL_S3").or_else(|| text("AWS_ENDPOINT_URL"));
+    let region = text("AWS_REGION").or_else(|| text("AWS_DEFAULT_REGION"));
+    let key = match (text("AWS_ACCESS_KEY_ID"), text("AWS_SECRET_ACCESS_KEY")) {
+        (Some(id), Some(secret)) => AccessKey { id, secret, token: text("AWS_SESSION_TOKEN") },
+        _ => return Err(CliError::NoBucketKey),
+    };
+    Ok(BucketAccess { endpoint, region, key: Some(key) })
 }
 
 /// Returns the system's directory for temporary files.

@@ -36,6 +36,9 @@ pub(crate) enum CliError {
     /// ssh cannot be told where kiln's files are.
     #[error(transparent)]
     SshPath(#[from] UnwritablePath),
+    /// A bucket without a key to it.
+    #[error("no key to the bucket is set")]
+    NoBucketKey,
     /// Something on the way to the engine failed.
     #[error(transparent)]
     Io(#[from] kiln_sys::IoError),

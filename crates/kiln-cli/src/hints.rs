@@ -13,7 +13,7 @@ use kiln_core::machine::EndCause;
 use kiln_core::ssh::InvalidSshKey;
 use kiln_engine::EngineError;
 use kiln_engine::adopt::vmrs::ImageFilesError;
-use kiln_engine::catalogs::CatalogsError;
+use kiln_engine::catalogs::{BucketError, CatalogsError, ShelfError};
 use kiln_engine::supervisor::OLD_AGENT;
 use kiln_guest::message::FEATURE_CONNECT;
 use kiln_store::{CannotGrow, StoreError};
@@ -57,6 +57,10 @@ pub(crate) fn hints(error: &CliError) -> Vec<String> {
         CliError::Private(error) => private(error),
         CliError::SshKey(error) => ssh_key(error),
         CliError::SshPath(_) => one("set KILN_HOME to a directory with a plainer name"),
+        CliError::NoBucketKey => vec![
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name it".to_owned(),
+            "eval \"$(aws configure export-credentials --format env)\" sets them to those of the AWS command line".to_owned(),
+        ],
         CliError::Usage(_) => vec!["kiln --help".to_owned()],
         _ => Vec::new(),
     }
@@ -81,6 +85,7 @@ fn catalogs(error: &CatalogsError) -> Vec<String> {
             one(format!("remove {} and its .toml, and add the catalog again", path.display()))
         }
         CatalogsError::Image { name, source } => catalog(name.split(' ').next().unwrap_or_default(), source),
+        CatalogsError::Mirror(error) => mirror(error),
         CatalogsError::Fetch { source, .. } => match &**source {
             LookUpError::NotSigned { place } => {
                 one(format!("gpg --armor --detach-sign makes its signature, {place}.asc"))
@@ -98,6 +103,36 @@ fn catalogs(error: &CatalogsError) -> Vec<String> {
     }
 }
 
+fn mirror(error: &ShelfError) -> Vec<String> {
+    match error {
+        ShelfError::Changed { .. } => one("run it again: what others mirrored stays"),
+        ShelfError::Bucket(error) => match &**error {
+            BucketError::NoBucket { .. } => {
+                one("buckets are made by their owner; --endpoint-url names the server, --region the region")
+            }
+            BucketError::Region { region, .. } => one(format!("--region {region}")),
+            BucketError::Denied { said, .. }
+                if ["SignatureDoesNotMatch", "InvalidAccessKeyId"]
+                    .iter()
+                    .any(|code| said.starts_with(code)) =>
+            {
+                one(
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name the key, with AWS_SESSION_TOKEN where it is for a while only",
+                )
+            }
+            BucketError::Denied { .. } => one(
+                "the key in AWS_ACCESS_KEY_ID needs s3:ListBucket of the bucket, and s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload of what is in it",
+            ),
+            BucketError::Broken { .. } => {
+                one("--endpoint-url names the server; http_proxy, https_proxy and no_proxy name proxies")
+            }
+            BucketError::Offline { .. } => one("run it without --offline"),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
 fn one(text: impl Into<String>) -> Vec<String> {
     vec![text.into()]
 }
@@ -105,6 +140,7 @@ fn one(text: impl Into<String>) -> Vec<String> {
 fn engine(error: &EngineError) -> Vec<String> {
     match error {
         EngineError::NotImported { source, .. } => not_imported(source),
+        EngineError::Download(error) => download(error),
         EngineError::NotListed(_) => one("kiln catalog ls --all lists every image"),
         EngineError::Catalog { path, .. } => {
             one(format!("docs/formats/catalog.md tells its keys; mend or remove {}", path.display()))
@@ -645,10 +681,20 @@ fn catalog(name: &str, error: &LookUpError) -> Vec<String> {
             DownloadError::Status { status: 404, .. } => {
                 one("it may have moved: kiln catalog add takes a catalog with the new address")
             }
-            DownloadError::Broken { .. } => one("http_proxy, https_proxy and no_proxy name proxies"),
-            DownloadError::Offline { .. } => one("try once without --offline"),
-            _ => Vec::new(),
+            error => download(error),
         },
+        LookUpError::Shelf(error) => mirror(error),
+        _ => Vec::new(),
+    }
+}
+
+fn download(error: &DownloadError) -> Vec<String> {
+    match error {
+        DownloadError::Broken { .. } => one("http_proxy, https_proxy and no_proxy name proxies"),
+        DownloadError::Offline { .. } => one("try once without --offline"),
+        DownloadError::Digest { .. } => {
+            one("the server has another file than it should, or somebody on the way changes it")
+        }
         _ => Vec::new(),
     }
 }

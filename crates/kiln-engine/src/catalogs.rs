@@ -8,7 +8,9 @@ mod mirror;
 mod record;
 
 pub use error::CatalogsError;
-pub use mirror::{MirrorOptions, MirrorReport, MirroredImage};
+pub use kiln_source::bucket::{AccessKey, BucketAccess, BucketError};
+pub use kiln_source::catalog::ShelfError;
+pub use mirror::{MirrorOptions, MirrorPlace, MirrorReport, MirroredImage};
 
 use crate::build::FETCHED;
 use crate::progress::{Progress, Reporter, waiting};

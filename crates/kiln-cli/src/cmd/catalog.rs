@@ -53,7 +53,7 @@ enum Verb {
     Rm(sources::RmArgs),
     /// List the catalogs, with where they are from and who signed them
     Sources(sources::SourcesArgs),
-    /// Copy images, as they are published, to a directory that is a catalog
+    /// Copy images, as they are published, to a directory or a bucket that is a catalog
     Mirror(mirror::MirrorArgs),
 }
 

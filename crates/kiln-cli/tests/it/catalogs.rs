@@ -1,5 +1,6 @@
 //! Catalogs that are added, and mirrors.
 
+mod bucket;
 mod gpg;
 mod mirror;
 
@@ -300,6 +301,8 @@ fn help_says_what_is_taken() {
     --arch <ARCH>
     --sign <KEYID>
     --allow-older
+    --endpoint-url <URL>
+    --region <REGION>
     --limit-rate <SIZE>
     --json
     -q, --quiet

@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use kiln_core::catalog::{CatalogError, CatalogName, CatalogPlace, Serial};
-use kiln_source::catalog::LookUpError;
+use kiln_source::catalog::{LookUpError, ShelfError};
 use kiln_sys::lock::LockError;
 use std::path::PathBuf;
 
@@ -90,6 +90,15 @@ pub enum CatalogsError {
         #[source]
         source: CatalogError,
     },
+    /// A catalog of a mirror that is no text.
+    #[error("{place} is not text in UTF-8")]
+    NotText {
+        /// Where it is.
+        place: String,
+    },
+    /// A mirror that cannot be used.
+    #[error(transparent)]
+    Mirror(ShelfError),
     /// The lock of whoever changes catalogs or a mirror cannot be used.
     #[error(transparent)]
     Lock(LockError),
@@ -101,6 +110,11 @@ fn there_are(known: &[CatalogName]) -> String {
 }
 
 impl CatalogsError {
+    /// Returns whether somebody else wrote what was to be written.
+    pub(super) fn is_changed(&self) -> bool {
+        matches!(self, Self::Mirror(ShelfError::Changed { .. }))
+    }
+
     pub(super) fn fetch(place: &CatalogPlace, source: LookUpError) -> EngineError {
         match source {
             LookUpError::Cancelled => EngineError::Cancelled,
@@ -112,8 +126,15 @@ impl CatalogsError {
 impl From<CatalogsError> for EngineError {
     fn from(error: CatalogsError) -> Self {
         match error {
-            CatalogsError::Lock(LockError::Cancelled { .. }) => Self::Cancelled,
+            CatalogsError::Lock(LockError::Cancelled { .. })
+            | CatalogsError::Mirror(ShelfError::Cancelled) => Self::Cancelled,
             error => Self::Catalogs(Box::new(error)),
         }
+    }
+}
+
+impl From<ShelfError> for CatalogsError {
+    fn from(error: ShelfError) -> Self {
+        Self::Mirror(error)
     }
 }

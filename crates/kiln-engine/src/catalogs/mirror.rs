@@ -1,7 +1,8 @@
 //! Mirrors of the catalog's images: a directory that any server of files, or a disk that is carried, makes a place of a
-//! catalog. `docs/formats/catalog.md` tells its layout.
+//! catalog, or a bucket. `docs/formats/catalog.md` tells its layout.
 
 use super::{CatalogsError, now, telling};
+use crate::build::FETCHED;
 use crate::images::refuse_older;
 use crate::progress::{self, Progress, Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
@@ -9,12 +10,14 @@ use kiln_build::FetchOptions;
 use kiln_core::catalog::{
     CATALOG_BYTES_MAX, Catalog, CatalogPlace, Distribution, Image, ImageName, ImagePin, NotListed, Release,
 };
-use kiln_core::{Arch, ByteSize};
-use kiln_source::catalog::{LookUpError, MirrorImage, Mirrored};
+use kiln_core::{Arch, BucketPlace, ByteSize, Digest};
+use kiln_source::bucket::{Bucket, BucketAccess};
+use kiln_source::catalog::{Directory, LookUpError, MirrorImage, Mirrored, Over, Shelf, ShelfError, Text};
 use kiln_source::download::Client;
+use kiln_source::openpgp::SIGNATURE_BYTES_MAX;
 use kiln_sys::commit::{self, Existing};
 use kiln_sys::fs;
-use kiln_sys::lock::FileLock;
+use kiln_sys::lock::{FileLock, Share};
 use std::path::{Path, PathBuf};
 
 /// The catalog of a mirror.
@@ -25,8 +28,26 @@ const SIGNATURE: &str = "catalog.toml.asc";
 const WORK: &str = ".kiln-mirror";
 /// The lock of whoever changes a mirror.
 const LOCK: &str = ".kiln-mirror.lock";
-/// The mode of the files of a mirror.
+/// The directory, among what is fetched, with what is being made of mirrors in buckets, and their locks.
+const BUCKETS: &str = "mirrors";
+/// The mode of the catalog before it is signed.
 const FILE_MODE: u32 = 0o644;
+/// How often a catalog is written that somebody else changes meanwhile.
+const TRIES_MAX: u32 = 5;
+
+/// Where a mirror is.
+#[derive(Debug, Clone)]
+pub enum MirrorPlace {
+    /// A directory, which is made if need be.
+    Directory(PathBuf),
+    /// A bucket that is there.
+    Bucket {
+        /// The bucket and a prefix.
+        place: BucketPlace,
+        /// Who asks, and which server.
+        access: BucketAccess,
+    },
+}
 
 /// What is mirrored, and how.
 #[derive(Debug, Clone, Default)]
@@ -61,8 +82,8 @@ pub struct MirroredImage {
 pub struct MirrorReport {
     /// The images.
     pub images: Vec<MirroredImage>,
-    /// The file of the mirror's catalog.
-    pub catalog: PathBuf,
+    /// The file of the mirror's catalog, as a path or an address.
+    pub catalog: String,
     /// Whether that is another than before.
     pub changed: bool,
     /// The releases it lists: those of earlier runs too.
@@ -75,54 +96,85 @@ pub struct MirrorReport {
 struct Mirror<'a> {
     engine: &'a Engine,
     options: &'a MirrorOptions,
-    root: &'a Path,
+    shelf: &'a dyn Shelf,
     place: CatalogPlace,
-    work: PathBuf,
-    client: Client<'a>,
+    work: &'a Path,
+    client: &'a Client<'a>,
     reporter: &'a dyn Reporter,
 }
 
 impl Engine {
-    /// Copies images with their checksums, signatures and keys, as they are published, to a directory, and writes a
-    /// catalog of them there. What is there and right is not fetched again; images that it has besides stay in it.
+    /// Copies images with their checksums, signatures and keys, as they are published, to a directory or a bucket, and
+    /// writes a catalog of them there. What is there and right is not fetched again; images that it has besides stay in
+    /// it.
     ///
     /// An image that cannot be had is left out, as its report says; the others are mirrored.
     ///
     /// # Errors
-    /// When the catalog has no such image, and when the directory cannot be used.
+    /// When the catalog has no such image, and when the directory or the bucket cannot be used.
     pub fn mirror(
         &self,
-        directory: &Path,
+        place: &MirrorPlace,
         options: &MirrorOptions,
         reporter: &dyn Reporter,
     ) -> EngineResult<MirrorReport> {
         let catalog = self.catalog()?;
         let chosen = choose(&catalog, options)?;
-        if !fs::exists(directory)? {
-            fs::create_dir_all(directory)?;
-            fs::set_mode(directory, 0o755)?;
+        let client = self.client(options.fetch);
+        match place {
+            MirrorPlace::Directory(directory) => {
+                if !fs::exists(directory)? {
+                    fs::create_dir_all(directory)?;
+                    fs::set_mode(directory, 0o755)?;
+                }
+                let root = fs::canonicalize(directory)?;
+                let work = Work { path: root.join(WORK), lock: root.join(LOCK) };
+                self.mirror_to(&Directory::new(&root), &work, (options, &client), chosen, reporter)
+            }
+            MirrorPlace::Bucket { place, access } => {
+                let bucket = Bucket::new(place, access, &client, &self.cancel);
+                let bucket = bucket.map_err(|error| CatalogsError::from(ShelfError::from(error)))?;
+                // Buckets of one name are several where their servers are.
+                let name = format!("{}\n{place}", access.endpoint.as_deref().unwrap_or_default());
+                let parent = self.store.cache_dir(FETCHED)?.join(BUCKETS);
+                // A collection may remove what is fetched.
+                let doing = format!("mirroring to {place}");
+                let _store = self.store.lock(Share::Shared, &doing, &self.cancel, &mut waiting(reporter))?;
+                fs::create_dir_all(&parent)?;
+                let path = parent.join(Digest::of(name.as_bytes()).hex());
+                let work = Work { lock: path.with_extension("lock"), path };
+                self.mirror_to(&bucket, &work, (options, &client), chosen, reporter)
+            }
         }
-        let root = fs::canonicalize(directory)?;
-        let lock = root.join(LOCK);
-        let work = format!("mirroring to {}", root.display());
-        let held = FileLock::take(&lock, &work, &self.cancel, &mut waiting(reporter));
+    }
+
+    fn mirror_to(
+        &self,
+        shelf: &dyn Shelf,
+        work: &Work,
+        (options, client): (&MirrorOptions, &Client<'_>),
+        chosen: Vec<(&Distribution, &Release, Vec<Arch>)>,
+        reporter: &dyn Reporter,
+    ) -> EngineResult<MirrorReport> {
+        let doing = format!("mirroring to {}", shelf.shown(""));
+        let held = FileLock::take(&work.lock, &doing, &self.cancel, &mut waiting(reporter));
         let _lock = held.map_err(|error| EngineError::from(CatalogsError::Lock(error)))?;
-        let mirror = Mirror {
-            engine: self,
-            options,
-            root: &root,
-            place: CatalogPlace::File(root.join(CATALOG)),
-            work: root.join(WORK),
-            client: self.client(options.fetch),
-            reporter,
-        };
+        // The paths of the files are those below this root.
+        let place = CatalogPlace::File(Path::new("/").join(CATALOG));
+        let mirror = Mirror { engine: self, options, shelf, place, work: &work.path, client, reporter };
         let report = mirror.run(chosen)?;
         if report.images.iter().all(|image| image.result.is_ok()) {
-            fs::remove_tree(&mirror.work)?;
+            fs::remove_tree(&work.path)?;
         }
-        fs::remove_file(&lock)?;
+        fs::remove_file(&work.lock)?;
         Ok(report)
     }
+}
+
+/// Where a mirror is being made.
+struct Work {
+    path: PathBuf,
+    lock: PathBuf,
 }
 
 /// Returns what is to be mirrored, each release with its architectures.
@@ -159,14 +211,9 @@ fn choose<'c>(
 
 impl Mirror<'_> {
     fn run(&self, chosen: Vec<(&Distribution, &Release, Vec<Arch>)>) -> EngineResult<MirrorReport> {
-        let path = self.root.join(CATALOG);
-        let before = fs::optional(fs::read_text_limited(&path, CATALOG_BYTES_MAX))?;
-        let there = match &before {
-            Some(text) => Catalog::parse_from(text, &self.place)
-                .map_err(|source| EngineError::Catalog { path: path.clone(), source })?,
-            None => Catalog::default(),
-        };
-        fs::create_dir_all(&self.work)?;
+        // One that cannot be gone on with is told of before anything is fetched.
+        self.read()?;
+        fs::create_dir_all(self.work)?;
         let (mut images, mut listed) = (Vec::new(), Vec::new());
         for (distribution, release, arches) in chosen {
             let name = format!("{}:{}", distribution.name, release.name);
@@ -187,31 +234,70 @@ impl Mirror<'_> {
                 }
             }
             if !done.is_empty() {
-                let mut release = release.mirrored(distribution, &done, &self.place).map_err(unfit)?;
-                if let Some(known) = known(&there, &distribution.name, &release.name) {
-                    release = release.with_arches_of(known);
-                }
+                let release = release.mirrored(distribution, &done, &self.place).map_err(unfit)?;
                 listed.push((distribution, release));
             }
         }
-        let catalog = there.extended_by(Catalog::of(listed));
+        let mut tries = 1;
+        let (changed, listed, unsigned) = loop {
+            match self.list(&listed) {
+                // What somebody else mirrored meanwhile stays.
+                Err(EngineError::Catalogs(error)) if error.is_changed() && tries < TRIES_MAX => tries += 1,
+                other => break other?,
+            }
+        };
+        Ok(MirrorReport { images, catalog: self.shelf.shown(CATALOG), changed, listed, unsigned })
+    }
+
+    /// Reads the catalog of the mirror.
+    fn read(&self) -> EngineResult<(Option<Text>, Catalog)> {
+        let before = self.shelf.read(CATALOG, CATALOG_BYTES_MAX).map_err(CatalogsError::from)?;
+        let path = || PathBuf::from(self.shelf.shown(CATALOG));
+        let catalog = match &before {
+            Some(text) => {
+                let place = || self.shelf.shown(CATALOG);
+                let text = std::str::from_utf8(&text.bytes)
+                    .map_err(|_| CatalogsError::NotText { place: place() })?;
+                Catalog::parse_from(text, &self.place)
+                    .map_err(|source| EngineError::Catalog { path: path(), source })?
+            }
+            None => Catalog::default(),
+        };
+        Ok((before, catalog))
+    }
+
+    /// Has the catalog list these too. Returns whether it is another than before, how many releases it lists, and
+    /// whether a signature was removed.
+    fn list(&self, mirrored: &[(&Distribution, Release)]) -> EngineResult<(bool, usize, bool)> {
+        let (before, there) = self.read()?;
+        let whole = mirrored.iter().map(|(distribution, release)| {
+            let release = release.clone();
+            let release = match known(&there, &distribution.name, &release.name) {
+                Some(known) => release.with_arches_of(known),
+                None => release,
+            };
+            (*distribution, release)
+        });
+        let whole = Catalog::of(whole);
+        let catalog = there.extended_by(whole);
         let listed = catalog.distributions().map(|it| it.releases.len()).sum();
         let text = catalog.text();
         // What is written is read by the rules for everybody, limits too.
+        let path = || PathBuf::from(self.shelf.shown(CATALOG));
         Catalog::parse_from(&text, &self.place)
-            .map_err(|source| EngineError::Catalog { path: path.clone(), source })?;
-        let changed = before.as_deref() != Some(&text);
+            .map_err(|source| EngineError::Catalog { path: path(), source })?;
+        let changed = before.as_ref().is_none_or(|before| before.bytes != text.as_bytes());
         let mut unsigned = false;
         if listed > 0 {
-            unsigned = self.write(&path, &text, changed)?;
+            unsigned = self.write(&text, before.as_ref(), changed)?;
         }
-        Ok(MirrorReport { images, catalog: path, changed, listed, unsigned })
+        Ok((changed, listed, unsigned))
     }
 
     fn image(&self, image_name: &str, arch: Arch, image: &Image, copy: &Image) -> EngineResult<Mirrored> {
         let name = &format!("{image_name} for {arch}");
-        let mirror = MirrorImage { image, copy, work: &self.work, now: now() };
-        let (client, cancel) = (&self.client, &self.engine.cancel);
+        let mirror = MirrorImage { image, copy, shelf: self.shelf, work: self.work, now: now() };
+        let (client, cancel) = (self.client, &self.engine.cancel);
         progress::step(self.reporter, &format!("mirror {name}"), || {
             let tell = &mut telling(self.reporter);
             let failed = |error| Failed::LookUp(error).named(name);
@@ -233,8 +319,8 @@ impl Mirror<'_> {
     }
 
     /// Writes the catalog, and its signature before it; says whether a signature of another text was removed.
-    fn write(&self, path: &Path, text: &str, changed: bool) -> EngineResult<bool> {
-        let signature = self.root.join(SIGNATURE);
+    fn write(&self, text: &str, before: Option<&Text>, changed: bool) -> EngineResult<bool> {
+        let failed = CatalogsError::from;
         let mut unsigned = false;
         if let Some(key) = &self.options.sign {
             let (staged, signed) = (self.work.join(CATALOG), self.work.join(SIGNATURE));
@@ -244,14 +330,15 @@ impl Mirror<'_> {
             let gpg = gpg.arg("--output").arg(&signed).arg("--detach-sign").arg(&staged);
             let mut said = |line: &str| self.reporter.progress(Progress::Said { line: line.to_owned() });
             gpg.run(&self.engine.cancel, &mut said)?;
-            commit::commit_file(&fs::open(&signed)?, &signed, &signature, FILE_MODE, Existing::Replace)?;
-        } else if changed && fs::exists(&signature)? {
+            let signature = fs::read_limited(&signed, SIGNATURE_BYTES_MAX)?;
+            self.shelf.write(SIGNATURE, &signature, Over::Anything).map_err(failed)?;
+        } else if changed && self.shelf.read(SIGNATURE, SIGNATURE_BYTES_MAX).map_err(failed)?.is_some() {
             // It would be false.
-            fs::remove_file(&signature)?;
+            self.shelf.remove(SIGNATURE).map_err(failed)?;
             unsigned = true;
         }
         if changed {
-            commit::write_file(path, text.as_bytes(), FILE_MODE, Existing::Replace)?;
+            self.shelf.write(CATALOG, text.as_bytes(), Over::Read(before)).map_err(failed)?;
         }
         Ok(unsigned)
     }

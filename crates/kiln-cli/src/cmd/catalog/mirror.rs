@@ -2,17 +2,17 @@
 
 use super::super::Context;
 use super::rate;
+use crate::env;
 use crate::error::{self, CliError, CliResult};
 use crate::output;
 use clap::Args;
 use kiln_build::FetchOptions;
-use kiln_core::Arch;
 use kiln_core::catalog::ImageName;
 use kiln_core::text::count;
-use kiln_engine::catalogs::MirrorOptions;
+use kiln_core::{Arch, BucketPlace, InvalidBucketPlace};
+use kiln_engine::catalogs::{MirrorOptions, MirrorPlace};
 use serde::Serialize;
 use std::num::NonZeroU64;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
@@ -21,14 +21,19 @@ The directory is a catalog: any server of files publishes it, and a disk carries
 checksums, signatures and keys are as their publishers made them, so who uses the mirror checks the
 same signatures.
 
+A bucket is written with the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, with
+AWS_SESSION_TOKEN where there is one. AWS_ENDPOINT_URL and AWS_REGION stand for the options. Who
+uses the mirror reads it over http or https, without a key.
+
 Examples:
   kiln catalog mirror /srv/images ubuntu:24.04 debian --sign FINGERPRINT
+  kiln catalog mirror s3://site/images ubuntu:24.04 --endpoint-url https://s3.site.example
   kiln catalog add https://images.example/catalog.toml --name site --signer FINGERPRINT
   kiln catalog add /mnt/disk/catalog.toml --name disk")]
 pub(super) struct MirrorArgs {
-    /// The directory
-    #[arg(value_name = "DEST")]
-    directory: PathBuf,
+    /// A directory, or s3://BUCKET/PREFIX
+    #[arg(value_name = "DEST", value_parser = destination)]
+    destination: Destination,
     /// The images: NAME or NAME:RELEASE
     #[arg(value_name = "IMAGE", required_unless_present = "all")]
     names: Vec<ImageName>,
@@ -44,6 +49,12 @@ pub(super) struct MirrorArgs {
     /// Take what was signed before that which is there, too
     #[arg(long)]
     allow_older: bool,
+    /// The server of the bucket [default: Amazon's]
+    #[arg(long, value_name = "URL")]
+    endpoint_url: Option<String>,
+    /// The region of the bucket [default: us-east-1]
+    #[arg(long, value_name = "REGION")]
+    region: Option<String>,
     /// The most bytes to fetch in a second, such as 2M
     #[arg(long, value_name = "SIZE", value_parser = rate)]
     limit_rate: Option<NonZeroU64>,
@@ -55,9 +66,26 @@ pub(super) struct MirrorArgs {
     quiet: bool,
 }
 
+/// Where to.
+#[derive(Debug, Clone)]
+enum Destination {
+    Directory(std::path::PathBuf),
+    Bucket(BucketPlace),
+}
+
+fn destination(text: &str) -> Result<Destination, String> {
+    if BucketPlace::is_meant(text) {
+        return text.parse().map(Destination::Bucket).map_err(|error: InvalidBucketPlace| error.to_string());
+    }
+    if text.is_empty() || text.contains("://") {
+        return Err("a mirror is made in a directory or in s3://BUCKET/PREFIX".to_owned());
+    }
+    Ok(Destination::Directory(text.into()))
+}
+
 #[derive(Serialize)]
 struct Shown {
-    catalog: PathBuf,
+    catalog: String,
     changed: bool,
     listed: usize,
     images: Vec<ShownImage>,
@@ -75,9 +103,18 @@ struct ShownImage {
 }
 
 pub(super) fn mirror(context: &Context, args: &MirrorArgs) -> CliResult {
-    if args.directory.to_str().is_some_and(|text| text.contains("://")) {
-        return Err(CliError::Usage("a mirror is made in a directory".to_owned()));
-    }
+    let place = match &args.destination {
+        Destination::Directory(_) if args.endpoint_url.is_some() || args.region.is_some() => {
+            return Err(CliError::Usage("--endpoint-url and --region are for s3://BUCKET/PREFIX".to_owned()));
+        }
+        Destination::Directory(path) => MirrorPlace::Directory(path.clone()),
+        Destination::Bucket(place) => {
+            let mut access = env::bucket_access()?;
+            access.endpoint = args.endpoint_url.clone().or(access.endpoint);
+            access.region = args.region.clone().or(access.region);
+            MirrorPlace::Bucket { place: place.clone(), access }
+        }
+    };
     let arches = match (args.arches.as_slice(), Arch::host()) {
         ([], Some(host)) => vec![host],
         ([], None) => return Err(CliError::Usage("name an architecture with --arch".to_owned())),
@@ -92,7 +129,7 @@ pub(super) fn mirror(context: &Context, args: &MirrorArgs) -> CliResult {
         sign: args.sign.clone(),
     };
     let reporter = context.reporter(args.quiet);
-    let report = context.engine.mirror(&args.directory, &options, &reporter)?;
+    let report = context.engine.mirror(&place, &options, &reporter)?;
     drop(reporter);
     let (mut images, mut failed) = (Vec::new(), 0);
     let all = report.images.len();
@@ -115,7 +152,7 @@ pub(super) fn mirror(context: &Context, args: &MirrorArgs) -> CliResult {
     }
     if !args.quiet && report.listed > 0 {
         let state = if report.changed { "lists" } else { "is as it was, with" };
-        output::tell(&format!("{} {state} {}", report.catalog.display(), count(report.listed, "image")));
+        output::tell(&format!("{} {state} {}", report.catalog, count(report.listed, "image")));
         if report.unsigned {
             output::tell("its signature was of the catalog before, and was removed: --sign makes one");
         }
@@ -124,7 +161,7 @@ pub(super) fn mirror(context: &Context, args: &MirrorArgs) -> CliResult {
     if args.json {
         output::json(Shown { catalog, changed, listed, images });
     } else if listed > 0 {
-        output::line(&catalog.display().to_string());
+        output::line(&catalog);
     }
     if failed > 0 { Err(CliError::Some { failed, all }) } else { Ok(ExitCode::SUCCESS) }
 }
