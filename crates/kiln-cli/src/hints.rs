@@ -360,9 +360,10 @@ fn store(error: &StoreError) -> Vec<String> {
     match error {
         StoreError::NotFound { kind: "template", name, similar } => match similar.first() {
             Some(similar) => one(format!("did you mean `{similar}`? kiln ls lists all")),
-            None => {
-                one(format!("kiln ls lists what is there; kiln build bakes `{name}` where its kiln.toml is"))
-            }
+            None => vec![
+                format!("kiln ls lists what is there; kiln build bakes `{name}` where its kiln.toml is"),
+                "kiln catalog ls lists what kiln catalog pull and kiln run fetch".to_owned(),
+            ],
         },
         StoreError::NotFound { kind: "variant", similar, .. } if !similar.is_empty() => {
             one(format!("its variants are {}", similar.join(", ")))

@@ -70,6 +70,7 @@ fn what_is_not_there_is_named_with_what_is() {
     insta::assert_snapshot!(context.kiln(["run", "web"]).fails(1), @r"
     error: template `web` not found
     try: kiln ls lists what is there; kiln build bakes `web` where its kiln.toml is
+    try: kiln catalog ls lists what kiln catalog pull and kiln run fetch
     ");
     insta::assert_snapshot!(context.kiln(["stop", "web"]).fails(1), @r"
     error: machine `web` not found
