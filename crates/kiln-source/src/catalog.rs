@@ -16,7 +16,7 @@ pub use mirror::{MirrorImage, Mirrored};
 pub use remote::{FetchedCatalog, RemoteCatalog};
 
 use crate::checksum::Checksums;
-use crate::download::{Client, Download, DownloadError, Progress, Url};
+use crate::download::{Client, Download, DownloadError, Origin, Progress, Url};
 use crate::hash::Hasher;
 use crate::openpgp::{self, SIGNATURE_BYTES_MAX, SignatureError, Verified, VerifyOptions};
 use asking::Asking;
@@ -193,6 +193,7 @@ impl LookUp<'_> {
             cache: &directory,
             target: &target,
             durable: false,
+            origin: Origin::Web,
         };
         let fetched = download.run(client, progress, cancel)?;
         fs::rename(&target, &cached_path(self.cache, &fetched.digest))?;
