@@ -18,7 +18,7 @@ pub use remote::{FetchedCatalog, RemoteCatalog};
 pub use shelf::{Directory, Over, Shelf, ShelfError, Text};
 
 use crate::checksum::Checksums;
-use crate::download::{Client, Download, DownloadError, Progress, Url};
+use crate::download::{Client, Download, DownloadError, Origin, Progress, Url};
 use crate::hash::Hasher;
 use crate::openpgp::{self, SIGNATURE_BYTES_MAX, SignatureError, Verified, VerifyOptions};
 use asking::Asking;
@@ -195,6 +195,7 @@ impl LookUp<'_> {
             cache: &directory,
             target: &target,
             durable: false,
+            origin: Origin::Web,
         };
         let fetched = download.run(client, progress, cancel)?;
         fs::rename(&target, &cached_path(self.cache, &fetched.digest))?;

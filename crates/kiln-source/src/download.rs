@@ -5,8 +5,11 @@
 //! calls this version and of what is there, and a lock `<name>.lock` of whoever fetches it. Nothing is at its final path before it is whole
 //! and its digest is the one expected.
 
+mod asker;
 mod attempt;
+mod authorize;
 mod client;
+mod document;
 mod error;
 mod pace;
 mod partial;
@@ -16,7 +19,9 @@ mod there;
 mod url;
 mod wire;
 
+pub use authorize::Authorize;
 pub use client::{CONNECT_MAX, Client, ClientOptions, STALL_MAX};
+pub(crate) use document::Document;
 pub use error::{Broken, DownloadError, Refusal};
 pub(crate) use pace::retry_after;
 pub use pace::{CONNECTIONS_MAX, Clock, HostClock, RETRY_AFTER_MAX};
@@ -30,6 +35,7 @@ use attempt::{Attempt, Failure};
 use kiln_core::image::{Algorithm, ContentDigest};
 use kiln_sys::lock::{FileLock, Holder};
 use kiln_sys::{Cancel, IoResult, fs};
+use pace::Tries;
 use partial::Partial;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -53,6 +59,27 @@ pub struct Download<'a> {
     /// Whether it is to be there after a loss of power. What is not may be there with other bytes then, which whoever
     /// fetches by its digest again finds.
     pub durable: bool,
+    /// What is where the addresses lead.
+    pub origin: Origin<'a>,
+}
+
+/// What is where the addresses of a download lead.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// Files, of which an address may have another version at any time.
+    Web,
+    /// What a registry has by its digest, which is the one expected: whatever came of it is gone on with at any address.
+    /// A registry asks who wants it.
+    Registry(&'a dyn Authorize),
+}
+
+impl<'a> Origin<'a> {
+    fn authorize(self) -> Option<&'a dyn Authorize> {
+        match self {
+            Self::Web => None,
+            Self::Registry(authorize) => Some(authorize),
+        }
+    }
 }
 
 /// What was fetched.
@@ -152,10 +179,15 @@ impl Download<'_> {
         Ok(fits.then_some(Fetched { digest, bytes, from: None }))
     }
 
-    /// Returns where it is while it is fetched: named by where it is from first and what it must be.
+    /// Returns where it is while it is fetched: named by where it is from first, unless that is the same for all, and what
+    /// it must be.
     fn partial_path(&self, first: &Url) -> PathBuf {
         let expected = self.digest.map(ToString::to_string).unwrap_or_default();
-        let name = Hasher::of(Algorithm::Sha256, format!("{}\n{expected}", first.secret_text()).as_bytes());
+        let from = match self.origin {
+            Origin::Web => first.secret_text(),
+            Origin::Registry(_) => String::new(),
+        };
+        let name = Hasher::of(Algorithm::Sha256, format!("{from}\n{expected}").as_bytes());
         self.cache.join(format!("{}.part", name.hex()))
     }
 
@@ -169,11 +201,11 @@ impl Download<'_> {
     ) -> Result<(Partial, Url), DownloadError> {
         let clock = &client.options.clock;
         let partial = Partial::open(path, self.algorithm(), self.digest.is_some(), cancel)?;
-        let mut attempt = Attempt::new(client, cancel, self.bytes_max, partial);
+        let mut attempt = Attempt::new(client, cancel, self, partial);
         let mut places: Vec<&Url> = self.urls.iter().collect();
         let mut at = 0;
         let mut best = attempt.partial.have;
-        let (mut tries, mut wrong) = (0, 0);
+        let (mut tries, mut wrong) = (Tries::default(), 0);
         let mut last: Option<&Url> = None;
         loop {
             cancel.check()?;
@@ -185,7 +217,8 @@ impl Download<'_> {
             let result = attempt.run(url, progress);
             // Only what was never there before is progress: an origin that breaks off and cannot go on would never end.
             if attempt.partial.have > best {
-                (best, tries) = (attempt.partial.have, 0);
+                best = attempt.partial.have;
+                tries.reset();
             }
             let (error, after) = match result {
                 Ok(()) => {
@@ -223,13 +256,7 @@ impl Download<'_> {
                     (error, if at == 0 { after } else { Some(Duration::ZERO) })
                 }
             };
-            tries += 1;
-            if tries >= TRIES_MAX {
-                return Err(error);
-            }
-            let wait = after.unwrap_or_else(|| pace::backoff(tries, clock.random()));
-            progress(Progress::Again { error: &error, wait });
-            clock.wait(wait, cancel)?;
+            tries.again(error, after, clock.as_ref(), progress, cancel)?;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What every client of HTTP here does alike: proxies, the host's certificates, what a refusal says.
+//! What asking by HTTP needs of the host and of an answer: proxies, certificates, what a refusal says.
 
 use kiln_sys::{IoResult, Toolbox, fs};
 use std::io::Read as _;

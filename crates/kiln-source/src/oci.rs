@@ -20,5 +20,5 @@ pub use cache::BlobCache;
 pub use error::{LayerError, OciError, Unreachable};
 pub use image::{ArchiveKind, Blob, Image, Layer, Place};
 pub use layer::{Merged, MergedReader, UncompressOptions, Uncompressed, merge, uncompress};
-pub use registry::{DockerConfig, RegistryOptions, fetch_layers, resolve};
+pub use registry::{DockerConfig, Fetching, RegistryOptions, fetch_layers, resolve};
 pub use wire::ImageConfig;

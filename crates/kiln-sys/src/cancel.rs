@@ -47,6 +47,11 @@ impl Cancel {
         if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
     }
 
+    /// Returns whether both are handles on one flag.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Returns a descriptor that becomes readable when the flag is set.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()

@@ -1,6 +1,7 @@
 //! OCI images: the root file system is what their layers come to, and their configuration is the guest's where the recipe
 //! says nothing.
 
+use super::catalog::{FetchOptions, client, telling};
 use super::kernel::KernelPlan;
 use crate::archive::{self, ArchiveError};
 use crate::debian::in_directory_of;
@@ -18,7 +19,7 @@ use kiln_core::recipe::{AgentOptions, Entrypoint, Init, OciSource};
 use kiln_core::size::ByteSize;
 use kiln_core::text::{clip, count};
 use kiln_source::oci::{
-    self, ArchiveKind, BlobCache, DockerConfig, Image, ImageConfig, OciError, RegistryOptions,
+    self, ArchiveKind, BlobCache, DockerConfig, Fetching, Image, ImageConfig, OciError, RegistryOptions,
     UncompressOptions,
 };
 use kiln_sys::{Toolbox, fs};
@@ -41,6 +42,7 @@ pub(crate) struct OciPlan {
     shown: String,
     image: Image,
     kernel: KernelPlan,
+    fetch: FetchOptions,
 }
 
 impl OciPlan {
@@ -74,13 +76,14 @@ impl OciPlan {
             }
             ImageName::Registry(reference) => {
                 let docker = docker_config(cx.toolbox).map_err(refuse)?;
-                let (toolbox, cancel) = (cx.toolbox, cx.cancel);
-                let options = RegistryOptions { offline: cx.offline, docker: &docker, toolbox, cancel };
+                let client = client(cx.toolbox, cx.offline, cx.fetch);
+                let options = RegistryOptions { client: &client, docker: &docker, cancel: cx.cancel };
                 let name = reference.to_string();
                 // A pin that is none is as good as missing.
                 let pinned = cx.pins.get(PinKind::Oci, &name).and_then(|pin| pin.parse().ok());
                 let cache = BlobCache::open(cx.cache).map_err(refuse)?;
-                let found = oci::resolve(reference, pinned.as_ref(), &platform, &cache, &options);
+                let tell = &mut telling(cx.reporter);
+                let found = oci::resolve(reference, pinned.as_ref(), &platform, &cache, &options, tell);
                 found.map(|(top, image)| {
                     parts.pin(PinKind::Oci, &name, &top.to_string());
                     image
@@ -101,6 +104,7 @@ impl OciPlan {
             shown,
             image,
             kernel: KernelPlan::plan(&source.kernel, cx, parts)?,
+            fetch: cx.fetch,
         })
     }
 
@@ -113,7 +117,8 @@ impl OciPlan {
     ) -> Result<Self, BuildError> {
         let image = Image::archive(&archive, None, None, &Platform::of(arch));
         let image = image.map_err(|error| BuildError::image(&shown, error))?;
-        Ok(Self { name: ImageName::OciArchive(archive, None), named: None, shown, image, kernel })
+        let (name, fetch) = (ImageName::OciArchive(archive, None), FetchOptions::default());
+        Ok(Self { name, named: None, shown, image, kernel, fetch })
     }
 
     /// Returns how the guest starts: what the recipe says, field by field, and what the image says where it says nothing.
@@ -137,7 +142,8 @@ impl OciPlan {
 
     pub(super) fn run(&self, plan: &BuildPlan, cx: &BuildContext<'_>) -> Result<BuildOutput, BuildError> {
         let mut output = Output::default();
-        let root = match self.fetch(cx).and_then(|()| self.unpacked(cx)) {
+        self.fetch(cx)?;
+        let root = match self.unpacked(cx) {
             // What lies in the cache is not what was put there: fetched anew, it either is, or the error stays.
             Err(BuildError::Image { source: OciError::Digest { expected, .. }, .. })
                 if matches!(self.name, ImageName::Registry(_))
@@ -181,10 +187,15 @@ impl OciPlan {
         need_space_in(cx.cache, missing.fold(0, u64::saturating_add))?;
         let step = Running::start(cx.reporter, Step::Fetch, clip(&self.name.to_string()));
         let docker = docker_config(cx.toolbox).map_err(refuse)?;
-        let options =
-            RegistryOptions { offline: cx.offline, docker: &docker, toolbox: cx.toolbox, cancel: cx.cancel };
-        let tell = |line: &str| {
-            cx.reporter.event(BuildEvent::StepOutput { step: Step::Fetch, line: line.to_owned() });
+        let client = client(cx.toolbox, cx.offline, self.fetch);
+        let options = RegistryOptions { client: &client, docker: &docker, cancel: cx.cancel };
+        let tell = |event: Fetching<'_>| match event {
+            Fetching::Download(progress) => telling(cx.reporter)(progress),
+            Fetching::Layer { digest, bytes } => {
+                let line = format!("{digest} {bytes}");
+                cx.reporter.event(BuildEvent::StepOutput { step: Step::Fetch, line });
+            }
+            _ => {}
         };
         oci::fetch_layers(reference, &self.image.layers, &cache, &options, &tell).map_err(refuse)?;
         step.done(count(self.image.layers.len(), "layer"));

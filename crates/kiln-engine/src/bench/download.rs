@@ -11,7 +11,7 @@ use crate::progress::Reporter;
 use crate::{EngineError, EngineResult, Settings};
 use kiln_core::ByteSize;
 use kiln_core::image::ContentDigest;
-use kiln_source::download::{Client, ClientOptions, Download, Url};
+use kiln_source::download::{Client, ClientOptions, Download, Origin, Url};
 use kiln_sys::commit::write_staged;
 use kiln_sys::tool::ScratchDir;
 use kiln_sys::{Cancel, IoResultExt as _, Toolbox, copy, fs};
@@ -43,7 +43,8 @@ pub fn fetch_file(
     cancel: &Cancel,
 ) -> EngineResult<()> {
     let (urls, bytes_max) = ([url.clone()], u64::from(SIZE_MIB_MAX) << 20);
-    let download = Download { urls: &urls, digest: Some(digest), bytes_max, cache, target, durable: true };
+    let (durable, origin) = (true, Origin::Web);
+    let download = Download { urls: &urls, digest: Some(digest), bytes_max, cache, target, durable, origin };
     download.run(&Client::new(ClientOptions::new(toolbox)), &mut |_| (), cancel)?;
     Ok(())
 }

@@ -124,7 +124,7 @@ impl Bucket<'_> {
         let url: Url = action.sign(SIGNED).as_str().parse().map_err(|_| BucketError::Endpoint {
             endpoint: self.inner.base_url().origin().ascii_serialization(),
         })?;
-        let agent = self.client.agent_of(&url, self.cancel)?;
+        let agent = self.client.agent(&url, false, self.cancel)?;
         let builder = http::Request::builder().method(method(action)).uri(url.uri());
         let builder = request
             .condition

@@ -5,7 +5,7 @@ use super::place::{Place, on_shelf};
 use super::shelf::Shelf;
 use super::{TEXTS, at, signed};
 use crate::checksum::MANIFEST_BYTES_MAX;
-use crate::download::{Client, Download, Progress, Url};
+use crate::download::{Client, Download, Origin, Progress, Url};
 use crate::hash::Hasher;
 use crate::openpgp::{
     self, CLEAR_SIGNED_BYTES_MAX, KEYRING_BYTES_MAX, Keyring, SIGNATURE_BYTES_MAX, Verified,
@@ -72,6 +72,7 @@ impl<'a, 'p> Asking<'a, 'p> {
             cache: &directory,
             target: &target,
             durable: false,
+            origin: Origin::Web,
         };
         download.run(self.client, self.progress, self.cancel)?;
         Ok(fs::read_limited(&target, bytes_max)?)

@@ -2,7 +2,7 @@
 
 use super::error::LookUpError;
 use super::{Brought, IMAGES};
-use crate::download::{Client, Download, Progress, Url};
+use crate::download::{Client, Download, Origin, Progress, Url};
 use crate::hash::Hashing;
 use kiln_core::catalog::local_path;
 use kiln_core::image::{Algorithm, ContentDigest};
@@ -127,6 +127,7 @@ impl Bring<'_> {
             cache: directory,
             target: self.target,
             durable: false,
+            origin: Origin::Web,
         };
         let fetched = download.run(client, progress, cancel)?;
         let from = fetched.from.map(|url| url.to_string());

@@ -1,11 +1,13 @@
 //! One request for what is missing, and what comes of it.
 
-use super::client::{Answer, Asker, Client};
+use super::asker::{Answer, Asker};
+use super::client::Client;
 use super::error::{Broken, DownloadError};
+use super::pace::Clock;
 use super::partial::{BUFFER_BYTES, Partial, Validator};
 use super::segments::{self, Asked, Ended};
 use super::url::Url;
-use super::{Progress, pace};
+use super::{Download, Origin, Progress, pace};
 use crate::http;
 use kiln_sys::Cancel;
 use std::io::Read as _;
@@ -38,12 +40,37 @@ impl From<DownloadError> for Failure {
                 let error = DownloadError::Broken { url, source: Broken::Http(inner) };
                 if for_good { Self::Place(error) } else { Self::Passing(error, None) }
             }
-            error @ DownloadError::Broken { .. } => Self::Passing(error, None),
+            error @ (DownloadError::Broken { .. }
+            | DownloadError::Status { status: 408 | 429 | 500.., .. }) => Self::Passing(error, None),
             error @ (DownloadError::Status { .. }
             | DownloadError::TooLarge { .. }
             | DownloadError::RedirectRefused { .. }
             | DownloadError::TooManyRedirects { .. }) => Self::Place(error),
             error => Self::Final(error),
+        }
+    }
+}
+
+impl Failure {
+    /// Returns what an answer that is an error says, and when to ask again.
+    pub(super) fn of(url: &Url, answer: Answer<'_>, clock: &dyn Clock) -> Self {
+        let after = answer.header("retry-after").filter(|_| matches!(answer.status(), 429 | 503));
+        let after = after.and_then(|value| pace::retry_after(&value, clock.unix_seconds()));
+        let (url, status, said) = (url.clone(), answer.status(), http::said(answer.response));
+        match Self::from(DownloadError::Status { url, status, said }) {
+            Self::Passing(error, _) => Self::Passing(error, after),
+            other => other,
+        }
+    }
+}
+
+impl From<Failure> for DownloadError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Final(error)
+            | Failure::Place(error)
+            | Failure::Passing(error, _)
+            | Failure::Anew(error) => error,
         }
     }
 }
@@ -67,14 +94,22 @@ pub(super) struct Attempt<'a> {
     cancel: &'a Cancel,
     asker: Asker<'a>,
     bytes_max: u64,
+    origin: Origin<'a>,
     /// Whether it comes by one connection, as the origin gave no parts.
     single: bool,
     pub(super) partial: Partial,
 }
 
 impl<'a> Attempt<'a> {
-    pub(super) fn new(client: &'a Client<'a>, cancel: &'a Cancel, bytes_max: u64, partial: Partial) -> Self {
-        Self { client, cancel, asker: Asker::new(client, cancel), bytes_max, single: false, partial }
+    pub(super) fn new(
+        client: &'a Client<'a>,
+        cancel: &'a Cancel,
+        download: &Download<'a>,
+        partial: Partial,
+    ) -> Self {
+        let (origin, bytes_max) = (download.origin, download.bytes_max);
+        let asker = Asker::new(client, cancel, origin.authorize());
+        Self { client, cancel, asker, bytes_max, origin, single: false, partial }
     }
 
     /// Asks a place for what is missing, and takes what comes.
@@ -89,16 +124,17 @@ impl<'a> Attempt<'a> {
         let (have, from) = (self.partial.have, self.partial.missing());
         let range = format!("bytes={from}-");
         let validator = self.partial.validator.clone().filter(|_| have > 0);
-        let asked = match &validator {
-            Some(validator) => self.asker.get(url, &[("Range", &range), ("If-Range", validator.as_str())]),
-            None => self.asker.get(url, &[]),
-        };
-        let mut answer = asked?;
+        let headers = validator.as_ref().map(|validator| validator.of_part(&range)).unwrap_or_default();
+        let mut answer = self.asker.get(url, &headers)?;
         match (answer.status(), &validator) {
             (200, _) => {
                 let total = answer.header("content-length").and_then(|length| length.parse::<u64>().ok());
                 self.check_size(url, total)?;
-                self.partial.begin(Validator::of(|name| answer.header(name)), total)?;
+                let validator = match self.origin {
+                    Origin::Web => Validator::of(|name| answer.header(name)),
+                    Origin::Registry(_) => Some(Validator::Digest),
+                };
+                self.partial.begin(validator, total)?;
             }
             (206, Some(validator)) => {
                 let part = answer.part();
@@ -115,18 +151,7 @@ impl<'a> Attempt<'a> {
                 self.partial.total = total;
             }
             (416, Some(_)) => return Err(self.anew(url, 416)?),
-            (status, _) => {
-                let after = answer.header("retry-after");
-                let now = self.client.options.clock.unix_seconds();
-                let after = after.and_then(|value| pace::retry_after(&value, now));
-                let said = http::said(answer.response);
-                let error = DownloadError::Status { url: url.clone(), status, said };
-                return Err(match status {
-                    429 | 503 => Failure::Passing(error, after),
-                    408 | 500.. => Failure::Passing(error, None),
-                    _ => Failure::Place(error),
-                });
-            }
+            _ => return Err(Failure::of(url, answer, self.client.options.clock.as_ref())),
         }
         match self.total_of_parts(&answer) {
             Some(total) => self.take_parts(url, answer, total, progress),
@@ -139,7 +164,7 @@ impl<'a> Attempt<'a> {
         let gives =
             answer.status() == 206 || answer.header("accept-ranges").is_some_and(|unit| unit == "bytes");
         // The time of a change is too coarse a name for parts that come at once.
-        let strong = matches!(self.partial.validator, Some(Validator::Etag(_)));
+        let strong = matches!(self.partial.validator, Some(Validator::Etag(_) | Validator::Digest));
         let total = self.partial.total.filter(|_| gives && strong && !self.single)?;
         let much = total - self.partial.have.min(total) >= self.client.options.ranges_bytes_min;
         (much || self.partial.there().is_some()).then_some(total)

@@ -4,6 +4,7 @@ use super::url::Url;
 use kiln_core::image::ContentDigest;
 use kiln_sys::lock::LockError;
 use kiln_sys::{IoError, cancel::Cancelled};
+use std::error::Error;
 use std::io;
 
 /// Why a download failed. Addresses are shown without names, passwords and queries.
@@ -66,6 +67,13 @@ pub enum DownloadError {
         expected: ContentDigest,
         /// What came.
         actual: ContentDigest,
+    },
+    /// Who asks has to be told, and could not be.
+    #[error("who asks has to be told, and cannot be")]
+    Untold {
+        /// Why not.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
     },
     /// A redirection that is not followed.
     #[error("{from} leads to {to}, {why}")]

@@ -1,6 +1,7 @@
 //! When something is asked for again, how fast it may come, and how many connections a host gets.
 
 use super::error::DownloadError;
+use super::{Progress, TRIES_MAX};
 use kiln_sys::cancel::Cancelled;
 use kiln_sys::{Cancel, clock, lock};
 use std::collections::HashMap;
@@ -70,6 +71,36 @@ impl Clock for HostClock {
             }
             lock::wait_cancelled(cancel, left);
         }
+    }
+}
+
+/// Tries in a row that brought nothing.
+#[derive(Debug, Default)]
+pub(super) struct Tries(u32);
+
+impl Tries {
+    /// Counts one that failed and waits before the next, `after` where that is given; returns the error where there were
+    /// as many as there may be.
+    pub(super) fn again(
+        &mut self,
+        error: DownloadError,
+        after: Option<Duration>,
+        clock: &dyn Clock,
+        progress: &mut dyn FnMut(Progress<'_>),
+        cancel: &Cancel,
+    ) -> Result<(), DownloadError> {
+        self.0 += 1;
+        if self.0 >= TRIES_MAX {
+            return Err(error);
+        }
+        let wait = after.unwrap_or_else(|| backoff(self.0, clock.random()));
+        progress(Progress::Again { error: &error, wait });
+        Ok(clock.wait(wait, cancel)?)
+    }
+
+    /// Begins to count anew: something came.
+    pub(super) fn reset(&mut self) {
+        self.0 = 0;
     }
 }
 

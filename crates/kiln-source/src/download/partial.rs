@@ -33,6 +33,8 @@ pub(super) const BUFFER_BYTES: usize = 256 << 10;
 pub(super) enum Validator {
     Etag(String),
     LastModified(String),
+    /// The address itself, which names the bytes by their digest.
+    Digest,
 }
 
 impl Validator {
@@ -45,9 +47,16 @@ impl Validator {
         }
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    /// Returns the headers of a request for a part of this version.
+    pub(super) fn of_part<'a>(&'a self, range: &'a str) -> Vec<(&'static str, &'a str)> {
+        let condition = self.value().map(|value| ("If-Range", value));
+        [("Range", range)].into_iter().chain(condition).collect()
+    }
+
+    fn value(&self) -> Option<&str> {
         match self {
-            Self::Etag(value) | Self::LastModified(value) => value,
+            Self::Etag(value) | Self::LastModified(value) => Some(value),
+            Self::Digest => None,
         }
     }
 
@@ -56,6 +65,7 @@ impl Validator {
         let (name, own) = match self {
             Self::Etag(value) => ("etag", value),
             Self::LastModified(value) => ("last-modified", value),
+            Self::Digest => return false,
         };
         header(name).is_some_and(|other| other != *own)
     }
@@ -280,8 +290,8 @@ fn read_note(path: &Path) -> Result<Option<Note>, DownloadError> {
         other => other?,
     };
     let note = text.and_then(|text| serde_json::from_slice::<Note>(&text).ok());
-    Ok(note
-        .filter(|note| note.version == NOTE_VERSION && note.validator.as_str().len() <= VALIDATOR_BYTES_MAX))
+    let fits = |note: &Note| note.validator.value().is_none_or(|value| value.len() <= VALIDATOR_BYTES_MAX);
+    Ok(note.filter(|note| note.version == NOTE_VERSION && fits(note)))
 }
 
 /// Hashes a file; returns its length.

@@ -5,8 +5,9 @@
 //! first answer is read on to its end, as if there had been no others. Memory is a buffer for each of them.
 
 use super::Progress;
+use super::asker::{Answer, Asker, Unasked};
 use super::attempt::Failure;
-use super::client::{Answer, Asker, Client, Unasked};
+use super::client::Client;
 use super::error::{Broken, DownloadError};
 use super::pace::CONNECTIONS_MAX;
 use super::partial::{BUFFER_BYTES, Partial, Validator, Writer};
@@ -116,10 +117,10 @@ pub(super) fn take<'a>(
     let board = Board { asked, writer: partial.writer()?, state: Mutex::new(state), news: Condvar::new() };
     let overseen = std::thread::scope(|scope| {
         for _ in 0..working {
-            let (board, mut asker, first) = (&board, asker.clone(), first.take());
+            let (board, asker, first) = (&board, *asker, first.take());
             scope.spawn(move || {
                 let _present = Present(board);
-                if let Err(leave) = board.work(&mut asker, first) {
+                if let Err(leave) = board.work(&asker, first) {
                     board.leave(leave);
                 }
             });
@@ -199,7 +200,7 @@ impl<'a> Board<'a> {
         }
     }
 
-    fn work(&self, asker: &mut Asker<'a>, first: Option<(Answer<'a>, (u64, u64))>) -> Result<(), Leave> {
+    fn work(&self, asker: &Asker<'a>, first: Option<(Answer<'a>, (u64, u64))>) -> Result<(), Leave> {
         // One of them waits where it has to: without any it would never end.
         let patient = first.is_some();
         if let Some((mut answer, (mut at, to))) = first {
@@ -222,9 +223,9 @@ impl<'a> Board<'a> {
     }
 
     /// Asks for a segment and takes it.
-    fn segment(&self, asker: &mut Asker<'a>, patient: bool, at: &mut u64, mut to: u64) -> Result<(), Leave> {
+    fn segment(&self, asker: &Asker<'a>, patient: bool, at: &mut u64, mut to: u64) -> Result<(), Leave> {
         let (range, asked) = (format!("bytes={at}-{}", to - 1), self.asked);
-        let headers = [("Range", range.as_str()), ("If-Range", asked.validator.as_str())];
+        let headers = asked.validator.of_part(&range);
         let mut answer = if patient {
             asker.get(asked.url, &headers).map_err(Leave::Broken)?
         } else {

@@ -48,6 +48,16 @@ impl Url {
         self.host().parse().ok()
     }
 
+    /// Returns whether it is of this host itself, by the name or an address of its own.
+    pub(crate) fn is_of_this_host(&self) -> bool {
+        self.host() == "localhost" || self.literal().is_some_and(|address| address.is_loopback())
+    }
+
+    /// Adds who asks, as a header says it.
+    pub(crate) fn authorized(self, authorization: Option<String>) -> Self {
+        Self { authorization, ..self }
+    }
+
     /// Returns what is asked for.
     pub(crate) fn uri(&self) -> &Uri {
         &self.uri
@@ -80,7 +90,8 @@ impl Url {
         Ok(url)
     }
 
-    fn is_same_origin(&self, other: &Self) -> bool {
+    /// Returns whether scheme, host and port are the same.
+    pub(super) fn is_same_origin(&self, other: &Self) -> bool {
         self.is_clear() == other.is_clear()
             && self.host().eq_ignore_ascii_case(other.host())
             && self.port() == other.port()

@@ -38,10 +38,9 @@ impl BlobCache {
         Ok(commit::write_file(&path, bytes, 0o444, Existing::Replace)?)
     }
 
-    /// Returns where a blob is while it is fetched, and the lock of whoever fetches it.
-    pub(super) fn partial(&self, digest: &ContentDigest) -> (PathBuf, PathBuf) {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        (self.directory.join(format!("{name}.part")), self.directory.join(format!("{name}.lock")))
+    /// Returns the directory of what has come so far of blobs that are fetched.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// Removes a part that turned out to be damaged.

@@ -1,5 +1,6 @@
 //! Why an image cannot be used.
 
+use crate::download::{DownloadError, InvalidUrl};
 use kiln_core::image::{ContentDigest, Platform};
 use kiln_core::size::ByteSize;
 use kiln_sys::cancel::Cancelled;
@@ -200,6 +201,12 @@ pub enum Unreachable {
         /// What it said.
         said: String,
     },
+    /// An address that is none.
+    #[error(transparent)]
+    Address(#[from] InvalidUrl),
+    /// It cannot be fetched for another reason.
+    #[error(transparent)]
+    Download(Box<DownloadError>),
     /// A token server that gives no token.
     #[error("the answer has no token")]
     NoToken,

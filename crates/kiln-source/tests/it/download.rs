@@ -1,15 +1,18 @@
 //! Files of the web, from a server of our own that does all that goes wrong.
 
+mod authorize;
 mod faults;
 mod nginx;
 mod processes;
 mod ranges;
 mod redirects;
-mod server;
+pub(crate) mod server;
 mod whole;
 
 use kiln_core::image::{Algorithm, ContentDigest};
-use kiln_source::download::{Client, ClientOptions, Clock, Download, DownloadError, Fetched, Progress, Url};
+use kiln_source::download::{
+    Client, ClientOptions, Clock, Download, DownloadError, Fetched, Origin, Progress, Url,
+};
 use kiln_sys::cancel::Cancelled;
 use kiln_sys::tool::ScratchDir;
 use kiln_sys::{Cancel, Toolbox};
@@ -67,6 +70,7 @@ impl Clock for Waits {
 }
 
 /// A cache, and how it is filled.
+#[derive(Debug)]
 struct Fetcher {
     dir: ScratchDir,
     toolbox: Toolbox,
@@ -125,6 +129,7 @@ impl Fetcher {
             cache: &cache,
             target: &target,
             durable: true,
+            origin: Origin::Web,
         };
         download.run(&self.client(), progress, &self.cancel)
     }

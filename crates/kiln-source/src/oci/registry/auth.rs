@@ -2,18 +2,19 @@
 
 use super::super::error::{OciError, Unreachable};
 use super::super::wire::parse;
-use super::client::RegistryOptions;
+use super::repository::RegistryOptions;
+use crate::download::{Authorize, Document, DownloadError, Url};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use iri_string::percent_encode::PercentEncodedForUri;
 use kiln_core::image::{DOCKER_HUB, RegistryReference};
-use kiln_sys::{Tool, ToolError, fs};
+use kiln_sys::{Tool, ToolError, Toolbox, fs};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use ureq::Agent;
 
 /// The most bytes of docker's configuration, of a helper's answer and of a token's.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -119,7 +120,7 @@ fn ask(helper: &str, host: &str, options: &RegistryOptions<'_>) -> Result<Option
         });
     }
     let name = format!("docker-credential-{helper}");
-    let tool = getter(&name, options).map_err(|source| OciError::HelperFailed { source })?;
+    let tool = getter(&name, options.client.toolbox()).map_err(|source| OciError::HelperFailed { source })?;
     let asked = host.to_owned();
     let output = tool.run_fed(
         options.cancel,
@@ -141,29 +142,48 @@ fn ask(helper: &str, host: &str, options: &RegistryOptions<'_>) -> Result<Option
 }
 
 /// Returns a helper as it is asked for credentials.
-fn getter(name: &str, options: &RegistryOptions<'_>) -> Result<Tool, ToolError> {
-    Ok(options.toolbox.find(name)?.arg("get").deadline(HELPER_DEADLINE).stdout_max(ANSWER_BYTES_MAX))
+fn getter(name: &str, toolbox: &Toolbox) -> Result<Tool, ToolError> {
+    Ok(toolbox.find(name)?.arg("get").deadline(HELPER_DEADLINE).stdout_max(ANSWER_BYTES_MAX))
 }
 
-/// What a repository is asked with.
+/// What a repository is asked with. Nothing of it is shown.
 pub(super) struct Authority<'a> {
     reference: &'a RegistryReference,
     options: RegistryOptions<'a>,
-    header: Option<String>,
+    /// Held while another is asked for: who finds it expired at the same time waits for the new one.
+    header: Mutex<Option<String>>,
+}
+
+impl fmt::Debug for Authority<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("reference", &self.reference).finish_non_exhaustive()
+    }
+}
+
+impl Authorize for Authority<'_> {
+    fn header(&self) -> Option<String> {
+        self.header.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn answer(&self, sent: Option<&str>, challenges: &[String]) -> Result<bool, DownloadError> {
+        let mut header = self.header.lock().unwrap_or_else(PoisonError::into_inner);
+        if header.as_deref() == sent {
+            *header = self.answered(challenges)?;
+        }
+        // What was refused already is not said again.
+        Ok(header.is_some() && header.as_deref() != sent)
+    }
 }
 
 impl<'a> Authority<'a> {
     pub(super) fn new(reference: &'a RegistryReference, options: RegistryOptions<'a>) -> Self {
-        Self { reference, options, header: None }
+        Self { reference, options, header: Mutex::new(None) }
     }
 
-    pub(super) fn header(&self) -> Option<&str> {
-        self.header.as_deref()
-    }
-
-    /// Does what a registry's challenge asks for; false where nothing can be done.
-    pub(super) fn answer(&mut self, agent: &Agent, challenges: &[&str]) -> Result<bool, OciError> {
-        let credentials = self.options.docker.credentials(self.reference.host(), &self.options)?;
+    /// Returns the header that a registry's challenges ask for; none where there is nothing to say.
+    fn answered(&self, challenges: &[String]) -> Result<Option<String>, DownloadError> {
+        let credentials = self.options.docker.credentials(self.reference.host(), &self.options);
+        let credentials = credentials.map_err(untold)?;
         let scheme = |wanted: &str| {
             challenges.iter().find_map(|text| {
                 let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
@@ -171,85 +191,75 @@ impl<'a> Authority<'a> {
             })
         };
         if let Some(rest) = scheme("Bearer") {
-            let token = self.token(agent, &parameters(rest), credentials.as_ref())?;
-            self.header = Some(format!("Bearer {token}"));
-            return Ok(true);
+            let token = self.token(&parameters(rest), credentials.as_ref())?;
+            return Ok(Some(format!("Bearer {token}")));
         }
-        match (scheme("Basic"), credentials) {
-            (Some(_), Some(credentials)) => {
-                self.header = Some(basic(&credentials));
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
+        Ok(credentials.filter(|_| scheme("Basic").is_some()).map(|credentials| basic(&credentials)))
     }
 
     fn token(
         &self,
-        agent: &Agent,
         parameters: &BTreeMap<String, String>,
         credentials: Option<&Credentials>,
-    ) -> Result<String, OciError> {
+    ) -> Result<String, DownloadError> {
         let realm = parameters.get("realm").map_or("", String::as_str);
-        let failed = |source| OciError::Registry { url: kiln_core::text::clip(realm), source };
+        let failed = |source| untold(OciError::Registry { url: kiln_core::text::clip(realm), source });
         let scope = format!("repository:{}:pull", self.reference.repository());
-        let mut query: Vec<(&str, &str)> = vec![("scope", &scope)];
+        let mut said: Vec<(&str, &str)> = vec![("scope", &scope)];
         if let Some(service) = parameters.get("service") {
-            query.push(("service", service));
+            said.push(("service", service));
         }
-        // Credentials go over TLS, or stay on this host.
-        if !realm.starts_with("https://") && !is_of_this_host(realm) {
-            return Err(failed(Unreachable::InClear));
-        }
-        let answer = match credentials {
-            Some(Credentials { user, secret }) if user == TOKEN_USER => {
-                query.extend([
+        let refreshed = credentials.filter(|credentials| credentials.user == TOKEN_USER);
+        let (url, form) = match refreshed {
+            Some(Credentials { secret, .. }) => {
+                said.extend([
                     ("grant_type", "refresh_token"),
                     ("refresh_token", secret),
                     ("client_id", "kiln"),
                 ]);
-                agent.post(realm).send_form(query)
+                (token_server(realm).map_err(failed)?, Some(encoded(&said)))
             }
-            credentials => {
-                let mut request = agent.get(realm);
-                for (key, value) in query {
-                    request = request.query(key, value);
-                }
-                if let Some(credentials) = credentials {
-                    request = request.header("Authorization", basic(credentials));
-                }
-                request.call()
+            None => {
+                let begins = if realm.contains('?') { '&' } else { '?' };
+                let url = token_server(&format!("{realm}{begins}{}", encoded(&said))).map_err(failed)?;
+                (url.authorized(credentials.map(basic)), None)
             }
         };
-        let mut answer = answer.map_err(|error| failed(Unreachable::Http(Box::new(error))))?;
-        if !answer.status().is_success() {
-            return match answer.status().as_u16() {
-                401 | 403 => Err(OciError::Denied { reference: self.reference.to_string() }),
-                status => Err(failed(Unreachable::Status { status, said: String::new() })),
-            };
-        }
-        let mut bytes = Vec::new();
-        let limited = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX as u64 + 1).read_to_end(&mut bytes);
-        limited.map_err(|error| failed(Unreachable::Read(error)))?;
-        if bytes.len() > ANSWER_BYTES_MAX {
-            let (what, max) = ("bytes in the answer of its token server", ANSWER_BYTES_MAX as u64);
-            return Err(OciError::TooLarge { what, max });
-        }
-        let token: Token = parse("answer of the token server", &bytes)?;
+        let RegistryOptions { client, cancel, .. } = self.options;
+        let (form, bytes_max) = (form.as_deref(), ANSWER_BYTES_MAX as u64);
+        let document = Document { url: &url, headers: &[], form, bytes_max, authorize: None };
+        let bytes = document.once(client, cancel).map_err(|error| match error {
+            DownloadError::TooLarge { max, .. } => {
+                untold(OciError::TooLarge { what: "bytes in the answer of its token server", max })
+            }
+            // It is not the image that is not there.
+            DownloadError::Status { status: 404, said, .. } => {
+                failed(Unreachable::Status { status: 404, said })
+            }
+            error => error,
+        })?;
+        let token: Token = parse("answer of the token server", &bytes).map_err(untold)?;
         let token =
             token.token.or(token.access_token).filter(|token| token.bytes().all(|b| b.is_ascii_graphic()));
         token.ok_or_else(|| failed(Unreachable::NoToken))
     }
 }
 
-/// Whether an address over plain HTTP is one of this host.
-fn is_of_this_host(url: &str) -> bool {
-    let host = url.strip_prefix("http://").and_then(|rest| rest.split(['/', '?', '#']).next());
-    // A name before an `@` would be the user's.
-    host.is_some_and(|host| {
-        let reference = format!("{host}/x").parse::<RegistryReference>();
-        !host.contains('@') && reference.is_ok_and(|reference| reference.is_loopback())
-    })
+fn untold(error: OciError) -> DownloadError {
+    DownloadError::Untold { source: Box::new(error) }
+}
+
+/// Reads the address of a token server. Credentials go over TLS, or stay on this host.
+fn token_server(address: &str) -> Result<Url, Unreachable> {
+    let url: Url = address.parse()?;
+    if url.is_clear() && !url.is_of_this_host() { Err(Unreachable::InClear) } else { Ok(url) }
+}
+
+/// Returns what a form says.
+fn encoded(said: &[(&str, &str)]) -> String {
+    let pairs: Vec<String> =
+        said.iter().map(|(key, value)| format!("{key}={}", PercentEncodedForUri::unreserve(value))).collect();
+    pairs.join("&")
 }
 
 fn basic(credentials: &Credentials) -> String {
@@ -288,22 +298,31 @@ mod tests {
         put(ANSWER_BYTES_MAX).unwrap();
         assert!(matches!(put(ANSWER_BYTES_MAX + 1), Err(OciError::Io(_))));
         // Any program stands for a helper.
-        let toolbox = kiln_sys::Toolbox::default();
-        let (docker, cancel) = (DockerConfig::default(), kiln_sys::Cancel::new().unwrap());
-        let options = RegistryOptions { offline: false, docker: &docker, toolbox: &toolbox, cancel: &cancel };
-        assert_eq!(getter("sh", &options).unwrap().limits(), (Duration::from_secs(60), 1 << 20));
+        assert_eq!(getter("sh", &Toolbox::default()).unwrap().limits(), (Duration::from_secs(60), 1 << 20));
     }
 
     #[test]
     fn only_this_host_is_asked_in_clear() {
-        for own in ["http://127.0.0.1:5000/token", "http://localhost:80/t?a=b", "http://[::1]:1/"] {
-            assert!(is_of_this_host(own), "{own}");
+        for fine in [
+            "http://127.0.0.1:5000/token",
+            "http://localhost:80/t?a=b",
+            "http://[::1]:1/",
+            "https://auth.example/token",
+        ] {
+            token_server(fine).unwrap();
         }
-        for other in
-            ["http://example.org/token", "http://127.0.0.1@example.org/", "ftp://127.0.0.1:1/", "", "http://"]
-        {
-            assert!(!is_of_this_host(other), "{other}");
+        for other in ["http://example.org/token", "http://127.0.0.1@example.org/"] {
+            assert!(matches!(token_server(other), Err(Unreachable::InClear)), "{other}");
         }
+        for none in ["ftp://127.0.0.1:1/", "", "http://", "?scope=x"] {
+            assert!(matches!(token_server(none), Err(Unreachable::Address(_))), "{none}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_to_a_token_server_holds_any_text() {
+        let said = encoded(&[("scope", "repository:a/b:pull"), ("service", "a b&c=\u{e4}")]);
+        assert_eq!(said, "scope=repository%3Aa%2Fb%3Apull&service=a%20b%26c%3D%C3%A4");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::server::Server;
 use super::{Fetcher, content, sha256};
-use kiln_source::download::{Client, ClientOptions, Download, Progress};
+use kiln_source::download::{Client, ClientOptions, Download, Origin, Progress};
 use kiln_sys::{Cancel, Toolbox};
 use kiln_testing::{Served, Worker};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,7 @@ fn worker() {
             cache: &cache,
             target: &target,
             durable: true,
+            origin: Origin::Web,
         };
         let mut options = ClientOptions::new(&toolbox);
         options.ranges_bytes_min = order.ranges_bytes_min;

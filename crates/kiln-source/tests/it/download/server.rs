@@ -9,23 +9,26 @@ use std::thread::JoinHandle;
 
 /// What was asked.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Request {
+pub(crate) struct Request {
     /// How many were asked before.
-    pub(super) nth: usize,
-    pub(super) path: String,
-    pub(super) range: Option<String>,
-    pub(super) if_range: Option<String>,
-    pub(super) authorization: Option<String>,
+    pub(crate) nth: usize,
+    pub(crate) path: String,
+    pub(crate) range: Option<String>,
+    pub(crate) if_range: Option<String>,
+    pub(crate) authorization: Option<String>,
+    pub(crate) host: Option<String>,
+    /// A form that was sent.
+    pub(crate) form: Option<String>,
 }
 
 impl Request {
     /// Returns the first byte that is asked for.
-    pub(super) fn from(&self) -> usize {
+    pub(crate) fn from(&self) -> usize {
         self.ends().0
     }
 
     /// Returns the first byte that is asked for, and the one after the last where it is said.
-    pub(super) fn ends(&self) -> (usize, Option<usize>) {
+    pub(crate) fn ends(&self) -> (usize, Option<usize>) {
         let range = self.range.as_deref().unwrap_or("bytes=0-").strip_prefix("bytes=").unwrap();
         let (from, last) = range.split_once('-').unwrap();
         (from.parse().unwrap(), last.parse().ok().map(|last: usize| last + 1))
@@ -34,7 +37,7 @@ impl Request {
 
 /// How the body goes.
 #[derive(Debug, Clone)]
-pub(super) enum Act {
+pub(crate) enum Act {
     Whole,
     /// So many bytes, and an end.
     Cut(usize),
@@ -48,15 +51,15 @@ pub(super) enum Act {
 
 /// Something that opens once.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Gate(Arc<(Mutex<bool>, Condvar)>);
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
 impl Gate {
-    pub(super) fn open(&self) {
+    pub(crate) fn open(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
 
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let open = self.0.0.lock().unwrap();
         drop(self.0.1.wait_while(open, |open| !*open).unwrap());
     }
@@ -64,20 +67,20 @@ impl Gate {
 
 /// What is answered.
 #[derive(Debug, Clone)]
-pub(super) struct Reply {
-    pub(super) status: u16,
-    pub(super) headers: Vec<String>,
-    pub(super) body: Vec<u8>,
-    pub(super) act: Act,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<String>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) act: Act,
 }
 
 impl Reply {
-    pub(super) fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         Self { status, headers: vec!["Content-Length: 0".to_owned()], body: Vec::new(), act: Act::Whole }
     }
 
     /// Answers as a good server does with a file of one version.
-    pub(super) fn file(request: &Request, bytes: &[u8], etag: &str) -> Self {
+    pub(crate) fn file(request: &Request, bytes: &[u8], etag: &str) -> Self {
         let etagged = format!("ETag: {etag}");
         let fresh = request.if_range.as_deref().is_none_or(|asked| asked == etag);
         let (from, to) = if fresh { request.ends() } else { (0, None) };
@@ -95,18 +98,18 @@ impl Reply {
         Self { status: if partial { 206 } else { 200 }, headers, body, act: Act::Whole }
     }
 
-    pub(super) fn with(mut self, header: &str) -> Self {
+    pub(crate) fn with(mut self, header: &str) -> Self {
         self.headers.push(header.to_owned());
         self
     }
 
     /// Leaves out headers of a name.
-    pub(super) fn without(mut self, name: &str) -> Self {
+    pub(crate) fn without(mut self, name: &str) -> Self {
         self.headers.retain(|header| !header.starts_with(name));
         self
     }
 
-    pub(super) fn act(mut self, act: Act) -> Self {
+    pub(crate) fn act(mut self, act: Act) -> Self {
         self.act = act;
         self
     }
@@ -115,7 +118,7 @@ impl Reply {
 type Streams = Arc<Mutex<Vec<TcpStream>>>;
 
 /// The server. Dropping it ends it and all its connections.
-pub(super) struct Server {
+pub(crate) struct Server {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Request>>>,
     stop: Arc<AtomicBool>,
@@ -124,7 +127,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (seen, stop, streams) =
@@ -154,25 +157,25 @@ impl Server {
     }
 
     /// Serves one file, well.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         let bytes = bytes.to_vec();
         Self::start(move |request| Reply::file(request, &bytes, "\"1\""))
     }
 
-    pub(super) fn url(&self, path: &str) -> Url {
+    pub(crate) fn url(&self, path: &str) -> Url {
         format!("http://{}{path}", self.address).parse().unwrap()
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub(super) fn seen(&self) -> Vec<Request> {
+    pub(crate) fn seen(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
     }
 
     /// Returns the first byte of each request.
-    pub(super) fn froms(&self) -> Vec<usize> {
+    pub(crate) fn froms(&self) -> Vec<usize> {
         self.seen().iter().map(Request::from).collect()
     }
 }
@@ -195,8 +198,9 @@ fn serve(
     log: &Mutex<Vec<Request>>,
     answer: &dyn Fn(&Request) -> Reply,
 ) -> std::io::Result<()> {
-    let mut lines = BufReader::new(stream).lines();
-    let mut request = Request::default();
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines();
+    let (mut request, mut length) = (Request::default(), None);
     let mut first = lines.next().transpose()?.unwrap_or_default();
     if first.starts_with("CONNECT ") {
         // As a proxy, it is every host itself.
@@ -215,8 +219,15 @@ fn serve(
             "range" => request.range = value,
             "if-range" => request.if_range = value,
             "authorization" => request.authorization = value,
+            "host" => request.host = value,
+            "content-length" => length = value.and_then(|length| length.parse().ok()),
             _ => {}
         }
+    }
+    if let Some(length) = length {
+        let mut form = vec![0; length];
+        reader.read_exact(&mut form)?;
+        request.form = String::from_utf8(form).ok();
     }
     {
         let mut log = log.lock().unwrap();
