@@ -83,7 +83,8 @@ impl MirrorImage<'_> {
         let mut asking = Asking::new(self.work, client, progress, cancel).of_shelf(self.shelf);
         match there.ask(&mut asking) {
             // What cannot be asked is not known to be older.
-            Err(error @ (LookUpError::Cancelled | LookUpError::Shelf(_))) => Err(error),
+            Err(LookUpError::Cancelled) => Err(LookUpError::Cancelled),
+            Err(LookUpError::Shelf(error)) if !error.is_too_large() => Err(LookUpError::Shelf(error)),
             found => Ok(found.ok().map(|(found, _)| found.pin)),
         }
     }

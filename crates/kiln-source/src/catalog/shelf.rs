@@ -106,6 +106,13 @@ pub enum ShelfError {
     Cancelled,
 }
 
+impl ShelfError {
+    /// Returns whether something is there and has more bytes than it may.
+    pub(super) fn is_too_large(&self) -> bool {
+        matches!(self, Self::Bucket(error) if matches!(**error, BucketError::TooLarge { .. }))
+    }
+}
+
 impl From<Cancelled> for ShelfError {
     fn from(_: Cancelled) -> Self {
         Self::Cancelled

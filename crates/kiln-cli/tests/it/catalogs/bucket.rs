@@ -63,6 +63,11 @@ fn a_mirror_in_a_bucket_is_a_catalog_by_its_address() {
     let left = publisher.context.home().join("cache/v1/fetched/mirrors");
     assert_eq!(std::fs::read_dir(left).unwrap().count(), 0);
 
+    // So is what is damaged, whatever its length.
+    std::fs::write(server.object("site", "images/demo/1/amd64/SHA256SUMS.gpg"), vec![b'x'; 2 << 20]).unwrap();
+    mirror(&publisher.context, &server, &["demo"]).ok();
+    assert_eq!(written(&server), ["demo/1/amd64/SHA256SUMS.gpg"]);
+
     // Whoever reads the bucket over the web has the catalog and its images once the publisher is gone.
     let web = FileServer::start(&publisher.context.work().join("buckets/site"));
     let gpg = &publisher.gpg;
