@@ -1,4 +1,5 @@
-//! Disk images that firmware boots: a whole disk, with an agent that its cloud-init brings.
+//! Disk images that firmware boots: a whole disk, with an agent that its cloud-init brings. It is suspended and forked as
+//! any.
 
 use crate::cloud_image::{USER_DATA, cloud_image};
 use crate::context;
@@ -46,4 +47,12 @@ fn boot_a_cloud_image_by_firmware_with_an_agent_from_its_seed() {
     // The keys of the seed let kiln in as the user whom the image's cloud-init makes.
     let told = context.kiln(["ssh", "-l", "debian", "one", "--", "id", "-un"]);
     assert_eq!(told.stdout, "debian\n", "{}", told.stderr);
+    // It goes on where it stood, and so does a fork, by a name of its own.
+    context.kiln(["suspend", "one"]).ok();
+    context.kiln(["resume", "one"]).ok();
+    assert_eq!(sh("hostname; cat /root/said"), "one\nmine\n");
+    let fork = context.kiln(["fork", "-q", "-n", "1", "one"]).ok();
+    let id = "hostname; cat /etc/machine-id";
+    let other = context.kiln(["exec", fork.trim(), "--", "sh", "-c", id]).ok();
+    assert!(other.starts_with(&fork) && other.lines().nth(1) != sh(id).lines().nth(1), "{other}");
 }

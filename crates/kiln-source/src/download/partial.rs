@@ -154,7 +154,10 @@ impl Partial {
         total: Option<u64>,
     ) -> Result<(), DownloadError> {
         // Emptied first: no bytes are ever there with another version's note.
-        self.file.set_len(0).at("write", &self.path)?;
+        // An empty one stays as it is: what has once been cut to nothing, ext4 sends to the disk when it is closed.
+        if self.file.metadata().at("inspect", &self.path)?.len() > 0 {
+            self.file.set_len(0).at("write", &self.path)?;
+        }
         fs::remove_file(&self.note)?;
         (self.have, self.hashed, self.hasher) = (0, 0, Hasher::new(self.algorithm));
         (self.validator, self.total, self.there) = (validator, total, None);
