@@ -86,7 +86,7 @@ pub(crate) fn bucket_access() -> Result<BucketAccess, CliError> {
         (Some(id), Some(secret)) => AccessKey { id, secret, token: text("AWS_SESSION_TOKEN") },
         _ => return Err(CliError::NoBucketKey),
     };
-    Ok(BucketAccess { endpoint, region, key: Some(key) })
+    Ok(BucketAccess { endpoint, region, key })
 }
 
 /// Returns the system's directory for temporary files.

@@ -126,7 +126,6 @@ fn mirror(error: &ShelfError) -> Vec<String> {
             BucketError::Broken { .. } => {
                 one("--endpoint-url names the server; http_proxy, https_proxy and no_proxy name proxies")
             }
-            BucketError::Offline { .. } => one("run it without --offline"),
             _ => Vec::new(),
         },
         _ => Vec::new(),

@@ -266,8 +266,10 @@ impl Engine {
     }
 
     fn no_catalog(&self, name: &CatalogName) -> EngineError {
-        let known = self.catalog_names().unwrap_or_default();
-        CatalogsError::NotFound { name: name.clone(), known }.into()
+        match self.catalog_names() {
+            Ok(known) => CatalogsError::NotFound { name: name.clone(), known }.into(),
+            Err(error) => error,
+        }
     }
 
     /// Looks whether there is a newer text where a catalog is from, and takes it; none of a catalog that is from no

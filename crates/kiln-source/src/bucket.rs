@@ -26,14 +26,14 @@ pub const REGION_DEFAULT: &str = "us-east-1";
 const DIGEST_FIELD: &str = "x-amz-meta-kiln-digest";
 
 /// Who asks, and which server.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct BucketAccess {
     /// The address of the server; Amazon's of the region where there is none.
     pub endpoint: Option<String>,
     /// The region; [`REGION_DEFAULT`] where there is none.
     pub region: Option<String>,
-    /// Who asks; without it requests are not signed.
-    pub key: Option<AccessKey>,
+    /// Who asks.
+    pub key: AccessKey,
 }
 
 /// A pair of a public and a secret key.
@@ -50,13 +50,6 @@ pub struct AccessKey {
 impl fmt::Debug for AccessKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessKey").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for BucketAccess {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("BucketAccess");
-        shown.field("endpoint", &self.endpoint).field("region", &self.region).field("key", &self.key).finish()
     }
 }
 
@@ -94,7 +87,7 @@ pub enum When<'a> {
 pub struct Bucket<'a> {
     place: BucketPlace,
     inner: rusty_s3::Bucket,
-    credentials: Option<Credentials>,
+    credentials: Credentials,
     client: &'a Client<'a>,
     cancel: &'a Cancel,
 }
@@ -106,7 +99,7 @@ impl<'a> Bucket<'a> {
     /// understand.
     ///
     /// # Errors
-    /// When the address of the server is none.
+    /// When the address of the server is none, or says more than where it is.
     pub fn new(
         place: &BucketPlace,
         access: &BucketAccess,
@@ -121,13 +114,18 @@ impl<'a> Bucket<'a> {
             _ => UrlStyle::Path,
         };
         let refused = || BucketError::Endpoint { endpoint: shown(&endpoint) };
+        // Who asks is told by the signature alone, and what is asked for by a request.
+        if endpoint.contains(['@', '?', '#']) {
+            return Err(refused());
+        }
         let url = endpoint.parse().map_err(|_| refused())?;
         let bucket = place.bucket().to_owned();
         let inner = rusty_s3::Bucket::new(url, style, bucket, region.to_owned()).map_err(|_| refused())?;
-        let credentials = access.key.as_ref().map(|key| match &key.token {
-            Some(token) => Credentials::new_with_token(&key.id, &key.secret, token),
-            None => Credentials::new(&key.id, &key.secret),
-        });
+        let AccessKey { id, secret, token } = &access.key;
+        let credentials = match token {
+            Some(token) => Credentials::new_with_token(id, secret, token),
+            None => Credentials::new(id, secret),
+        };
         Ok(Self { place: place.clone(), inner, credentials, client, cancel })
     }
 
@@ -142,7 +140,7 @@ impl<'a> Bucket<'a> {
     /// As each request: when nobody answers, or the answer is an error.
     pub fn head(&self, path: &str) -> Result<Option<Head>, BucketError> {
         let key = self.place.key(path);
-        let action = self.inner.head_object(self.credentials.as_ref(), &key);
+        let action = self.inner.head_object(Some(&self.credentials), &key);
         let Some(answer) = self.ask(&action, &Request::of(path))?.there() else { return Ok(None) };
         let bytes = answer.header("content-length").and_then(|text| text.parse().ok());
         let digest = answer.header(DIGEST_FIELD).and_then(|text| text.parse().ok());
@@ -155,7 +153,7 @@ impl<'a> Bucket<'a> {
     /// When it has more than `bytes_max` bytes, and as each request.
     pub fn get(&self, path: &str, bytes_max: usize) -> Result<Option<Object>, BucketError> {
         let key = self.place.key(path);
-        let action = self.inner.get_object(self.credentials.as_ref(), &key);
+        let action = self.inner.get_object(Some(&self.credentials), &key);
         let answer = self.ask(&action, &Request { bytes_max, ..Request::of(path) })?;
         Ok(answer.there().map(|answer| Object { version: answer.header("etag"), bytes: answer.bytes }))
     }
@@ -168,7 +166,7 @@ impl<'a> Bucket<'a> {
     /// [`BucketError::Changed`] when the condition is not met, and as each request.
     pub fn put(&self, path: &str, bytes: &[u8], when: When<'_>) -> Result<(), BucketError> {
         let key = self.place.key(path);
-        let action = self.inner.put_object(self.credentials.as_ref(), &key);
+        let action = self.inner.put_object(Some(&self.credentials), &key);
         let condition = match when {
             When::Always => None,
             When::New => Some(("If-None-Match", "*")),
@@ -191,7 +189,7 @@ impl<'a> Bucket<'a> {
     /// As each request.
     pub fn remove(&self, path: &str) -> Result<(), BucketError> {
         let key = self.place.key(path);
-        let action = self.inner.delete_object(self.credentials.as_ref(), &key);
+        let action = self.inner.delete_object(Some(&self.credentials), &key);
         self.ask(&action, &Request::of(path)).map(drop)
     }
 
@@ -217,6 +215,11 @@ mod tests {
     use crate::download::ClientOptions;
     use kiln_sys::Toolbox;
 
+    fn access() -> BucketAccess {
+        let key = AccessKey { id: "AKID".into(), secret: "hush".into(), token: Some("hush".into()) };
+        BucketAccess { endpoint: None, region: None, key }
+    }
+
     fn url(place: &str, access: &BucketAccess) -> Result<String, BucketError> {
         let (toolbox, cancel) = (Toolbox::default(), Cancel::new().unwrap());
         let client = Client::new(ClientOptions::new(&toolbox));
@@ -227,11 +230,10 @@ mod tests {
 
     #[test]
     fn a_bucket_is_asked_where_it_is() {
-        let own =
-            |endpoint: &str| BucketAccess { endpoint: Some(endpoint.to_owned()), ..BucketAccess::default() };
-        let far = BucketAccess { region: Some("eu-west-1".to_owned()), ..BucketAccess::default() };
+        let own = |endpoint: &str| BucketAccess { endpoint: Some(endpoint.to_owned()), ..access() };
+        let far = BucketAccess { region: Some("eu-west-1".to_owned()), ..access() };
         for (place, access, wanted) in [
-            ("s3://site/p", &BucketAccess::default(), "https://site.s3.us-east-1.amazonaws.com/p/a/b"),
+            ("s3://site/p", &access(), "https://site.s3.us-east-1.amazonaws.com/p/a/b"),
             ("s3://site", &far, "https://site.s3.eu-west-1.amazonaws.com/a/b"),
             ("s3://a.site/p", &far, "https://s3.eu-west-1.amazonaws.com/a.site/p/a/b"),
             ("s3://site/p", &own("http://127.0.0.1:9000"), "http://127.0.0.1:9000/site/p/a/b"),
@@ -239,7 +241,9 @@ mod tests {
         ] {
             assert_eq!(url(place, access).unwrap(), wanted);
         }
-        for endpoint in ["", "e.org", "ftp://me:secret@e.org", "http://"] {
+        for endpoint in
+            ["", "e.org", "ftp://e.org", "http://", "https://me:secret@e.org", "https://e.org/?a=b"]
+        {
             let error = url("s3://site", &own(endpoint)).unwrap_err();
             assert!(matches!(&error, BucketError::Endpoint { .. }), "{endpoint}");
             assert!(!error.to_string().contains("secret"), "{error}");
@@ -248,9 +252,7 @@ mod tests {
 
     #[test]
     fn a_secret_is_not_shown() {
-        let key = AccessKey { id: "AKID".into(), secret: "hush".into(), token: Some("hush".into()) };
-        let access = BucketAccess { key: Some(key), ..BucketAccess::default() };
-        let shown = format!("{access:?}");
+        let shown = format!("{:?}", access());
         assert!(shown.contains("AKID") && !shown.contains("hush"), "{shown}");
     }
 }

@@ -332,10 +332,15 @@ impl Mirror<'_> {
             gpg.run(&self.engine.cancel, &mut said)?;
             let signature = fs::read_limited(&signed, SIGNATURE_BYTES_MAX)?;
             self.shelf.write(SIGNATURE, &signature, Over::Anything).map_err(failed)?;
-        } else if changed && self.shelf.read(SIGNATURE, SIGNATURE_BYTES_MAX).map_err(failed)?.is_some() {
-            // It would be false.
-            self.shelf.remove(SIGNATURE).map_err(failed)?;
-            unsigned = true;
+        } else if changed {
+            unsigned = match self.shelf.read(SIGNATURE, SIGNATURE_BYTES_MAX) {
+                Err(error) if error.is_too_large() => true,
+                there => there.map_err(failed)?.is_some(),
+            };
+            if unsigned {
+                // It would be false.
+                self.shelf.remove(SIGNATURE).map_err(failed)?;
+            }
         }
         if changed {
             self.shelf.write(CATALOG, text.as_bytes(), Over::Read(before)).map_err(failed)?;

@@ -162,19 +162,17 @@ impl Bucket<'_> {
     fn judge(&self, path: &str, answer: Answer) -> Result<Answer, Failed> {
         let address = self.place.address(path);
         let bucket = || self.place.bucket().to_owned();
-        let (status, said, region) = (answer.status, answer.said(), answer.header("x-amz-bucket-region"));
-        let code = answer.code();
-        let error = match status {
-            200..=299 => return Ok(answer),
-            404 if code == "NoSuchBucket" => BucketError::NoBucket { bucket: bucket() },
-            404 => return Ok(answer),
+        let (status, said, code) = (answer.status, answer.said(), answer.code());
+        let elsewhere = answer.header("x-amz-bucket-region").filter(|region| region != self.inner.region());
+        let error = match (status, elsewhere) {
+            (200..=299, _) => return Ok(answer),
+            (404, _) if code == "NoSuchBucket" => BucketError::NoBucket { bucket: bucket() },
+            (404, _) => return Ok(answer),
             // A part is being put together by somebody else, or was written since it was read.
-            409 | 412 => BucketError::Changed { address },
-            301 | 307 | 400 if region.as_deref().is_some_and(|region| region != self.inner.region()) => {
-                BucketError::Region { bucket: bucket(), region: region.unwrap_or_default() }
-            }
-            401 | 403 => BucketError::Denied { address, said },
-            status => BucketError::Status { address, status, said },
+            (409 | 412, _) => BucketError::Changed { address },
+            (301 | 307 | 400, Some(region)) => BucketError::Region { bucket: bucket(), region },
+            (401 | 403, _) => BucketError::Denied { address, said },
+            (status, _) => BucketError::Status { address, status, said },
         };
         let passing = matches!(status, 408 | 429 | 500 | 502 | 503 | 504);
         let after = answer.header("retry-after");

@@ -43,7 +43,7 @@ impl Bucket<'_> {
         let done = self.put_parts(path, &key, &id, (&mut file, from), &mut |have| progress(have, length));
         let done = done.and_then(|parts| self.finish(path, &key, &id, &parts, digest));
         if done.is_err() {
-            let action = self.inner.abort_multipart_upload(self.credentials.as_ref(), &key, &id);
+            let action = self.inner.abort_multipart_upload(Some(&self.credentials), &key, &id);
             // The error that is returned says more than a failed clean-up would.
             let _ = self.ask(&action, &Request::of(path));
         }
@@ -52,7 +52,7 @@ impl Bucket<'_> {
 
     fn put_whole(&self, path: &str, bytes: &[u8], digest: &ContentDigest) -> Result<(), BucketError> {
         let (key, digest) = (self.place.key(path), digest.to_string());
-        let mut action = self.inner.put_object(self.credentials.as_ref(), &key);
+        let mut action = self.inner.put_object(Some(&self.credentials), &key);
         action.headers_mut().insert(DIGEST_FIELD, digest.clone());
         let field = Some((DIGEST_FIELD, digest.as_str()));
         let request = Request { body: Some(bytes), field, ..Request::of(path) };
@@ -61,7 +61,7 @@ impl Bucket<'_> {
 
     fn begin(&self, path: &str, key: &str, digest: &ContentDigest) -> Result<String, BucketError> {
         let digest = digest.to_string();
-        let mut action = self.inner.create_multipart_upload(self.credentials.as_ref(), key);
+        let mut action = self.inner.create_multipart_upload(Some(&self.credentials), key);
         action.headers_mut().insert(DIGEST_FIELD, digest.clone());
         let field = Some((DIGEST_FIELD, digest.as_str()));
         let request = Request { body: Some(&[]), field, ..Request::of(path) };
@@ -86,7 +86,7 @@ impl Bucket<'_> {
             if bytes.is_empty() {
                 break;
             }
-            let action = self.inner.upload_part(self.credentials.as_ref(), key, number, id);
+            let action = self.inner.upload_part(Some(&self.credentials), key, number, id);
             let answer = self.ask(&action, &Request { body: Some(&bytes), ..Request::of(path) })?;
             let name = self.written(path, answer)?.header("etag");
             parts.push(name.ok_or_else(|| BucketError::Answer { address: self.place.address(path) })?);
@@ -105,7 +105,7 @@ impl Bucket<'_> {
         digest: &ContentDigest,
     ) -> Result<(), BucketError> {
         let names = || parts.iter().map(String::as_str);
-        let action = CompleteMultipartUpload::new(&self.inner, self.credentials.as_ref(), key, id, names());
+        let action = CompleteMultipartUpload::new(&self.inner, Some(&self.credentials), key, id, names());
         let body = action.clone().body();
         let error = match self.ask(&action, &Request { body: Some(body.as_bytes()), ..Request::of(path) }) {
             // Success is in the body, not in the status.

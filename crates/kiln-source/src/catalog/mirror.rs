@@ -168,8 +168,12 @@ impl MirrorImage<'_> {
         }
         for (path, text) in self.texts(asking)? {
             let max = MANIFEST_BYTES_MAX.max(KEYRING_BYTES_MAX);
-            // One that is too long is another.
-            if self.shelf.read(&path, max).ok().flatten().is_none_or(|there| there.bytes != text) {
+            let there = match self.shelf.read(&path, max) {
+                // One that is too long is another.
+                Err(error) if error.is_too_large() => None,
+                there => there?,
+            };
+            if there.is_none_or(|there| there.bytes != text) {
                 self.shelf.write(&path, text, Over::Anything)?;
             }
         }

@@ -107,9 +107,13 @@ pub enum ShelfError {
 }
 
 impl ShelfError {
-    /// Returns whether something is there and has more bytes than it may.
-    pub(super) fn is_too_large(&self) -> bool {
-        matches!(self, Self::Bucket(error) if matches!(**error, BucketError::TooLarge { .. }))
+    /// Returns whether something is there and has more bytes than were to be read.
+    pub fn is_too_large(&self) -> bool {
+        match self {
+            Self::Bucket(error) => matches!(**error, BucketError::TooLarge { .. }),
+            Self::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+            _ => false,
+        }
     }
 }
 

@@ -24,7 +24,7 @@ impl Site {
         let scratch = ScratchDir::new(&std::env::temp_dir()).unwrap();
         let server = BucketServer::start(&scratch.path().join("buckets"), &["site"]);
         let [id, secret] = server.key().map(str::to_owned);
-        let key = Some(AccessKey { id, secret, token: None });
+        let key = AccessKey { id, secret, token: None };
         let access = BucketAccess { endpoint: Some(server.endpoint()), region: None, key };
         let (waits, toolbox, cancel) = (Waits::default(), Toolbox::default(), Cancel::new().unwrap());
         Self { scratch, server, access, waits, toolbox, cancel }
@@ -149,7 +149,7 @@ fn an_upload_that_fails_leaves_nothing() {
 fn who_may_not_and_what_is_not_there_is_told() {
     let site = Site::new();
     let key = AccessKey { id: "AKID".into(), secret: "wrong".into(), token: None };
-    let stranger = BucketAccess { key: Some(key), ..site.access.clone() };
+    let stranger = BucketAccess { key, ..site.access.clone() };
     site.at("s3://site/kiln", &stranger, |bucket| {
         let error = bucket.put("it", b"text", When::Always).unwrap_err();
         assert!(matches!(&error, BucketError::Denied { .. }), "{error}");
