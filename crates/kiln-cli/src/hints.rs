@@ -488,7 +488,9 @@ fn image(error: &BuildError) -> Option<&'static str> {
             "name one of them after the path: image = \"oci-layout:PATH:NAME\""
         }
         OciError::Platform { .. } => "name one of them as `platform` in [source], or another image",
-        OciError::Offline { .. } => "one build with the network brings it into the cache",
+        OciError::Offline { .. } => {
+            "one build with the network brings it into the cache; what a tag stands for is asked each time, unless kiln lock pins it"
+        }
         OciError::Denied { .. } => {
             "docker login writes credentials that kiln reads (DOCKER_CONFIG, ~/.docker)"
         }

@@ -8,7 +8,8 @@ use crate::progress::{self, Progress, Reporter, waiting};
 use crate::{Engine, EngineError, EngineResult};
 use kiln_build::FetchOptions;
 use kiln_core::catalog::{
-    CATALOG_BYTES_MAX, Catalog, CatalogPlace, Distribution, Image, ImageName, ImagePin, NotListed, Release,
+    CATALOG_BYTES_MAX, Catalog, CatalogPlace, Distribution, Image, ImageName, ImagePin, KEY_BYTES_MAX,
+    NotListed, Release,
 };
 use kiln_core::{Arch, BucketPlace, ByteSize, Digest};
 use kiln_source::bucket::{Bucket, BucketAccess};
@@ -18,12 +19,15 @@ use kiln_source::openpgp::SIGNATURE_BYTES_MAX;
 use kiln_sys::commit::{self, Existing};
 use kiln_sys::fs;
 use kiln_sys::lock::{FileLock, Share};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The catalog of a mirror.
 const CATALOG: &str = "catalog.toml";
 /// The detached signature over it.
 const SIGNATURE: &str = "catalog.toml.asc";
+/// The public key by which that is checked, where whoever adds the catalog looks for it.
+const KEY: &str = "catalog.toml.key";
 /// What is being made of a mirror. Names of distributions begin with a letter or digit.
 const WORK: &str = ".kiln-mirror";
 /// The lock of whoever changes a mirror.
@@ -323,15 +327,15 @@ impl Mirror<'_> {
         let failed = CatalogsError::from;
         let mut unsigned = false;
         if let Some(key) = &self.options.sign {
-            let (staged, signed) = (self.work.join(CATALOG), self.work.join(SIGNATURE));
+            let staged = self.work.join(CATALOG);
             commit::write_file(&staged, text.as_bytes(), FILE_MODE, Existing::Replace)?;
-            let gpg = self.engine.settings.toolbox.find("gpg")?;
-            let gpg = gpg.args(["--batch", "--no-tty", "--yes", "--armor", "--local-user", key]);
-            let gpg = gpg.arg("--output").arg(&signed).arg("--detach-sign").arg(&staged);
-            let mut said = |line: &str| self.reporter.progress(Progress::Said { line: line.to_owned() });
-            gpg.run(&self.engine.cancel, &mut said)?;
-            let signature = fs::read_limited(&signed, SIGNATURE_BYTES_MAX)?;
-            self.shelf.write(SIGNATURE, &signature, Over::Anything).map_err(failed)?;
+            let sign = ["--local-user", key, "--detach-sign"].map(OsStr::new);
+            let signature =
+                self.gpg(SIGNATURE, SIGNATURE_BYTES_MAX, &[&sign[..], &[staged.as_os_str()]].concat())?;
+            let export = ["--export-options", "export-minimal", "--export", "--", key].map(OsStr::new);
+            let public = self.gpg(KEY, KEY_BYTES_MAX, &export)?;
+            self.shelf.keep(KEY, &public).map_err(failed)?;
+            self.shelf.keep(SIGNATURE, &signature).map_err(failed)?;
         } else if changed {
             unsigned = match self.shelf.read(SIGNATURE, SIGNATURE_BYTES_MAX) {
                 Err(error) if error.is_too_large() => true,
@@ -346,6 +350,16 @@ impl Mirror<'_> {
             self.shelf.write(CATALOG, text.as_bytes(), Over::Read(before)).map_err(failed)?;
         }
         Ok(unsigned)
+    }
+
+    /// Runs the host's gpg and returns what it writes, armoured.
+    fn gpg(&self, name: &str, bytes_max: usize, args: &[&OsStr]) -> EngineResult<Vec<u8>> {
+        let output = self.work.join(name);
+        let gpg = self.engine.settings.toolbox.find("gpg")?;
+        let gpg = gpg.args(["--batch", "--no-tty", "--yes", "--armor", "--output"]).arg(&output);
+        let mut said = |line: &str| self.reporter.progress(Progress::Said { line: line.to_owned() });
+        gpg.args(args).run(&self.engine.cancel, &mut said)?;
+        Ok(fs::read_limited(&output, bytes_max)?)
     }
 }
 

@@ -4,11 +4,9 @@
 use super::asking::Asking;
 use super::error::LookUpError;
 use super::place::{Bring, Place, on_shelf};
-use super::shelf::{Over, Shelf};
+use super::shelf::Shelf;
 use super::{Found, IMAGE_BYTES_MAX, LookUp, Verify, cached_path, check_image};
-use crate::checksum::MANIFEST_BYTES_MAX;
 use crate::download::{Client, Progress};
-use crate::openpgp::KEYRING_BYTES_MAX;
 use kiln_core::catalog::{Image, ImagePin, KeySource, SignaturePlace};
 use kiln_core::image::ContentDigest;
 use kiln_sys::{Cancel, fs};
@@ -167,15 +165,7 @@ impl MirrorImage<'_> {
             }
         }
         for (path, text) in self.texts(asking)? {
-            let max = MANIFEST_BYTES_MAX.max(KEYRING_BYTES_MAX);
-            let there = match self.shelf.read(&path, max) {
-                // One that is too long is another.
-                Err(error) if error.is_too_large() => None,
-                there => there?,
-            };
-            if there.is_none_or(|there| there.bytes != text) {
-                self.shelf.write(&path, text, Over::Anything)?;
-            }
+            self.shelf.keep(&path, text)?;
         }
         Ok(Mirrored { pin, fetched: staged.len(), bytes })
     }

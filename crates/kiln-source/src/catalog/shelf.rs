@@ -41,6 +41,22 @@ pub trait Shelf: fmt::Debug {
     /// without versions has to be locked by whoever changes it.
     fn write(&self, path: &str, text: &[u8], over: Over<'_>) -> Result<(), ShelfError>;
 
+    /// Has a text be there: one that is there already is not written again.
+    ///
+    /// # Errors
+    /// When what is there cannot be read, and when it cannot be written.
+    fn keep(&self, path: &str, text: &[u8]) -> Result<(), ShelfError> {
+        let there = match self.read(path, text.len()) {
+            // One that is longer is another.
+            Err(error) if error.is_too_large() => None,
+            there => there?,
+        };
+        if there.is_some_and(|there| there.bytes == text) {
+            return Ok(());
+        }
+        self.write(path, text, Over::Anything)
+    }
+
     /// Puts a file of this digest there, which is gone from where it was then. `progress` is told how many bytes of how
     /// many are there.
     ///

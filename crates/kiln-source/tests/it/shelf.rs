@@ -47,6 +47,10 @@ fn suite(shelf: &dyn Shelf, work: &Path) {
     }
     shelf.write(sums, b"fourth", Over::Anything).unwrap();
     assert_eq!(shelf.read(sums, 9).unwrap().unwrap().bytes, b"fourth");
+    for text in ["fifth", "fifth", "5th"] {
+        shelf.keep(sums, text.as_bytes()).unwrap();
+        assert_eq!(shelf.read(sums, 9).unwrap().unwrap().bytes, text.as_bytes());
+    }
     shelf.remove(sums).unwrap();
     assert_eq!(shelf.read(sums, 9).unwrap(), None);
 

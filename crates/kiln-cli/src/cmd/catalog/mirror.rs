@@ -17,13 +17,13 @@ use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The directory is a catalog: any server of files publishes it, and a disk carries it. Images,
-checksums, signatures and keys are as their publishers made them, so who uses the mirror checks the
-same signatures.
+What is there then is a catalog: any server of files publishes the directory, and a disk carries it.
+Images, checksums, signatures and keys are as their publishers made them, so who uses the mirror
+checks the same signatures.
 
-A bucket is written with the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, with
-AWS_SESSION_TOKEN where there is one. AWS_ENDPOINT_URL and AWS_REGION stand for the options. Who
-uses the mirror reads it over http or https, without a key.
+A bucket has to be there. It is written with the key in AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY, with AWS_SESSION_TOKEN where there is one. AWS_ENDPOINT_URL and AWS_REGION
+stand for the options. Who uses the mirror reads it over http or https, without a key.
 
 Examples:
   kiln catalog mirror /srv/images ubuntu:24.04 debian --sign FINGERPRINT
@@ -43,7 +43,7 @@ pub(super) struct MirrorArgs {
     /// An architecture [default: this host's]
     #[arg(long = "arch", value_name = "ARCH")]
     arches: Vec<Arch>,
-    /// Sign the catalog of the mirror by this key of gpg
+    /// Sign the catalog of the mirror by this key of gpg, and put the public key beside it
     #[arg(long, value_name = "KEYID")]
     sign: Option<String>,
     /// Take what was signed before that which is there, too

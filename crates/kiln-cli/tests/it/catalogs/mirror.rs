@@ -239,6 +239,9 @@ fn a_mirror_is_signed_by_the_key_that_is_named() {
     site.kiln([&add[..], &[key.to_str().unwrap()]].concat()).ok();
     let sources = site.kiln(["catalog", "sources", "--json"]).json();
     assert_eq!(sources[1]["signer"], gpg.fingerprint.as_str());
+    // The key lies beside it, too.
+    let other = context();
+    other.kiln(["catalog", "add", &url, "--name", "site", "--signer", &gpg.fingerprint]).ok();
     // A catalog that changes has no signature of the one before.
     let told = publisher.mirror(&["plain"]).stderr;
     assert!(told.contains("its signature was of the catalog before, and was removed"), "{told}");
